@@ -1,0 +1,50 @@
+# `make demo` and `make test` do everything on a fresh machine: virtual environment, installation, run.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+# For example: make test PYTEST_ARGS="tests/test_rows.py -x"; with PYTEST_ARGS='-m ""' the slow tests run too.
+PYTEST_ARGS ?=
+BENCHMARKS := encode isotropy sst2 wordsim
+
+RUN := $(VENV)/bin/python
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # benchmarks must not share the processor
+.PHONY: help demo test lint bench clean $(BENCHMARKS:%=bench-%)
+
+help:
+	@echo "make demo   rebuild real embeddings in a real Trainer run and show what that changed"
+	@echo "make test   the tests and doctests, all but the slow ones"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  every benchmark; make bench-isotropy: one of: $(BENCHMARKS)"
+	@echo "make clean  remove what these made, $(VENV) included"
+
+demo: $(VENV)/.installed-demo
+	$(RUN) examples/run_supersense.py
+
+test: $(VENV)/.installed-test
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+bench: $(BENCHMARKS:%=bench-%)
+
+$(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.installed-test
+	$(RUN) benchmarks/$*.py
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each extra: nothing is installed again until one of these files changes.
+$(VENV)/.installed-%: $(VENV)/pyvenv.cfg setup.cfg pyproject.toml $(CONSTRAINTS)
+	$(RUN) -m pip install --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable ".[$*]"
+	touch $@
+
+.PRECIOUS: $(VENV)/.installed-%

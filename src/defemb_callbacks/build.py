@@ -1,0 +1,187 @@
+"""From a model, its tokenizer and a dictionary to definition embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defemb_callbacks.cache import cache_root, cached, fingerprint
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
+from defemb_callbacks.embeddings import DefinitionEmbeddings
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
+from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
+
+logger = logging.getLogger(__name__)
+
+# Part of every cache key; to be raised when the same input comes to give other rows.
+BUILD_VERSION = "1"
+
+
+def build_definition_embeddings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    definitions: Any = "wordnet",
+    config: DefinitionEMBConfig | None = None,
+) -> DefinitionEmbeddings:
+    """Reconstruct the embeddings of a model's tokens from their definitions.
+
+    The frozen model reads each definition once, and a linear map from what it reads to its pretrained embeddings is
+    solved in closed form. Each token's vector comes from a map that has not seen that token's embedding. The model is
+    not changed. The result is kept on disk, under a key made of weights, tokenizer, dictionary and settings.
+
+    Args:
+        model: any Hugging Face model; its task head plays no part.
+        tokenizer: the model's own.
+        definitions: all that `load_definitions` takes.
+        config: settings of the build; those of the writing play no part.
+
+    Returns:
+        Vectors for the tokens that have definitions.
+
+    Raises:
+        FileNotFoundError: no WordNet, or no such dictionary file.
+        ValueError: no token of the vocabulary is in the dictionary, or tokenizer and model do not fit.
+        TypeError: a model without a floating-point embedding table.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+        >>> words = "[UNK] cat dog a small large animal that purrs barks".split()
+        >>> backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+        >>> sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> model = BertModel(BertConfig(vocab_size=len(words), **sizes))
+        >>> glossary = {"cat": "a small animal that purrs", "dog": "a large animal that barks"}
+        >>> build_definition_embeddings(model, tokenizer, glossary)
+        DefinitionEmbeddings(2 of 10 tokens, width 8)
+    """
+    config = config or DefinitionEMBConfig()
+    weight = embedding_weight(model)
+    lexicon = load_definitions(definitions)
+    vocabulary = read_vocabulary(tokenizer, len(weight))
+
+    def build() -> DefinitionEmbeddings:
+        return _build(model, tokenizer, lexicon, vocabulary, config)
+
+    key = fingerprint(
+        BUILD_VERSION,
+        fingerprint_weights(model),
+        vocabulary.fingerprint,
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else type(tokenizer).__name__,
+        lexicon.fingerprint,
+        *lexicon.sources,
+        config.build_fingerprint,
+    )
+    root = Path(config.cache_dir) if config.cache_dir else cache_root()
+    return cached(
+        root / "embeddings" / key, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained
+    )
+
+
+def _build(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lexicon: Lexicon,
+    vocabulary: Vocabulary,
+    config: DefinitionEMBConfig,
+) -> DefinitionEmbeddings:
+    found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
+    if not found:
+        raise ValueError(
+            f"None of the {len(vocabulary):,} tokens has a definition in {lexicon.name} ({len(lexicon):,} words). "
+            "Is it a dictionary of the tokenizer's language, with one word an entry?"
+        )
+    ids = torch.tensor(list(found))
+    words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
+    texts = definition_texts(words, list(found.values()), tokenizer, config.max_length)
+    logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
+    features = word_features(
+        model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision
+    )
+    old = embedding_weight(model).detach()[ids.to(model.device)].float().cpu()
+    fitted = cross_fitted_rows(features, old)
+    return DefinitionEmbeddings(
+        ids=ids,
+        rows=fitted.rows,
+        vocabulary=vocabulary,
+        pairs=related_tokens(vocabulary, lexicon),
+        info={
+            "model": model.name_or_path,
+            "method": config.method,
+            "definitions": lexicon.name,
+            "definitions_read": len(texts.text),
+            "texts_encoded": len(texts.input_ids),
+            "tokens_encoded": texts.tokens,
+            "ridge_strength": fitted.strength,
+            "r_squared": fitted.r_squared,
+        },
+    )
+
+
+def definitions_of_tokens(vocabulary: Vocabulary, lexicon: Lexicon, most: int) -> dict[int, list[Definition]]:
+    """The best definitions of each token that has any, by token id in growing order.
+
+    Words are looked up as words. Other tokens (word pieces, numbers, symbols) are asked for literally, in
+    glossaries alone, and special tokens not at all.
+
+    Args:
+        vocabulary: from `read_vocabulary`.
+        lexicon: the dictionary.
+        most: definitions of a token from each dictionary.
+    """
+    found: dict[int, list[Definition]] = {}
+    for index, (token, word, reason) in enumerate(
+        zip(vocabulary.tokens, vocabulary.words, vocabulary.reasons, strict=True)
+    ):
+        if reason in OUTSIDE_TEXT:
+            continue
+        definitions = lexicon.lookup_token(token)
+        if not definitions and word is not None:
+            definitions = lexicon.lookup(word, ignore_case=vocabulary.uncased)
+        definitions = [definition for definition in definitions if definition.rank <= most]
+        if definitions:
+            found[index] = definitions
+    return found
+
+
+def related_tokens(vocabulary: Vocabulary, lexicon: Lexicon) -> Tensor:
+    """(m, 2) int64: pairs of tokens whose words the dictionary relates, without sharing a definition."""
+    token_of_word: dict[str, int] = {}
+    # "march" before "March": a dictionary's relations are mostly those of the common word.
+    for wanted_lower in (True, False):
+        for index, word in enumerate(vocabulary.words):
+            if word is not None and word.islower() == wanted_lower:
+                token_of_word.setdefault(word.lower(), index)
+    relations = lexicon.relations(token_of_word)
+    pairs = [(token_of_word[left.lower()], token_of_word[right.lower()]) for left, right, _ in relations]
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def fingerprint_weights(model: PreTrainedModel) -> str:
+    """Hex string of all weights that definitions pass through: the backbone without its pooler.
+
+    Heads and poolers are left out, as they do not change the states and are often drawn at random anew.
+    """
+    backbone = getattr(model, model.base_model_prefix, model)
+    digest = xxhash.xxh3_128()
+    digest.update(repr(type(backbone)).encode())
+    for name, tensor in _named_weights(backbone):
+        if "pooler" not in name:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _named_weights(module: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()

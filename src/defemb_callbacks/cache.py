@@ -1,0 +1,236 @@
+"""Keep a value in a folder, safe against crashes, races and damaged files."""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+
+
+def cache_root() -> Path:
+    """The folder of all caches: `$DEFEMB_CACHE`, else `defemb` in the Hugging Face home.
+
+    Example:
+        >>> cache_root().is_absolute()
+        True
+    """
+    chosen = os.environ.get("DEFEMB_CACHE") or Path(HF_HOME) / "defemb"
+    return Path(chosen).expanduser().absolute()
+
+
+def fingerprint(*parts: str | bytes | Path) -> str:
+    """Hex digest (128 bits) of strings, bytes and the contents of files.
+
+    Raises:
+        OSError: a file cannot be read.
+
+    Example:
+        >>> fingerprint("ab", "c") == fingerprint("a", "bc")
+        False
+    """
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Path):
+            # A fixed-length digest stands for the file, so that no content can imitate the next part.
+            kind, data = b"p", bytes.fromhex(_checksum(part))
+        else:
+            kind, data = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
+        digest.update(kind + len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def file_fingerprint(paths: Iterable[Path]) -> str:
+    """Fingerprint of the names and contents of files, whatever folder and order they come in.
+
+    Example:
+        >>> len(file_fingerprint([]))
+        32
+    """
+    ordered = sorted(paths, key=lambda path: path.name)
+    return fingerprint(*(part for path in ordered for part in (path.name, path)))
+
+
+def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]) -> T:
+    """Return the value kept in `folder`, building and keeping it first if need be.
+
+    Processes that ask at once build once: the others wait at a lock beside the folder. What is kept is used only if it
+    is byte by byte what was written; otherwise it is deleted with a warning and built anew. Reading takes no lock and
+    needs no write access. Where nothing can be written, the built value is returned with a warning.
+
+    Args:
+        folder: where the value is kept; put everything that the value depends on into its name.
+        build: makes the value; its errors are the caller's.
+        save: writes the value into an existing, empty folder.
+        load: reads it back.
+
+    Example:
+        >>> import tempfile
+        >>> def save(value, folder): _ = (folder / "value").write_text(value)
+        >>> def load(folder): return (folder / "value").read_text()
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     first = cached(Path(root, "entry"), lambda: "built", save, load)
+        ...     second = cached(Path(root, "entry"), lambda: "built again", save, load)
+        >>> first, second
+        ('built', 'built')
+    """
+    if verify_manifest(folder) is None:
+        try:
+            return load(folder)
+        # Whole, yet not what `load` expects: which error that gives is up to the file format.
+        except Exception:
+            logger.warning("The cache entry %s is whole but cannot be read; it is built anew.", folder, exc_info=True)
+            unreadable: str | None = "it cannot be read"
+    else:
+        unreadable = None
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    # NotImplementedError is filelock's word for file systems without locks.
+    except (OSError, NotImplementedError) as error:
+        logger.warning("The cache entry %s cannot be written (%s); what is built is not kept.", folder, error)
+        return build()
+    try:
+        problem = unreadable or verify_manifest(folder)
+        if problem is None:  # somebody else built it while this process waited
+            return load(folder)
+        value = build()
+        try:
+            _discard_remains(folder, problem)
+            _store(value, save, folder)
+        except OSError as error:
+            logger.warning("The cache entry %s cannot be written (%s); what was built is not kept.", folder, error)
+        return value
+    finally:
+        lock.release()
+
+
+def write_manifest(folder: Path) -> None:
+    """Record size and checksum of every file below `folder` in its `manifest.json`, and flush all of them to disk.
+
+    Call it after the last file is written: a folder with a manifest that holds was written to its end.
+
+    Raises:
+        OSError: a file cannot be read, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "rows.bin").write_bytes(b"1234")
+        ...     write_manifest(Path(folder))
+        ...     whole = verify_manifest(Path(folder))
+        ...     _ = Path(folder, "rows.bin").write_bytes(b"12")
+        ...     torn = verify_manifest(Path(folder))
+        >>> whole, torn
+        (None, 'rows.bin has 2 bytes instead of 4')
+    """
+    files = {}
+    for name, path in _files(folder).items():
+        _flush(path)
+        files[name] = {"size": path.stat().st_size, "blake2b": _checksum(path)}
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    _flush(partial)
+    os.replace(partial, folder / MANIFEST)
+    _flush(folder)
+
+
+def verify_manifest(folder: Path) -> str | None:
+    """Compare a folder with its `manifest.json`: `None` if it is whole, else what is wrong with it.
+
+    Example:
+        >>> verify_manifest(Path("/no/such/folder"))
+        'there is no manifest.json'
+    """
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        present = _files(folder)
+        for name in sorted(listed.keys() | present.keys()):
+            if name not in present:
+                return f"{name} is missing"
+            if name not in listed:
+                return f"{name} is not listed in {MANIFEST}"
+            size, expected = present[name].stat().st_size, listed[name]["size"]
+            if size != expected:
+                return f"{name} has {size} bytes instead of {expected}"
+            if _checksum(present[name]) != listed[name]["blake2b"]:
+                return f"the checksum of {name} is wrong"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no {MANIFEST}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is damaged ({error!r})"
+    except OSError as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def _discard_remains(folder: Path, problem: str) -> None:
+    """Delete a damaged entry and what killed builders left; the caller holds the lock, so nobody is writing."""
+    for remains in folder.parent.glob(f"{glob.escape(_temporary_prefix(folder))}*"):
+        shutil.rmtree(remains)
+    if not os.path.lexists(folder):
+        return
+    logger.warning("The cache entry %s is damaged (%s); it is deleted and built anew.", folder, problem)
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink()
+
+
+def _store(value: T, save: Callable[[T, Path], None], folder: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(folder), dir=folder.parent))
+    try:
+        save(value, temporary)
+        write_manifest(temporary)
+        # mkdtemp makes private folders; a cache may be shared by a group, so follow the parent folder.
+        temporary.chmod(folder.parent.stat().st_mode & 0o777)
+        os.replace(temporary, folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_prefix(folder: Path) -> str:
+    return f".{folder.name}.tmp-"
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    paths = (path for path in folder.rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in paths if path != folder / MANIFEST}
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or the list of names in a folder, to disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders, and does not need to
+        return
+    # Windows flushes only what is open for writing.
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

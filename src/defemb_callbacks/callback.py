@@ -1,0 +1,288 @@
+"""Trainer callbacks: they decide when, everything else happens elsewhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from defemb_callbacks.build import build_definition_embeddings, related_tokens
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.definitions import load_definitions
+from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to
+from defemb_callbacks.frequency import configured_rank, count_tokens, frequency_groups
+from defemb_callbacks.monitor import EmbeddingMonitor
+from defemb_callbacks.plots import TableSnapshot, save_run_plots
+from defemb_callbacks.report import RebuildReport
+from defemb_callbacks.reporters import ForwardingReporters
+from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+
+logger = logging.getLogger(__name__)
+
+MOST_ROWS = 20  # measurements in a run unless monitor_steps says otherwise: enough for a curve, and cheap
+
+
+class EmbeddingMonitorCallback(TrainerCallback):
+    """Logs isotropy and meaning of a model's token embeddings by frequency group, in the rows of the loss.
+
+    The keys are `defemb/<metric>/<group>`, see `measure_table`. They stand in the progress bar, in `state.log_history`,
+    and in every tracker of `report_to`. At the end of training, pictures are in `output_dir/defemb/`.
+
+    Args:
+        definitions: a dictionary whose relations between words tell whether the embeddings keep their meaning; all that
+            `load_definitions` takes. `None` leaves `relation_auc` out.
+        tokenizer: needed only where the Trainer got no `processing_class`.
+        config: settings; of a `DefinitionEMBConfig` only those of the monitoring matter.
+        **config_overrides: single settings, such as `monitor_steps=100`.
+
+    Raises:
+        ValueError: an unknown or impossible setting; at the Trainer's construction, no tokenizer.
+
+    Example:
+        >>> callback = EmbeddingMonitorCallback({"cat": "a small feline"}, monitor_steps=100)
+        >>> # Trainer(model, args, train_dataset=…, processing_class=tokenizer, callbacks=[callback])
+    """
+
+    def __init__(
+        self,
+        definitions: Any = "wordnet",
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        config: DefinitionEMBConfig | None = None,
+        **config_overrides: Any,
+    ) -> None:
+        self.definitions = definitions
+        self.tokenizer = tokenizer
+        self.config = DefinitionEMBConfig.resolve(config, config_overrides)
+        self.monitor: EmbeddingMonitor | None = None
+        self._before: TableSnapshot | None = None
+        self._start: TableSnapshot | None = None
+        self._attached = False
+        self._reporters: ForwardingReporters | None = None
+        self._last_measured = 0
+
+    def attach(self, trainer: Trainer) -> EmbeddingMonitorCallback:
+        """Let every tracker get metrics and loss in one row, by running before the Trainer's reporters.
+
+        Without it the metrics reach the same trackers at the same step, in a second row.
+
+        Example:
+            `callback.attach(trainer)` after the Trainer is made and before `trainer.train()`.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self not in callbacks:
+            trainer.add_callback(self)
+        callbacks.remove(self)
+        callbacks.insert(0, self)
+        self._attached = True
+        return self
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Find the tokenizer, so that a missing one is told before anything is loaded or trained."""
+        if self.tokenizer is None:
+            self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the tokenizer. Pass processing_class=tokenizer to the Trainer, or "
+                f"{type(self).__name__}(tokenizer=tokenizer)."
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Remember the rows that training starts from."""
+        self._last_measured = state.global_step
+        if self.config.monitor_steps == 0:
+            return
+        vocabulary, pairs = self._vocabulary_and_pairs(model)
+        counts = self._counts(model, kwargs.get("train_dataloader"))
+        self.monitor = EmbeddingMonitor(model, vocabulary, self.config, pairs, counts)
+        if self.config.plots and state.is_world_process_zero:
+            self._start = TableSnapshot.take(model, self.monitor.groups)
+        self._reporters = None if self._attached or not state.is_world_process_zero else ForwardingReporters(args)
+
+    def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
+        vocabulary = read_vocabulary(self._checked_tokenizer(), len(embedding_weight(model)))
+        if self.definitions is None:
+            return vocabulary, None
+        return vocabulary, related_tokens(vocabulary, load_definitions(self.definitions))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a row of the log where one is due."""
+        if self.monitor and self.config.monitor_steps and state.global_step % self.config.monitor_steps == 0:
+            control.should_log = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the metrics to a row of the loss."""
+        if logs is None or self.monitor is None or not self._is_due(state, logs):
+            return
+        self._last_measured = state.global_step
+        metrics = self.monitor.measure(model)
+        logs.update(metrics)
+        # The Trainer has put a copy of the row into the history.
+        state.log_history[-1].update(metrics)
+        if self._reporters is not None:
+            self._reporters.log(args, state, control, metrics, model=model)
+
+    def _is_due(self, state: TrainerState, logs: dict[str, Any]) -> bool:
+        if "train_runtime" in logs:  # the last row: that of the whole run
+            return state.global_step > self._last_measured
+        if "loss" not in logs:
+            return False
+        if self.config.monitor_steps:
+            return state.global_step % self.config.monitor_steps == 0
+        last = state.global_step >= state.max_steps
+        return last or (state.global_step - self._last_measured) * MOST_ROWS >= state.max_steps
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Save the pictures."""
+        if self.monitor is None or self._start is None:
+            return
+        snapshots = {"before": self._before, "train start": self._start}
+        snapshots["train end"] = TableSnapshot.take(model, self.monitor.groups)
+        history = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
+        save_run_plots(
+            self._folder(args), history, {name: taken for name, taken in snapshots.items() if taken is not None}
+        )
+
+    def _folder(self, args: TrainingArguments) -> Path:
+        return Path(str(args.output_dir)) / "defemb"
+
+    def _checked_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ValueError(f"{type(self).__name__} has no tokenizer; it must be given to the Trainer's constructor.")
+        return self.tokenizer
+
+    def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
+        if self.config.frequency != "training_data" and not self.config.only_training_tokens:
+            return None
+        return count_tokens(train_dataloader.dataset, len(embedding_weight(model)))
+
+
+class DefinitionEMBCallback(EmbeddingMonitorCallback):
+    """Rebuilds a model's token embeddings from dictionary definitions before training, and monitors them.
+
+    The rows are written when the Trainer is made, or, where the model is made later (`model_init`) or the training data
+    are needed first, when training begins. A model that was rebuilt, also one loaded from such a checkpoint, is never
+    rebuilt again, and a resumed run is left alone.
+
+    Source: Zhang, Li, Okumura, "Reconsidering Degeneration of Token Embeddings with Definitions for Encoder-based
+    Pre-trained Language Models", arXiv 2408.01308.
+
+    Args:
+        definitions: `"wordnet"`, a path, a dict {word: definition}, a `Lexicon`, or a list of these.
+        embeddings: ready `DefinitionEmbeddings`, or their folder or hub id; nothing is built then.
+        tokenizer: needed only where the Trainer got no `processing_class`.
+        config: settings.
+        force: rebuild although the model was rebuilt before.
+        **config_overrides: single settings, such as `blend=0.3`.
+
+    Attributes:
+        report: a `RebuildReport` once rows are written; `print(callback.report)`.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: see `build_definition_embeddings` and `DefinitionEmbeddings.apply`.
+
+    Example:
+        >>> callback = DefinitionEMBCallback(blend=0.3, monitor_steps=100)
+        >>> # Trainer(model, args, train_dataset=…, processing_class=tokenizer, callbacks=[callback])
+    """
+
+    def __init__(
+        self,
+        definitions: Any = "wordnet",
+        *,
+        embeddings: DefinitionEmbeddings | str | Path | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        config: DefinitionEMBConfig | None = None,
+        force: bool = False,
+        **config_overrides: Any,
+    ) -> None:
+        super().__init__(definitions, tokenizer=tokenizer, config=config, **config_overrides)
+        if isinstance(embeddings, (str, Path)):
+            embeddings = DefinitionEmbeddings.from_pretrained(embeddings)
+        self.embeddings = embeddings
+        self.force = force
+        self.report: RebuildReport | None = None
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        processing_class: Any = None,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Rebuild now, before anything copies the weights: optimizers and shards are made of what stands there then."""
+        super().on_init_end(args, state, control, processing_class=processing_class, **kwargs)
+        needs_data = self.config.frequency == "training_data" or self.config.only_training_tokens
+        if not needs_data:
+            self._rebuild(args, state, model, counts=None)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Rebuild a model that was made since, unless the run is resumed."""
+        if state.global_step == 0 and applied_to(model) is None:
+            self._rebuild(args, state, model, self._counts(model, kwargs.get("train_dataloader")))
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+
+    def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
+        if self.embeddings is not None:
+            return self.embeddings.vocabulary, self.embeddings.pairs
+        return super()._vocabulary_and_pairs(model)
+
+    def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
+        earlier = applied_to(model)
+        if earlier is not None and not self.force:
+            logger.info("The embeddings were rebuilt before (%s); they are left as they are.", earlier)
+            return
+        tokenizer = self._checked_tokenizer()
+        if self.embeddings is None:
+            # One process of each machine builds, the others find the result in the cache.
+            with PartialState().local_main_process_first():
+                self.embeddings = build_definition_embeddings(model, tokenizer, self.definitions, self.config)
+        self.embeddings.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(model))))
+        if self.config.plots and state.is_world_process_zero:
+            rank = configured_rank(self.embeddings.vocabulary, self.config, counts)
+            self._before = TableSnapshot.take(model, frequency_groups(rank, self.config.group_edges))
+        self.report = self.embeddings.apply(model, self.config, counts=counts, force=self.force)
+        if state.is_world_process_zero:
+            logger.info("%s", self.report)
+            folder = self._folder(args)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json").write_text(json.dumps(self.report.to_dict(), indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The command line `defemb`: the same functions, without a Trainer."""

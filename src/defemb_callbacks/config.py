@@ -1,0 +1,151 @@
+"""Every setting of a rebuild, validated on construction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from defemb_callbacks.cache import fingerprint
+
+FeatureName = Literal["mean", "first", "mask", "bag"]
+
+# The settings on which the reconstructed vectors depend; all others only decide what is written where, and when.
+BUILD_FIELDS = ("method", "features", "definitions_per_token", "max_length", "precision")
+
+
+@dataclass
+class DefinitionEMBConfig:
+    """Settings of the rebuild and of the monitoring.
+
+    `HfArgumentParser` reads this class beside `TrainingArguments`, so no field may have the name of one of theirs.
+
+    Raises:
+        ValueError: a value outside its range; the message names the field, the value and what is allowed.
+
+    Example:
+        >>> DefinitionEMBConfig(blend=0.3).blend
+        0.3
+        >>> DefinitionEMBConfig(blend=3)
+        Traceback (most recent call last):
+            ...
+        ValueError: blend=3 is not between 0 and 1.
+    """
+
+    method: Literal["ridge"] = field(
+        default="ridge",
+        metadata={"help": "How definitions become vectors: 'ridge' solves a cross-fitted linear map in closed form."},
+    )
+    features: list[str] = field(
+        default_factory=lambda: ["mean", "bag"],
+        metadata={
+            "help": "What the map reads of an encoded definition, one or more of: 'mean' of the last hidden states, "
+            "their 'first', the state at the 'mask', and the 'bag', the mean of the definition's token embeddings."
+        },
+    )
+    definitions_per_token: int = field(
+        default=8, metadata={"help": "Read at most so many definitions of a word from each dictionary, best first."}
+    )
+    max_length: int = field(default=64, metadata={"help": "Cut an encoded definition after so many tokens."})
+    batch_size: int = field(default=128, metadata={"help": "Definitions encoded at once; does not change the result."})
+    precision: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto",
+        metadata={"help": "Arithmetic of the encoder; 'auto' takes bfloat16 where it is fast and agrees with float32."},
+    )
+    strategy: Literal["blend", "replace"] = field(
+        default="blend",
+        metadata={"help": "'blend' turns the old row towards the new one and keeps its length; 'replace' (the paper)."},
+    )
+    blend: float = field(
+        default=0.4, metadata={"help": "Weight of the new direction in the row of the least frequent token."}
+    )
+    blend_floor: float = field(
+        default=0.25,
+        metadata={"help": "The most frequent token's share of that weight; between the two it grows with the rank."},
+    )
+    rescale: bool = field(
+        default=True,
+        metadata={
+            "help": "With 'replace': undo the shrinkage of regression, giving rows their group's typical length."
+        },
+    )
+    alpha: float = field(
+        default=1.0, metadata={"help": "Rebuild this share of the tokens that have definitions, least frequent first."}
+    )
+    only_training_tokens: bool = field(
+        default=False, metadata={"help": "Rebuild only tokens that occur in the training data."}
+    )
+    frequency: str = field(
+        default="vocabulary",
+        metadata={
+            "help": "Order of tokens by frequency: the 'vocabulary' order, counts from the 'training_data', or a "
+            "file of counts (.json {token: count}, or one 'token<TAB>count' a line)."
+        },
+    )
+    group_edges: list[float] = field(
+        default_factory=lambda: [0.3, 0.8],
+        metadata={"help": "Where the frequent tokens end and where the rare ones begin, as shares of the vocabulary."},
+    )
+    monitor_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Measure the embeddings every so many steps; by default in every row of the log, but at most 20 "
+            "times in a run. 0 switches the metrics off."
+        },
+    )
+    plots: bool = field(default=True, metadata={"help": "Save pictures in output_dir/defemb at the end of training."})
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where built embeddings are kept; default $DEFEMB_CACHE or the HF home."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        if not self.features or len(set(self.features)) < len(self.features):
+            raise ValueError(f"features={self.features!r} must name at least one feature, and none twice.")
+        unknown = [name for name in self.features if name not in get_args(FeatureName)]
+        if unknown:
+            raise ValueError(f"features contains {unknown[0]!r}; choose from {', '.join(get_args(FeatureName))}.")
+        for name in ("blend", "blend_floor", "alpha"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value!r} is not between 0 and 1.")
+        for name, least in (("definitions_per_token", 1), ("max_length", 4), ("batch_size", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f"{name}={value!r} is less than {least}.")
+        if self.monitor_steps is not None and self.monitor_steps < 0:
+            raise ValueError(f"monitor_steps={self.monitor_steps!r} is negative; 0 switches the metrics off.")
+        edges = list(self.group_edges)
+        if len(edges) != 2 or not 0 < edges[0] < edges[1] < 1:
+            raise ValueError(f"group_edges={self.group_edges!r} must be two growing shares between 0 and 1.")
+
+    def _check_choices(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            choices = get_args(hint)
+            if isinstance(hint, type(Literal["a"])) and getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, as plain JSON values."""
+        return asdict(self)
+
+    @property
+    def build_fingerprint(self) -> str:
+        """Hex string of the settings that change the reconstructed vectors."""
+        return fingerprint(*(f"{name}={getattr(self, name)!r}" for name in BUILD_FIELDS))
+
+    @classmethod
+    def resolve(cls, config: DefinitionEMBConfig | None, overrides: dict[str, Any]) -> DefinitionEMBConfig:
+        """A config with some fields replaced, as the callbacks take them.
+
+        Raises:
+            TypeError: an override that is no field; the message lists the fields.
+
+        Example:
+            >>> DefinitionEMBConfig.resolve(None, {"alpha": 0.5}).alpha
+            0.5
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = [name for name in overrides if name not in known]
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is no setting; known are {', '.join(known)}.")
+        return cls(**{**(config.to_dict() if config else {}), **overrides})

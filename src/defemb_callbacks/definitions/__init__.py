@@ -1,0 +1,6 @@
+"""Where definitions come from."""
+
+from defemb_callbacks.definitions.lexicon import Definition, Lexicon, Relation
+from defemb_callbacks.definitions.loading import load_definitions
+
+__all__ = ["Definition", "Lexicon", "Relation", "load_definitions"]

@@ -1,0 +1,186 @@
+"""Glossaries that users write: dicts and `.tsv`, `.csv` and `.json` files.
+
+Their entries may be words or literal tokens (`"##ing"`, `"Ġthe"`, `"1990"`). Space around words is dropped, but the
+cells of a column `token` are taken as they are: a tokenizer may well have a token that is nothing but white space.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from defemb_callbacks.definitions.definition import Definition
+from defemb_callbacks.definitions.lexicon import Lexicon
+
+# What people write for the parts of speech that a lexicon tells apart; any other ("symbol", "phrase") says nothing.
+PARTS = {
+    **dict.fromkeys(("n", "n.", "noun", "proper noun", "propn"), "noun"),
+    **dict.fromkeys(("v", "v.", "verb"), "verb"),
+    **dict.fromkeys(("a", "s", "adj", "adj.", "adjective"), "adjective"),
+    **dict.fromkeys(("r", "adv", "adv.", "adverb"), "adverb"),
+}
+
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+
+
+class Entry(NamedTuple):
+    """A raw row of a glossary and where it stands, for error messages."""
+
+    place: str
+    word: str
+    gloss: str
+    pos: str = ""
+    is_token: bool = False
+
+
+def glossary_from_dict(glossary: Mapping[str, str | Sequence[str]], *, name: str = "glossary") -> Lexicon:
+    """A lexicon of `{word: gloss}` or `{word: [gloss, …]}`, the most important gloss first.
+
+    Raises:
+        TypeError: a word or gloss is no string.
+        ValueError: no entry, an empty word or gloss, or the same gloss twice for one word.
+
+    Example:
+        >>> glossary_from_dict({"pembrolizumab": "a monoclonal antibody"}).lookup("Pembrolizumab")[0].gloss
+        'a monoclonal antibody'
+    """
+    return _lexicon(_dict_entries(glossary, "the dict"), name, "the dict")
+
+
+def read_table(path: Path) -> Lexicon:
+    """A lexicon of a `.tsv` or `.csv` file with the columns `word` or `token`, `definition` and, optionally, `pos`.
+
+    Other columns are ignored. Several lines of one word are several definitions of it, best first.
+
+    Raises:
+        ValueError: a missing column, an empty word or definition, a word twice with one definition, or not UTF-8 text;
+            names file and line.
+    """
+    return _lexicon(_table_entries(path), path.stem, str(path))
+
+
+def read_json(path: Path) -> Lexicon:
+    """A lexicon of a `.json` file: an object `{word: gloss or [glosses]}`, or a list of objects with the table's keys.
+
+    Raises:
+        ValueError: no valid JSON, another structure, a key twice, an empty word or definition, or the same entry twice.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
+    except ValueError as error:
+        raise ValueError(f"{path} is no valid JSON glossary: {error}.") from error
+    if isinstance(content, dict):
+        entries = _dict_entries(content, str(path))
+    elif isinstance(content, list):
+        entries = _object_entries(content, path)
+    else:
+        raise ValueError(
+            f"{path} holds {content!r}; a JSON glossary is an object {{word: definition}} or a list of objects."
+        )
+    return _lexicon(entries, path.stem, str(path))
+
+
+def _lexicon(entries: Iterable[Entry], name: str, origin: str) -> Lexicon:
+    seen: dict[tuple[str, str], str] = {}
+    definitions: list[Definition] = []
+    for entry in entries:
+        word = entry.word if entry.is_token else entry.word.strip()
+        gloss = entry.gloss.strip()
+        if not word:
+            raise ValueError(f"{entry.place}: the word is empty; fill it in or delete the entry.")
+        if not gloss:
+            raise ValueError(f"{entry.place}: the definition of {word!r} is empty; fill it in or delete the entry.")
+        first = seen.setdefault((word, gloss), entry.place)
+        if first != entry.place:
+            raise ValueError(f"{entry.place}: {word!r} has the same definition as in {first}; delete one of them.")
+        pos = PARTS.get(entry.pos.strip().lower(), "")
+        definitions.append(Definition(word, gloss, pos=pos, rank=len(definitions) + 1))
+    if not definitions:
+        raise ValueError(f"{origin} defines nothing; put at least one word with a definition into it.")
+    return Lexicon.from_definitions(definitions, name=name, explicit=True)
+
+
+def _dict_entries(glossary: Mapping[str, Any], origin: str) -> Iterator[Entry]:
+    for word, glosses in glossary.items():
+        if not isinstance(word, str):
+            raise TypeError(f"{origin}: the key {word!r} is no string but a {type(word).__name__}; write it as one.")
+        listed = [glosses] if isinstance(glosses, str) else glosses
+        if not isinstance(listed, list | tuple) or not all(isinstance(gloss, str) for gloss in listed):
+            raise TypeError(f"{origin}: {word!r} is defined by {glosses!r}; give a string or a list of strings.")
+        if not listed:
+            raise ValueError(f"{origin}: {word!r} has an empty list of definitions; give one or delete the word.")
+        for number, gloss in enumerate(listed, start=1):
+            yield Entry(f"{origin}, definition {number} of {word!r}", word, gloss)
+
+
+def _table_entries(path: Path) -> Iterator[Entry]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = _cells(file, path.suffix.lower())
+        try:
+            header = [column.strip().lower() for column in next(rows, (1, []))[1]]
+            key = _key_column(header, str(path))
+            for line, row in rows:
+                if len(row) > len(header):
+                    raise ValueError(f"{path}, line {line} has {len(row)} cells under {len(header)} columns.")
+                cells = dict(zip(header, row, strict=False))
+                yield _entry(cells, key, f"{path}, line {line}")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
+        except csv.Error as error:
+            raise ValueError(f"{path} is no valid table: {error}.") from error
+
+
+def _cells(file: TextIO, suffix: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its first line."""
+    is_tsv = suffix == ".tsv"
+    # In a .csv file quotes are syntax. Most .tsv files are written without any thought of quotes, which may then stand
+    # at the start of a definition, as in `"Giga Texel Shader eXtreme" and is a type of …`.
+    rows = csv.reader(file, csv.excel_tab, quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(file, strict=True)
+    line = 1
+    for row in rows:
+        if row:
+            yield line, [_unquoted(cell) for cell in row] if is_tsv else row
+        line = rows.line_num + 1
+
+
+def _unquoted(cell: str) -> str:
+    quoted = _QUOTED.fullmatch(cell)
+    return quoted[1].replace('""', '"') if quoted else cell
+
+
+def _object_entries(content: list[Any], path: Path) -> Iterator[Entry]:
+    for number, item in enumerate(content, start=1):
+        place = f"{path}, entry {number}"
+        if not isinstance(item, dict):
+            raise ValueError(f"{place} is {item!r}; it must be an object with a word or token and a definition.")
+        key = _key_column(list(item), place)
+        for column in (key, "definition", "pos"):
+            if not isinstance(item.get(column, ""), str):
+                raise ValueError(f"{place}: its {column} is {item[column]!r}; it must be a string.")
+        yield _entry(item, key, place)
+
+
+def _key_column(columns: Sequence[str], place: str) -> str:
+    key = next((column for column in ("word", "token") if column in columns), None)
+    if key is None or "definition" not in columns:
+        raise ValueError(
+            f"{place} has the columns {list(columns)}; it needs 'word' or 'token', 'definition' and may have 'pos'."
+        )
+    return key
+
+
+def _entry(cells: Mapping[str, str], key: str, place: str) -> Entry:
+    return Entry(place, cells.get(key, ""), cells.get("definition", ""), cells.get("pos", ""), key == "token")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key!r} stands there twice; put all its definitions into one list")
+        content[key] = value
+    return content

@@ -1,0 +1,71 @@
+"""One function for every kind of dictionary."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from defemb_callbacks.definitions.glossary import glossary_from_dict, read_json, read_table
+from defemb_callbacks.definitions.lexicon import Lexicon
+from defemb_callbacks.definitions.wordnet import load_wordnet
+
+Glossary: TypeAlias = Mapping[str, str | Sequence[str]]
+DefinitionSource: TypeAlias = str | os.PathLike[str] | Glossary | Lexicon | Sequence["DefinitionSource"]
+
+READERS: dict[str, Callable[[Path], Lexicon]] = {".tsv": read_table, ".csv": read_table, ".json": read_json}
+_ACCEPTED = (
+    f'"wordnet", a path to a glossary ({", ".join(READERS)}), a dict {{word: gloss or list of glosses}}, a Lexicon, '
+    "or a list of these"
+)
+
+
+def load_definitions(source: DefinitionSource) -> Lexicon:
+    """Load a dictionary, or merge several.
+
+    Args:
+        source: `"wordnet"`; a path to a `.tsv`, `.csv` or `.json` glossary; a dict of words and their gloss or
+            glosses; a [`Lexicon`]; or a list of these, in which every dictionary keeps its own definitions.
+
+    Raises:
+        FileNotFoundError: no such file, or no WordNet on this machine.
+        ValueError: an unknown name or suffix, an empty list, or a glossary with a mistake (named with its line).
+        TypeError: `source` is of another kind.
+
+    Example:
+        >>> lexicon = load_definitions([{"cat": "a small feline"}, {"cat": ["a feline", "a bulldozer"]}])
+        >>> [(found.source, found.rank, found.gloss) for found in lexicon.lookup("cat")]
+        [('glossary', 1, 'a small feline'), ('glossary-2', 1, 'a feline'), ('glossary-2', 2, 'a bulldozer')]
+    """
+    if isinstance(source, Lexicon):
+        return source
+    if isinstance(source, Mapping):
+        return glossary_from_dict(source)
+    if isinstance(source, str) and source == "wordnet":
+        return load_wordnet()
+    if isinstance(source, str | os.PathLike):
+        return _read_file(source)
+    if isinstance(source, list | tuple):
+        return Lexicon.merge(map(load_definitions, _flattened(source)))
+    raise TypeError(f"Cannot load definitions from {source!r} (a {type(source).__name__}); give {_ACCEPTED}.")
+
+
+def _flattened(sources: Sequence[DefinitionSource]) -> Iterator[DefinitionSource]:
+    if not sources:
+        raise ValueError(f"The list of definitions is empty; put at least one into it: {_ACCEPTED}.")
+    for source in sources:
+        if isinstance(source, list | tuple):
+            yield from _flattened(source)
+        else:
+            yield source
+
+
+def _read_file(source: str | os.PathLike[str]) -> Lexicon:
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise ValueError(f"Cannot load definitions from {str(source)!r}: give {_ACCEPTED}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(source)!r} to read definitions from.")
+    return READERS[suffix](path)

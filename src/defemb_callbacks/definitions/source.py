@@ -1,0 +1,268 @@
+"""One dictionary as an Arrow table: what a [`Lexicon`] is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from defemb_callbacks.cache import fingerprint
+from defemb_callbacks.definitions.definition import PARTS_OF_SPEECH, Definition, Relation
+from defemb_callbacks.definitions.morphology import Morphology
+
+DEFINITION_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "word": pa.string(),
+        "pos": pa.dictionary(pa.int8(), pa.string()),
+        "gloss": pa.string(),
+        "synonyms": pa.list_(pa.string()),
+        "category": pa.dictionary(pa.int16(), pa.string()),
+        "rank": pa.int32(),
+        "tag_count": pa.int32(),
+        "concept": pa.string(),
+    }
+)
+RELATION_SCHEMA = pa.schema({"left": pa.string(), "right": pa.string(), "kind": pa.dictionary(pa.int8(), pa.string())})
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The definitions of one dictionary, sorted by lower-cased word and then best first.
+
+    Attributes:
+        name: name of the dictionary; every [`Definition`] it returns carries it.
+        table: one row a definition (`DEFINITION_SCHEMA`).
+        relation_table: one row a pair of words (`RELATION_SCHEMA`).
+        content: fingerprint of what the dictionary held when it was built.
+        explicit: whether its user wrote it, so that its entries may define literal tokens.
+        morphology: how inflected forms lead to entries; `None` for dictionaries of literal forms.
+        removed: lower-cased words that were taken out.
+    """
+
+    name: str
+    table: pa.Table = field(repr=False)
+    relation_table: pa.Table = field(repr=False)
+    content: str
+    explicit: bool = False
+    morphology: Morphology | None = field(default=None, repr=False)
+    removed: frozenset[str] = field(default=frozenset(), repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        definitions: Iterable[Definition],
+        *,
+        name: str,
+        relations: Iterable[Relation] = (),
+        morphology: Morphology | None = None,
+        explicit: bool = False,
+    ) -> Source:
+        """Sort and check definitions and drop relations that say nothing (see [`Lexicon.from_definitions`])."""
+        rows = sorted(
+            _checked(definitions, name), key=lambda d: (d.word.lower(), *_preference(d.tag_count, d.rank, d.pos))
+        )
+        if not rows:
+            raise ValueError(f"The lexicon {name!r} has no definition; give it at least one word with a gloss.")
+        keys = [row.word.lower() for row in rows]
+        columns: dict[str, list[Any]] = {
+            column: [getattr(row, column) for row in rows] for column in DEFINITION_SCHEMA.names if column != "key"
+        }
+        table = pa.table({"key": keys, **columns}, schema=DEFINITION_SCHEMA)
+        links = list(zip(*_informative(relations, keys, rows), strict=True)) or [(), (), ()]
+        relation_table = pa.table(dict(zip(Relation._fields, links, strict=True)), schema=RELATION_SCHEMA)
+        rules = morphology.fingerprint if morphology else "literal"
+        content = fingerprint(_stream(table), _stream(relation_table), rules, str(explicit))
+        return cls(name, table, relation_table, content, explicit, morphology)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every definition, relation and removed word; not with the name."""
+        return fingerprint(self.content, *sorted(self.removed)) if self.removed else self.content
+
+    @cached_property
+    def _rows(self) -> dict[str, range]:
+        keys = self.table["key"].to_numpy()
+        # A table that lost all of its rows has no first key to start a range at.
+        starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, np.int64)
+        stops = np.append(starts[1:], len(keys))[: len(starts)]
+        return {key: range(a, b) for key, a, b in zip(keys[starts], starts.tolist(), stops.tolist(), strict=True)}
+
+    @cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        # Reading single cells of an Arrow table costs 50 times a list access, so decode once, column by column.
+        columns = {}
+        for name in ("word", "gloss", "rank", "tag_count", "concept"):
+            columns[name] = self.table[name].to_pylist()
+        for name in ("pos", "category"):
+            column = self.table[name].unify_dictionaries().combine_chunks()
+            values = np.asarray(column.dictionary.to_pylist(), dtype=object)
+            columns[name] = values[column.indices.to_numpy()].tolist()
+        columns["synonym"] = pc.list_flatten(self.table["synonyms"]).to_pylist()
+        lengths = pc.list_value_length(self.table["synonyms"]).to_numpy()
+        columns["synonym_end"] = np.append(np.cumsum(lengths), 0).tolist()  # the last 0 is what row 0 finds at -1
+        return columns
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Every different spelling, in the order of the lower-cased words."""
+        return list(dict.fromkeys(self._columns["word"]))
+
+    def __contains__(self, word: str) -> bool:
+        key = word.lower()
+        if key in self.removed:
+            return False
+        return key in self._rows or bool(self._inflected(word, ignore_case=True))
+
+    def lookup(self, word: str, *, ignore_case: bool = False) -> list[Definition]:
+        """See [`Lexicon.lookup`]."""
+        key = word.lower()
+        if key in self.removed:
+            return []
+        rows = list(self._rows.get(key, ()))
+        if not ignore_case:
+            rows = self._spelled(word, rows) or rows
+        return self._definitions(rows or self._inflected(word, ignore_case))
+
+    def lookup_token(self, token: str) -> list[Definition]:
+        """See [`Lexicon.lookup_token`]."""
+        if not self.explicit:
+            return []
+        return self._definitions(self._spelled(token, self._rows.get(token.lower(), ())))
+
+    def without(self, removed: frozenset[str]) -> Source:
+        """A copy without the words of these lower-cased forms, and without what only inflection would lead there."""
+        gone = pa.array(sorted(removed), pa.string())
+        spellings = pa.array(sorted(self._spellings(removed)), pa.string())
+        links = self.relation_table
+        touched = pc.or_(pc.is_in(links["left"], spellings), pc.is_in(links["right"], spellings))
+        return Source(
+            self.name,
+            self.table.filter(pc.invert(pc.is_in(self.table["key"], gone))),
+            links.filter(pc.invert(touched)),
+            self.content,
+            self.explicit,
+            self.morphology,
+            self.removed | removed,
+        )
+
+    def relations(self, words: frozenset[str] | None) -> Iterator[Relation]:
+        """See [`Lexicon.relations`]; `words` are lower-cased."""
+        links = self.relation_table
+        if words is not None:
+            spellings = pa.array(sorted(self._spellings(words)), pa.string())
+            links = links.filter(pc.is_in(links["left"], spellings))
+            links = links.filter(pc.is_in(links["right"], spellings))
+        kinds = links["kind"].cast(pa.string())
+        return map(Relation, links["left"].to_pylist(), links["right"].to_pylist(), kinds.to_pylist())
+
+    def same_meaning(self, left: str, right: str) -> bool:
+        """Whether two words share a concept or a gloss here."""
+        rows = [self._rows.get(word.lower()) for word in (left, right)]
+        if rows[0] is None or rows[1] is None:
+            return False
+        gloss, concept = self._columns["gloss"], self._columns["concept"]
+        ours, theirs = ({text for r in one or () for text in (gloss[r], concept[r]) if text} for one in rows)
+        return not ours.isdisjoint(theirs)
+
+    def _spellings(self, keys: Iterable[str]) -> set[str]:
+        word = self._columns["word"]
+        return {word[row] for key in keys for row in self._rows.get(key, ())}
+
+    def _spelled(self, word: str, rows: Iterable[int]) -> list[int]:
+        column = self._columns["word"]
+        return [row for row in rows if column[row] == word]
+
+    def _has(self, key: str, pos: str) -> bool:
+        column = self._columns["pos"]
+        return any(column[row] == pos for row in self._rows.get(key, ()))
+
+    def _inflected(self, word: str, ignore_case: bool) -> list[int]:
+        if self.morphology is None:
+            return []
+        c, found = self._columns, set()
+        for lemma, pos in self.morphology.lemmas(word.lower(), self._has):
+            rows = [row for row in self._rows[lemma] if c["pos"][row] == pos]
+            if not ignore_case and word.islower():  # "turkeys" are birds where case is kept
+                rows = self._spelled(lemma, rows) or rows
+            found.update(rows)
+        # "was" is no plural of "WA", "its" none of "IT" and "cas" none of "Ca", but "DVDs" and "dvds" are of "DVD".
+        short = {row for row in found if _is_abbreviation(c["word"][row]) and not word.startswith(c["word"][row])}
+        found = (found - short) or {row for row in short if len(c["word"][row]) > 2}
+        return sorted(found, key=lambda r: _preference(c["tag_count"][r], c["rank"][r], c["pos"][r]))
+
+    def _definitions(self, rows: Iterable[int]) -> list[Definition]:
+        c, synonyms, ends = self._columns, self._columns["synonym"], self._columns["synonym_end"]
+        # Two spellings of one concept ("baroque", "Baroque") have one definition where case is ignored.
+        distinct: dict[Any, int] = {}
+        for row in rows:
+            distinct.setdefault(c["concept"][row] or row, row)
+        return [
+            Definition(
+                word=c["word"][row],
+                gloss=c["gloss"][row],
+                pos=c["pos"][row],
+                synonyms=tuple(synonyms[ends[row - 1] : ends[row]]),
+                category=c["category"][row],
+                rank=rank,
+                tag_count=c["tag_count"][row],
+                concept=c["concept"][row],
+                source=self.name,
+            )
+            for rank, row in enumerate(distinct.values(), start=1)
+        ]
+
+
+def _checked(definitions: Iterable[Definition], name: str) -> Iterator[Definition]:
+    for definition in definitions:
+        if not definition.word:
+            raise ValueError(f"The lexicon {name!r} defines an empty word: {definition}.")
+        if not definition.gloss.strip():
+            raise ValueError(f"The lexicon {name!r} has an empty gloss for {definition.word!r}.")
+        if definition.pos not in PARTS_OF_SPEECH:
+            raise ValueError(
+                f"The lexicon {name!r} gives {definition.word!r} the part of speech {definition.pos!r}; "
+                f"use one of {PARTS_OF_SPEECH}."
+            )
+        yield definition
+
+
+def _preference(tag_count: int, rank: int, pos: str) -> tuple[int, int, int]:
+    return -tag_count, rank, PARTS_OF_SPEECH.index(pos)
+
+
+def _is_abbreviation(word: str) -> bool:
+    return word.isupper() or (len(word) <= 2 and not word.islower())
+
+
+def _informative(relations: Iterable[Relation], keys: list[str], rows: list[Definition]) -> list[Relation]:
+    """One relation for each pair of different words that share neither a concept nor a gloss."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    meanings: list[set[str]] = [set() for _ in numbers]
+    words: dict[str, int] = {}
+    for key, row in zip(keys, rows, strict=True):
+        number = words[row.word] = numbers[key]
+        meanings[number].add(row.gloss)
+        if row.concept:
+            meanings[number].add(row.concept)
+    kept: dict[int, Relation] = {}
+    for relation in relations:
+        left, right = words.get(relation.left), words.get(relation.right)
+        if left is None or right is None or left == right:
+            continue
+        pair = left * len(words) + right if left < right else right * len(words) + left
+        if pair not in kept and meanings[left].isdisjoint(meanings[right]):
+            kept[pair] = relation
+    return list(kept.values())
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())

@@ -1,0 +1,277 @@
+"""The rebuilt rows as a value: saved, loaded, shared, applied."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from defemb_callbacks.blending import choose_tokens, written_rows
+from defemb_callbacks.cache import fingerprint
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
+from defemb_callbacks.metrics import measure_table
+from defemb_callbacks.report import GroupSummary, RebuildReport
+from defemb_callbacks.rows import check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "definition_embeddings.safetensors", "definition_embeddings.json"
+NOT_DEFINED, NOT_CHOSEN, NOT_IN_DATA = "not in the dictionary", "too frequent (alpha)", "not in the training data"
+
+
+@dataclass(frozen=True)
+class DefinitionEmbeddings:
+    """Vectors reconstructed from definitions, for the tokens of one vocabulary.
+
+    They are kept as the map gave them. How much of them enters a model is decided when they are applied.
+
+    Attributes:
+        ids: (n,) int64, the tokens that have a definition, in growing order.
+        rows: (n, d) float32, their vectors, in the space of the table that the map was fitted on.
+        vocabulary: the tokens that the ids count.
+        pairs: (m, 2) int64, ids of words that the dictionary relates, for `relation_auc`.
+        info: how they were made; plain JSON.
+
+    Raises:
+        ValueError: ids, rows or pairs that do not fit each other, NaN or infinity.
+
+    Example:
+        >>> vocabulary = Vocabulary(("the", "cat"), ("the", "cat"), (None, None), uncased=True)
+        >>> DefinitionEmbeddings(torch.tensor([1]), torch.ones(1, 4), vocabulary)
+        DefinitionEmbeddings(1 of 2 tokens, width 4)
+    """
+
+    ids: Tensor
+    rows: Tensor
+    vocabulary: Vocabulary
+    pairs: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.rows.dtype != torch.float32:
+            raise ValueError(f"rows must be (n, d) float32, got {tuple(self.rows.shape)} {self.rows.dtype}.")
+        size = len(self.vocabulary)
+        check_rows(self.ids, self.rows, size=size, width=self.rows.shape[1])
+        pairs = self.pairs
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
+            raise ValueError(f"pairs must be (m, 2) int64, got {tuple(pairs.shape)} {pairs.dtype}.")
+        if len(pairs) and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
+            raise ValueError(f"pairs name tokens from {int(pairs.min())} to {int(pairs.max())}; there are {size}.")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.ids)} of {len(self.vocabulary)} tokens, width {self.rows.shape[1]})"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex string of ids, rows and vocabulary."""
+        return fingerprint(self.ids.numpy().tobytes(), self.rows.numpy().tobytes(), self.vocabulary.fingerprint)
+
+    def apply(
+        self,
+        model: nn.Module,
+        config: DefinitionEMBConfig | None = None,
+        *,
+        counts: Tensor | None = None,
+        force: bool = False,
+    ) -> RebuildReport:
+        """Write the rows into a model's input embeddings, and into an output table that is tied to them.
+
+        What was written is noted in `model.config.definition_emb`, which the checkpoint keeps, so that no model is
+        rebuilt twice. Nothing is written if anything does not fit.
+
+        Args:
+            model: the model, or one with the same table, e.g. another task head.
+            config: strategy and weights; default settings if None.
+            counts: (vocabulary,) int64, token counts of the training data, for `frequency="training_data"` and
+                `only_training_tokens=True`.
+            force: rebuild although the model was rebuilt before.
+
+        Returns:
+            What was rebuilt and what was not and why, with the metrics before and after.
+
+        Raises:
+            ValueError: a model of another vocabulary or width, one that was rebuilt before, or missing counts.
+            TypeError: a model without a floating-point embedding table.
+        """
+        config = config or DefinitionEMBConfig()
+        weight = embedding_weight(model)
+        self._check_model(model, weight, force)
+        rank = configured_rank(self.vocabulary, config, counts)
+        groups = frequency_groups(rank, config.group_edges)
+        allowed = None
+        if config.only_training_tokens:
+            if counts is None:
+                raise ValueError("only_training_tokens=True needs the token counts of the training data: counts=...")
+            allowed = counts > 0
+        chosen = choose_tokens(self.ids, rank, config.alpha, allowed)
+        ids = self.ids[chosen]
+
+        before = read_table(model)
+        group_of_token = torch.zeros(len(rank), dtype=torch.int64)
+        for number, name in enumerate(GROUPS):
+            group_of_token[groups[name]] = number
+        rows, weights = written_rows(
+            config,
+            old=before[ids.to(before.device)].cpu(),
+            new=self.rows[chosen],
+            rarity=rarity(rank)[ids],
+            groups=group_of_token[ids],
+            centre=before[groups["all"].to(before.device)].double().mean(dim=0).cpu(),
+        )
+        figures_before = measure_table(before, groups, pairs=self.pairs)
+        write_rows(model, ids, rows)
+        figures_after = measure_table(read_table(model), groups, pairs=self.pairs)
+
+        applied = {
+            "fingerprint": fingerprint(self.fingerprint, config.build_fingerprint, json.dumps(config.to_dict())),
+            "strategy": config.strategy,
+            "rebuilt": len(ids),
+        }
+        _config_of(model).definition_emb = applied
+        weight_of_token = torch.zeros(len(rank), dtype=torch.float64)
+        weight_of_token[ids] = weights
+        return RebuildReport(
+            groups={
+                name: GroupSummary(
+                    tokens=len(members),
+                    defined=int(torch.isin(members, self.ids).sum()),
+                    rebuilt=(rebuilt := int(torch.isin(members, ids).sum())),
+                    weight=float(weight_of_token[members].sum()) / max(rebuilt, 1),
+                )
+                for name, members in groups.items()
+            },
+            skipped=self._skipped(ids, allowed),
+            before=figures_before,
+            after=figures_after,
+            info=self.info | {"settings": config.to_dict()} | applied,
+        )
+
+    def _check_model(self, model: nn.Module, weight: Tensor, force: bool) -> None:
+        expected = (len(self.vocabulary), self.rows.shape[1])
+        if tuple(weight.shape) != expected:
+            raise ValueError(
+                f"These embeddings were built for a table of shape {expected}, the model's is {tuple(weight.shape)}: "
+                "another tokenizer, size or resized vocabulary. Build them for this model."
+            )
+        if (earlier := applied_to(model)) and not force:
+            raise ValueError(
+                f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
+                "Load the original checkpoint, or pass force=True to rebuild what was rebuilt."
+            )
+
+    def _skipped(self, ids: Tensor, allowed: Tensor | None) -> dict[str, tuple[str, ...]]:
+        defined, rebuilt = set(self.ids.tolist()), set(ids.tolist())
+        skipped: dict[str, list[str]] = {}
+        for index, (token, reason) in enumerate(zip(self.vocabulary.tokens, self.vocabulary.reasons, strict=True)):
+            if index in rebuilt:
+                continue
+            if index not in defined:
+                reason = reason or NOT_DEFINED
+            else:
+                reason = NOT_IN_DATA if allowed is not None and not allowed[index] else NOT_CHOSEN
+            skipped.setdefault(reason, []).append(token)
+        return {reason: tuple(tokens) for reason, tokens in skipped.items()}
+
+    def check_tokenizer(self, vocabulary: Vocabulary) -> None:
+        """Refuse a tokenizer with other tokens than these were built for: `ValueError` with the first difference."""
+        if vocabulary.fingerprint == self.vocabulary.fingerprint:
+            return
+        if len(vocabulary) != len(self.vocabulary):
+            difference = f"{len(self.vocabulary)} entries there, {len(vocabulary)} here"
+        else:
+            pairs = zip(self.vocabulary.tokens, vocabulary.tokens, strict=True)
+            index, (there, here) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            difference = f"token {index} is {there!r} there, {here!r} here"
+        raise ValueError(
+            f"These embeddings were built for another tokenizer ({difference}). Build them for this model."
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        vocabulary = self.vocabulary
+        description = {
+            "format": FORMAT,
+            "tensors": fingerprint(folder / TENSORS),
+            "info": self.info,
+            "uncased": vocabulary.uncased,
+            "tokens": vocabulary.tokens,
+            "words": vocabulary.words,
+            "reasons": vocabulary.reasons,
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
+    ) -> DefinitionEmbeddings:
+        """Read embeddings from a folder, or from a model repository on the hub.
+
+        Args:
+            name_or_path: folder, or repository such as `"user/name"`.
+            revision: branch, tag or commit on the hub.
+            token: of a private repository.
+
+        Raises:
+            FileNotFoundError: the folder holds no such embeddings.
+            ValueError: the files are damaged, of a newer format, or do not fit each other.
+        """
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            if folder.is_absolute() or str(name_or_path).startswith("."):
+                raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}.")
+            patterns = [TENSORS, DESCRIPTION]
+            folder = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
+        if not (folder / DESCRIPTION).is_file() or not (folder / TENSORS).is_file():
+            raise FileNotFoundError(f"{name_or_path} holds no definition embeddings ({DESCRIPTION} and {TENSORS}).")
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            if description["format"] > FORMAT:
+                raise ValueError(f"format {description['format']} is newer than {FORMAT}; update defemb-callbacks")
+            if fingerprint(folder / TENSORS) != description["tensors"]:
+                raise ValueError(f"the checksum of {TENSORS} is wrong")
+            tensors = load_file(folder / TENSORS)
+            tokens, words, reasons = (tuple(description[name]) for name in ("tokens", "words", "reasons"))
+            vocabulary = Vocabulary(tokens, words, reasons, description["uncased"])
+            return cls(tensors["ids"], tensors["rows"], vocabulary, tensors["pairs"], description["info"])
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload to a model repository on the hub, made if need be; returns the address of the commit."""
+        import tempfile
+
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
+
+
+def applied_to(model: nn.Module) -> dict[str, Any] | None:
+    """What was applied to a model, also before it was saved and loaded; `None` if it was never rebuilt."""
+    return getattr(_config_of(model), "definition_emb", None)
+
+
+def _config_of(model: nn.Module) -> Any:
+    from accelerate.utils import extract_model_from_parallel
+
+    config = getattr(extract_model_from_parallel(model), "config", None)
+    if config is None:
+        raise TypeError(f"{type(model).__name__} has no config; pass a transformers model.")
+    return config

@@ -1,0 +1,221 @@
+"""One pass of the frozen model over the definitions of the vocabulary's words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defemb_callbacks.definitions import Definition
+from defemb_callbacks.prompts import definition_prompt, mask_text
+from defemb_callbacks.reconstruction.mixin import last_states
+from defemb_callbacks.rows import embedding_weight
+
+logger = logging.getLogger(__name__)
+
+# How far bfloat16 features may be from float32 ones: below the difference that rounding each layer once would make.
+AGREEMENT = 0.999
+
+
+@dataclass(frozen=True)
+class DefinitionTexts:
+    """The definitions of some words as texts, each different text once.
+
+    Attributes:
+        input_ids: token ids of each text.
+        text: (m,) int64, for each use of a text by a word: which text.
+        word: (m,) int64: which word, as position in the list of words.
+        weight: (m,) float32: its weight in the mean of that word; the weights of a word add up to 1.
+    """
+
+    input_ids: list[list[int]]
+    text: Tensor
+    word: Tensor
+    weight: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to encode."""
+        return sum(map(len, self.input_ids))
+
+
+def sense_weights(definitions: Sequence[Definition]) -> list[float]:
+    """Weight of each definition in the mean of a word: 1/rank within its dictionary, and as much for each dictionary.
+
+    Example:
+        >>> cat = [Definition("cat", "a feline", source="a"), Definition("cat", "a gossip", rank=2, source="a")]
+        >>> [round(weight, 3) for weight in sense_weights([*cat, Definition("cat", "a pet", source="b")])]
+        [0.333, 0.167, 0.5]
+    """
+    mass: dict[str, float] = {}
+    for definition in definitions:
+        mass[definition.source] = mass.get(definition.source, 0.0) + 1 / definition.rank
+    return [1 / definition.rank / mass[definition.source] / len(mass) for definition in definitions]
+
+
+def definition_texts(
+    words: Sequence[str],
+    definitions: Sequence[Sequence[Definition]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> DefinitionTexts:
+    """Write out and tokenize the definitions of each word.
+
+    Args:
+        words: as the vocabulary has them.
+        definitions: of each word, at least one.
+        tokenizer: the model's.
+        max_length: longest text in tokens, special tokens included.
+    """
+    mask = mask_text(tokenizer)
+    texts: dict[str, int] = {}
+    uses: list[tuple[int, int, float]] = []
+    for position, (word, found) in enumerate(zip(words, definitions, strict=True)):
+        for definition, weight in zip(found, sense_weights(found), strict=True):
+            prompt = definition_prompt(definition, word, mask)
+            uses.append((texts.setdefault(prompt, len(texts)), position, weight))
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    text, word_of_use, weights = zip(*uses, strict=True)
+    return DefinitionTexts(encoded, torch.tensor(text), torch.tensor(word_of_use), torch.tensor(weights))
+
+
+def word_features(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: DefinitionTexts,
+    features: Sequence[str],
+    *,
+    batch_size: int = 128,
+    precision: str = "auto",
+) -> Tensor:
+    """Features of each word: the weighted mean over its definitions.
+
+    The model is read in eval mode, without gradients, and left in the mode it was in. Texts of equal length are
+    encoded together, so that nothing is spent on padding.
+
+    Args:
+        model: read as it is; nothing of it changes.
+        tokenizer: the model's.
+        texts: from `definition_texts`.
+        features: any of "mean" (of the last states, special tokens left out), "first" (last state of the first token),
+            "mask" (last state of the mask; of the first token where a tokenizer has no mask), "bag" (mean of the input
+            embeddings, special tokens and mask left out).
+        batch_size: texts encoded at once.
+        precision: "float32", "bfloat16", or "auto".
+
+    Returns:
+        (words, len(features) · d) float32, on the CPU.
+    """
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int64, device=model.device)
+    mask_id = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    table = embedding_weight(model).detach()
+    words = int(texts.word.max()) + 1
+    # Which words use a text: positions in `use_order`, text by text.
+    use_order = torch.argsort(texts.text, stable=True)
+    uses = torch.bincount(texts.text, minlength=len(texts.input_ids))
+    first_use = uses.cumsum(0) - uses
+    result: Tensor | None = None
+    with _evaluating(model), torch.inference_mode():
+        batches = equal_length_batches([len(ids) for ids in texts.input_ids], batch_size)
+        context = _precision(model, texts, batches, precision)
+        progress = tqdm(total=texts.tokens, desc="Encoding definitions", unit="token", unit_scale=True, disable=None)
+        with context, progress:
+            for batch in batches:
+                input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
+                encoded = _text_features(model, input_ids, features, table, special, mask_id)
+                result = torch.zeros(words, encoded.shape[1]) if result is None else result
+                number = uses[batch]
+                starts = torch.repeat_interleave(first_use[batch] - (number.cumsum(0) - number), number)
+                use = use_order[starts + torch.arange(len(starts))]
+                source = torch.repeat_interleave(torch.arange(len(batch)), number)
+                result.index_add_(0, texts.word[use], encoded[source] * texts.weight[use, None])
+                progress.update(input_ids.numel())
+    assert result is not None
+    return result.clone()  # out of inference mode
+
+
+def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Positions in batches of equal length, the longest first so that memory peaks at once.
+
+    Example:
+        >>> equal_length_batches([3, 5, 3, 5, 5], batch_size=2)
+        [[1, 3], [4], [0, 2]]
+    """
+    by_length: dict[int, list[int]] = {}
+    for position, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(position)
+    return [
+        same[start : start + batch_size]
+        for _, same in sorted(by_length.items(), reverse=True)
+        for start in range(0, len(same), batch_size)
+    ]
+
+
+def _text_features(
+    model: PreTrainedModel, input_ids: Tensor, features: Sequence[str], table: Tensor, special: Tensor, mask_id: int
+) -> Tensor:
+    """(batch, len(features) · d) float32 on the CPU."""
+    states = last_states(model, input_ids, torch.ones_like(input_ids)).float()
+    is_mask = input_ids == mask_id
+    content = ~torch.isin(input_ids, special)
+    # A definition of nothing but special tokens is read whole.
+    content |= ~content.any(dim=1, keepdim=True)
+    parts = {
+        "mean": lambda: _mean(states, content | is_mask),
+        "first": lambda: states[:, 0],
+        "mask": lambda: states[torch.arange(len(states), device=states.device), is_mask.int().argmax(dim=1)],
+        "bag": lambda: _mean(table[input_ids].float(), content),
+    }
+    return torch.cat([parts[name]() for name in features], dim=1).cpu()
+
+
+def _mean(states: Tensor, kept: Tensor) -> Tensor:
+    weights = kept.to(states.dtype)
+    return torch.einsum("bld,bl->bd", states, weights) / weights.sum(dim=1, keepdim=True)
+
+
+def _precision(
+    model: PreTrainedModel, texts: DefinitionTexts, batches: list[list[int]], precision: str
+) -> contextlib.AbstractContextManager[object]:
+    """Autocast to bfloat16 if that is asked for, or if it is fast here and gives the same states."""
+    device = model.device.type
+    lower = torch.autocast(device, torch.bfloat16)
+    if precision == "bfloat16":
+        return lower
+    if precision == "float32" or model.dtype != torch.float32 or not _has_bfloat16(device):
+        return contextlib.nullcontext()
+    batch = batches[len(batches) // 2][:16]
+    input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
+    exact = last_states(model, input_ids).float()
+    with lower:
+        rounded = last_states(model, input_ids).float()
+    agreement = float(torch.cosine_similarity(exact, rounded, dim=-1).min())
+    if agreement >= AGREEMENT:
+        return lower
+    logger.info("bfloat16 states agree with float32 to a cosine of %.4f only; float32 is used.", agreement)
+    return contextlib.nullcontext()
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device == "cpu":
+        # Emulated bfloat16 would be slower than float32.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device != "cuda" or torch.cuda.is_bf16_supported()
+
+
+@contextlib.contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, which also keeps NEFTune's noise out; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

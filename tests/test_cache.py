@@ -1,0 +1,239 @@
+"""The cache gives back what was built, builds once, and never trusts a damaged entry."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from defemb_callbacks.cache import (
+    MANIFEST,
+    cache_root,
+    cached,
+    file_fingerprint,
+    fingerprint,
+    verify_manifest,
+    write_manifest,
+)
+
+
+def save(value: str, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "value.txt").write_text(value)
+
+
+def load(folder: Path) -> str:
+    return (folder / "sub" / "value.txt").read_text()
+
+
+def never() -> str:
+    raise AssertionError("built although the cache is whole")
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache" / "entry"
+    assert cached(folder, lambda: "first", save, load) == "first"
+    return folder
+
+
+def test_root_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEFEMB_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.delenv("DEFEMB_CACHE")
+    monkeypatch.setattr("defemb_callbacks.cache.HF_HOME", str(tmp_path / "hf"))
+    assert cache_root() == tmp_path / "hf" / "defemb"
+
+
+def test_whole_entry_is_loaded_not_built(entry: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert cached(entry, never, save, load) == "first"
+    assert not caplog.records
+
+
+def test_reading_takes_no_lock_and_writes_nothing(entry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defemb_callbacks.cache.FileLock", never)
+    before = sorted(entry.parent.rglob("*"))
+    assert cached(entry, never, save, load) == "first"
+    assert sorted(entry.parent.rglob("*")) == before
+
+
+def truncate(folder: Path) -> None:
+    (folder / "sub" / "value.txt").write_text("fir")
+
+
+def flip_a_bit(folder: Path) -> None:
+    path = folder / "sub" / "value.txt"
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def lose_a_file(folder: Path) -> None:
+    (folder / "sub" / "value.txt").unlink()
+
+
+def lose_the_manifest(folder: Path) -> None:
+    (folder / MANIFEST).unlink()
+
+
+def tear_the_manifest(folder: Path) -> None:
+    path = folder / MANIFEST
+    path.write_text(path.read_text()[:20])
+
+
+def write_a_foreign_manifest(folder: Path) -> None:
+    (folder / MANIFEST).write_text('{"files": ["value.txt"]}')
+
+
+def add_a_file(folder: Path) -> None:
+    (folder / "foreign.txt").write_text("not ours")
+
+
+DAMAGES: dict[Callable[[Path], None], str] = {
+    truncate: "sub/value.txt has 3 bytes instead of 5",
+    flip_a_bit: "the checksum of sub/value.txt is wrong",
+    lose_a_file: "sub/value.txt is missing",
+    lose_the_manifest: "there is no manifest.json",
+    tear_the_manifest: "manifest.json is damaged",
+    write_a_foreign_manifest: "manifest.json is damaged",
+    add_a_file: "foreign.txt is not listed",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_entry_is_rebuilt_with_a_warning(
+    entry: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
+) -> None:
+    damage(entry)
+    assert DAMAGES[damage] in (verify_manifest(entry) or "whole")
+    assert cached(entry, lambda: "second", save, load) == "second"
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert DAMAGES[damage] in record.getMessage()
+    assert verify_manifest(entry) is None
+    assert cached(entry, never, save, load) == "second"
+
+
+def test_file_in_place_of_the_folder_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "entry").write_text("not a folder")
+    assert cached(tmp_path / "entry", lambda: "built", save, load) == "built"
+    assert cached(tmp_path / "entry", never, save, load) == "built"
+    assert "is damaged" in caplog.text
+
+
+def test_whole_entry_of_another_format_is_rebuilt(entry: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load_newer_format(folder: Path) -> str:
+        content = json.loads(load(folder))
+        assert isinstance(content, str)
+        return content
+
+    def save_newer_format(value: str, folder: Path) -> None:
+        save(json.dumps(value), folder)
+
+    assert cached(entry, lambda: "second", save_newer_format, load_newer_format) == "second"
+    assert "cannot be read" in caplog.text
+    assert cached(entry, never, save_newer_format, load_newer_format) == "second"
+
+
+def test_unwritable_place_warns_once_and_gives_the_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder can be made below a file")
+    assert cached(tmp_path / "file" / "entry", lambda: "built", save, load) == "built"
+    [record] = caplog.records
+    assert "cannot be written" in record.getMessage()
+
+
+def test_full_disk_warns_once_and_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def save_to_full_disk(value: str, folder: Path) -> None:
+        save(value, folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert cached(tmp_path / "entry", lambda: "built", save_to_full_disk, load) == "built"
+    [record] = caplog.records
+    assert "No space left" in record.getMessage()
+    assert [path.name for path in tmp_path.iterdir()] == [".entry.lock"]
+
+
+def test_errors_of_build_are_the_callers_and_free_the_lock(tmp_path: Path) -> None:
+    def fail() -> str:
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="the source is gone"):
+        cached(tmp_path / "entry", fail, save, load)
+    assert cached(tmp_path / "entry", lambda: "built", save, load) == "built"
+
+
+def test_remains_of_killed_builders_are_cleared(tmp_path: Path) -> None:
+    program = """
+import os, sys
+from pathlib import Path
+from defemb_callbacks.cache import cached
+def save(value, folder):
+    (folder / "half").write_text(value)
+    os._exit(9)
+cached(Path(sys.argv[1]), lambda: "x", save, None)
+"""
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "entry")], env=environment())
+    assert killed.returncode == 9
+    (tmp_path / ".entry2.tmp-other").mkdir()  # another entry's builder may be alive
+    assert len(list(tmp_path.glob(".entry.tmp-*"))) == 1
+    assert cached(tmp_path / "entry", lambda: "built", save, load) == "built"
+    assert not list(tmp_path.glob(".entry.tmp-*"))
+    assert (tmp_path / ".entry2.tmp-other").exists()
+
+
+def test_processes_that_ask_at_once_build_once(tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from defemb_callbacks.cache import cached
+root = Path(sys.argv[1])
+def build():
+    with (root / "builds").open("a") as file:
+        file.write("built\\n")
+    time.sleep(0.5)
+    return "value"
+def save(value, folder): (folder / "value").write_text(value)
+def load(folder): return (folder / "value").read_text()
+assert cached(root / "entry", build, save, load) == "value"
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    processes = [subprocess.Popen(command, env=environment()) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "builds").read_text() == "built\n"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_fingerprint_tells_parts_kinds_and_file_contents_apart(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    first = fingerprint(path)
+    others = [fingerprint("ab", "c"), fingerprint("a", "bc"), fingerprint("abc"), fingerprint(b"abc"), fingerprint()]
+    assert len({first, *others}) == 6
+    path.write_text("two")
+    assert fingerprint(path) != first
+
+
+def test_file_fingerprint_depends_on_names_and_contents_only(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("a", "b"):
+            (tmp_path / folder / name).write_text(name)
+    one, two = (file_fingerprint((tmp_path / folder / name) for name in "ab") for folder in ("one", "two"))
+    assert one == two == file_fingerprint([tmp_path / "one" / "b", tmp_path / "one" / "a"])
+    (tmp_path / "two" / "b").rename(tmp_path / "two" / "c")
+    assert file_fingerprint((tmp_path / "two" / name) for name in "ac") != one
+
+
+def test_manifest_of_an_empty_folder_holds(tmp_path: Path) -> None:
+    write_manifest(tmp_path)
+    assert verify_manifest(tmp_path) is None

@@ -1,0 +1,76 @@
+"""One function for every kind of dictionary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defemb_callbacks.definitions import Definition, Lexicon, load_definitions, loading
+
+CAT = {"cat": "a feline"}
+
+
+def test_lexicons_pass_through() -> None:
+    lexicon = Lexicon.from_definitions([Definition("cat", "a feline")], name="mine")
+    assert load_definitions(lexicon) is lexicon
+
+
+def test_dict() -> None:
+    assert load_definitions(CAT).lookup("cat")[0].gloss == "a feline"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.tsv", "word\tdefinition\ncat\ta feline\n"),
+        ("g.CSV", "word,definition\ncat,a feline\n"),
+        ("g.json", '{"cat": "a feline"}'),
+    ],
+)
+def test_files_as_strings_and_paths(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    for source in (path, str(path)):
+        lexicon = load_definitions(source)
+        assert lexicon.name == "g"
+        assert lexicon.lookup("cat")[0].gloss == "a feline"
+
+
+def test_wordnet_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    wordnet = Lexicon.from_definitions([Definition("cat", "a feline")], name="wordnet")
+    monkeypatch.setattr(loading, "load_wordnet", lambda: wordnet)
+    assert load_definitions("wordnet") is wordnet
+    assert load_definitions(["wordnet", {"cat": "mine"}]).sources == ("wordnet", "glossary")
+
+
+def test_lists_are_merged_in_order() -> None:
+    lexicon = load_definitions([CAT, ({"cat": "a bulldozer"}, {"dog": "a pet"})])
+    assert lexicon.sources == ("glossary", "glossary-2", "glossary-3")
+    assert [found.gloss for found in lexicon.lookup("cat")] == ["a feline", "a bulldozer"]
+
+
+def test_unknown_suffix_names_those_known() -> None:
+    with pytest.raises(ValueError, match=r"'words\.xlsx'.*\.tsv, \.csv, \.json"):
+        load_definitions("words.xlsx")
+
+
+def test_unknown_name_names_what_is_accepted() -> None:
+    with pytest.raises(ValueError, match=r"'wordnte'.*\"wordnet\", a path"):
+        load_definitions("wordnte")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file '.*absent\.tsv'"):
+        load_definitions(tmp_path / "absent.tsv")
+
+
+def test_empty_list() -> None:
+    with pytest.raises(ValueError, match="list of definitions is empty"):
+        load_definitions([])
+
+
+@pytest.mark.parametrize("source", [None, 3, {"cat"}])
+def test_other_kinds(source: object) -> None:
+    with pytest.raises(TypeError, match=r"Cannot load definitions from .* \(a (NoneType|int|set)\)"):
+        load_definitions(source)  # type: ignore[arg-type]

@@ -1,0 +1,192 @@
+"""measure_table: every metric of every group, each equal to the metric of these rows alone, never NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from defemb_callbacks.metrics import (
+    average_cosine,
+    drift,
+    effective_rank,
+    isotropy,
+    mean_norm,
+    measure_table,
+    pairs_by_group,
+    relation_auc,
+)
+from defemb_callbacks.metrics.drift import overlap_of_rows
+
+N, D = 500, 12
+
+
+@pytest.fixture
+def table() -> Tensor:
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 1.5, D) + 0.2
+
+
+@pytest.fixture
+def reference(table: Tensor) -> Tensor:
+    return table + 0.4 * torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def groups() -> dict[str, Tensor]:
+    """Rows 0-9 are special tokens, in no group; 10-19 are in "all" only."""
+    return {
+        "all": torch.arange(10, N),
+        "frequent": torch.arange(20, 160),
+        "medium": torch.arange(160, 400),
+        "rare": torch.arange(400, N),
+    }
+
+
+@pytest.fixture
+def pairs() -> Tensor:
+    pairs = torch.randint(20, N, (800, 2), generator=torch.Generator().manual_seed(2))
+    return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def test_every_metric_of_every_group(
+    table: Tensor, reference: Tensor, groups: dict[str, Tensor], pairs: Tensor
+) -> None:
+    figures = measure_table(table, groups, pairs=pairs, reference=reference, neighbour_sample=None)
+    related = pairs_by_group(pairs, {name: groups[name] for name in ("frequent", "medium", "rare")})
+    shares = torch.zeros(N, dtype=torch.float64)
+    shares[10:] = overlap_of_rows(table[10:], reference[10:], torch.arange(N - 10))
+    expected: dict[str, float] = {}
+    for name, ids in groups.items():
+        expected |= {
+            f"defemb/isotropy/{name}": isotropy(table[ids]),
+            f"defemb/average_cosine/{name}": average_cosine(table[ids]),
+            f"defemb/effective_rank/{name}": effective_rank(table[ids]),
+            f"defemb/norm/{name}": mean_norm(table[ids]),
+            f"defemb/relation_auc/{name}": relation_auc(table, related[name]),
+            f"defemb/drift/{name}": drift(table[ids], reference[ids]),
+            f"defemb/neighbour_overlap/{name}": float(shares[ids].mean()),
+        }
+    assert figures == pytest.approx(expected, rel=1e-9)
+
+
+def test_python_floats_only(table: Tensor, reference: Tensor, groups: dict[str, Tensor], pairs: Tensor) -> None:
+    figures = measure_table(table, groups, pairs=pairs, reference=reference)
+    assert all(type(value) is float and math.isfinite(value) for value in figures.values())
+
+
+def test_without_pairs_and_reference_their_metrics_are_absent(table: Tensor, groups: dict[str, Tensor]) -> None:
+    metrics = {key.split("/")[1] for key in measure_table(table, groups)}
+    assert metrics == {"isotropy", "average_cosine", "effective_rank", "norm"}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param({"a": torch.arange(0, 300), "b": torch.arange(200, N)}, id="groups that overlap"),
+        pytest.param({"a": torch.arange(0, 100)}, id='a group partly outside "all"'),
+        pytest.param({"a": torch.arange(10, N)}, id='a group that is "all"'),
+        pytest.param({}, id="no group"),
+    ],
+)
+def test_isotropy_of_all_whatever_its_parts(table: Tensor, parts: dict[str, Tensor]) -> None:
+    everything = torch.arange(10, N)
+    figures = measure_table(table, {"all": everything, **parts})
+    for name, ids in {"all": everything, **parts}.items():
+        assert figures[f"defemb/isotropy/{name}"] == pytest.approx(isotropy(table[ids]), rel=1e-9)
+
+
+def test_order_of_ids_does_not_matter(table: Tensor, groups: dict[str, Tensor]) -> None:
+    flipped = {name: ids.flip(0) for name, ids in groups.items()}
+    assert measure_table(table, flipped) == pytest.approx(measure_table(table, groups), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "rare", [torch.tensor([], dtype=torch.int64), torch.tensor([7]), torch.tensor([7, 8])], ids=["no", "one", "zero"]
+)
+def test_group_too_small_has_no_keys(table: Tensor, pairs: Tensor, rare: Tensor) -> None:
+    table[7:9] = 0
+    figures = measure_table(table, {"all": torch.arange(N), "rare": rare}, pairs=pairs, reference=table)
+    assert not [key for key in figures if key.endswith("/rare")]
+    assert len([key for key in figures if key.endswith("/all")]) == 7
+
+
+def test_too_few_pairs_have_no_score(table: Tensor, groups: dict[str, Tensor]) -> None:
+    pairs = torch.tensor([[20 + i, 100 + i] for i in range(10)] + [[20, 450 + i] for i in range(9)])
+    figures = measure_table(table, groups, pairs=pairs)
+    assert {key for key in figures if "relation_auc" in key} == {
+        "defemb/relation_auc/all",
+        "defemb/relation_auc/frequent",
+    }
+
+
+def test_too_few_rows_for_neighbours(table: Tensor) -> None:
+    figures = measure_table(table[:10], {"all": torch.arange(10)}, reference=table[:10])
+    assert "defemb/drift/all" in figures
+    assert "defemb/neighbour_overlap/all" not in figures
+
+
+def test_nothing_measurable_is_an_empty_dict(table: Tensor) -> None:
+    assert measure_table(torch.zeros(20, 3), {"all": torch.arange(20)}, reference=torch.zeros(20, 3)) == {}
+    assert measure_table(table, {"all": torch.tensor([], dtype=torch.int64)}) == {}
+
+
+def test_unchanged_table(table: Tensor, groups: dict[str, Tensor]) -> None:
+    figures = measure_table(table, groups, reference=table.clone())
+    for name in groups:
+        assert figures[f"defemb/drift/{name}"] == 0
+        assert figures[f"defemb/neighbour_overlap/{name}"] == 1
+
+
+def test_a_change_shows_in_its_group_only(table: Tensor, groups: dict[str, Tensor]) -> None:
+    changed = table.clone()
+    changed[groups["rare"]] += 1
+    before, after = measure_table(table, groups, reference=table), measure_table(changed, groups, reference=table)
+    for metric in ("isotropy", "average_cosine", "effective_rank", "norm", "drift"):
+        assert after[f"defemb/{metric}/rare"] != before[f"defemb/{metric}/rare"]
+        assert after[f"defemb/{metric}/medium"] == pytest.approx(before[f"defemb/{metric}/medium"], rel=1e-12)
+
+
+def test_parameter(table: Tensor, groups: dict[str, Tensor]) -> None:
+    assert measure_table(torch.nn.Parameter(table), groups) == measure_table(table, groups)
+
+
+class TestErrors:
+    def test_nan_names_the_row(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        spoilt = table.clone()
+        spoilt[321, 3] = float("nan")
+        with pytest.raises(ValueError, match="row 321 of table has a NaN"):
+            measure_table(spoilt, groups)
+        with pytest.raises(ValueError, match="row 321 of reference has a NaN"):
+            measure_table(table, groups, reference=spoilt)
+
+    def test_no_group_all(self, table: Tensor) -> None:
+        with pytest.raises(ValueError, match=r"groups must contain \"all\".*got \['rare'\]"):
+            measure_table(table, {"rare": torch.arange(5)})
+
+    @pytest.mark.parametrize("row", [-1, N])
+    def test_outside_the_table(self, table: Tensor, row: int) -> None:
+        with pytest.raises(ValueError, match=f"group 'all' names row {row}, the table has rows 0 to {N - 1}"):
+            measure_table(table, {"all": torch.tensor([0, row])})
+
+    def test_twice(self, table: Tensor) -> None:
+        with pytest.raises(ValueError, match="group 'all' names a row twice"):
+            measure_table(table, {"all": torch.tensor([0, 1, 0])})
+
+    def test_dtype_of_ids(self, table: Tensor) -> None:
+        with pytest.raises(TypeError, match="group 'all' must be a one-dimensional int64 tensor"):
+            measure_table(table, {"all": torch.ones(N, dtype=torch.bool)})
+
+    def test_groups_that_share_a_token_cannot_share_out_pairs(self, table: Tensor, pairs: Tensor) -> None:
+        groups = {"all": torch.arange(N), "frequent": torch.arange(10), "rare": torch.arange(9, 20)}
+        with pytest.raises(ValueError, match="token 9 is in group 'rare'"):
+            measure_table(table, groups, pairs=pairs)
+
+    def test_shape_of_reference(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        with pytest.raises(ValueError, match=r"reference must have the table's shape \(500, 12\), got \(499, 12\)"):
+            measure_table(table, groups, reference=table[1:])
+
+    def test_table(self, groups: dict[str, Tensor]) -> None:
+        with pytest.raises(TypeError, match="floating-point"):
+            measure_table(torch.ones(N, D, dtype=torch.int64), groups)

@@ -1,0 +1,303 @@
+"""Tiny, real tokenizers, models and data, built in memory: no download, no file, the same bits on every run.
+
+The three tokenizers hold the same ordinary English words, so a test can ask one question of every family. They differ
+where real ones differ: the mark of a word's start (none and ``##``, ``Ġ``, ``▁``), case, the unknown token, and where
+special tokens stand. As in real vocabularies, the order is (roughly) that of frequency.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    TrainingArguments,
+)
+
+MAX_LENGTH = 128
+
+# Whole words of every family's vocabulary, the most frequent first; inflected forms stand beside lemmas on purpose.
+WORDS: tuple[str, ...] = tuple(
+    """
+    the of and in to a is was for on as with that by it from at his an are were which this be he or had not one their
+    has its but have they who two been first all her she more than can into other some time when used no may also
+    years after new only up out people about made there many will so most what would year them over city him between
+    world state if part three where such well during long water called small large both high house same war each old
+    early life any number found name before being then book day family house's second work works great through because
+    however under since several music home end became place country way left very four school white children black
+    child town line man woman men women body land king queen church river road power houses light air sea head hand
+    young night food letter word words language animal bird birds fish horse dog dogs cat cats tree trees plant plants
+    flower fruit apple bread milk sugar salt gold iron silver stone glass paper wood cloth green red blue yellow dark
+    bright cold hot warm dry wet run ran running runs walk walked walking see saw seen give gave given write wrote
+    written read reading sing sang song teacher student doctor nurse soldier farmer sailor judge thief poet baker
+    table chair door window wall roof floor bridge tower ship boat train car wheel engine hammer knife clock lamp
+    spoon bottle basket rope mountain hill valley desert forest island lake ocean beach storm rain snow wind cloud
+    star moon sun planet summer winter spring autumn morning evening month week hour good better best bad worse worst
+    big bigger biggest happy sad quick quickly slow slowly quiet loud brave love fear anger joy hope dream truth
+    justice peace money price market trade doctor's goose geese mouse mice wolf wolves sheep ox oxen leaf leaves tooth
+    teeth foot feet knives lion tiger bear fox rabbit owl eagle crow duck frog snake spider ant bee honey violin piano
+    drum flute trumpet dance opera copper zinc oxygen carbon acid virus fever surgeon lawyer castle prison temple
+    harbor lantern candle needle pillow blanket
+    """.split()  # noqa: SIM905 - a list of 371 quoted words would be harder to read
+)
+NAMES: tuple[str, ...] = ("London", "Paris", "Mary", "John", "Monday", "March")
+NUMBERS: tuple[str, ...] = ("1", "2", "10", "100", "1990", "2000")
+PUNCTUATION: tuple[str, ...] = tuple(".,;:!?'\"()-")
+SUFFIXES: tuple[str, ...] = ("s", "ed", "ing", "er", "ly", "ness", "tion")
+LETTERS: tuple[str, ...] = tuple("abcdefghijklmnopqrstuvwxyz0123456789")
+
+_GLOSSES = """
+house: a building in which a family lives
+water: the clear liquid that falls as rain and fills the sea
+city: a large and important town
+war: fighting between two countries or states
+book: sheets of paper with written words, bound together
+music: sounds made by singing or playing instruments
+school: a place where children are taught
+child: a young human being
+king: a man who rules a country
+queen: a woman who rules a country
+river: a large stream of water that runs to the sea
+road: a way for cars and people to go from town to town
+animal: a living thing that can feel and move
+bird: an animal with wings and feathers that lays eggs
+fish: an animal that lives in water and has fins
+horse: a large animal that people ride
+dog: an animal kept at home that barks
+cat: a small animal kept at home that catches mice
+tree: a tall plant of wood
+flower: the bright part of a plant
+fruit: the part of a tree that holds its seeds and is good to eat
+apple: a round red or green fruit
+bread: a food made by the baker from flour and water
+milk: the white food that a mother gives her young
+gold: a yellow metal of high price
+iron: a heavy grey metal used for tools
+silver: a white metal used for money
+green: of the color of leaves
+red: of the color of blood
+cold: having little heat
+hot: having much heat
+run: to go quickly on foot
+walk: to go slowly on foot
+write: to put words on paper
+sing: to make music with the voice
+teacher: a person who teaches students in a school
+doctor: a person who treats the sick
+soldier: a person who fights in a war
+sailor: a person who works on a ship
+table: a flat board on legs
+chair: a seat for one person
+bridge: a road over a river
+ship: a large boat for the sea
+hammer: a tool for driving nails
+knife: a tool with a sharp edge for cutting
+clock: an instrument that shows the hour
+mountain: very high land
+island: land with water on every side
+storm: bad weather with wind and rain
+moon: the bright body that goes round the earth
+winter: the cold part of the year
+good: of the right or wanted kind
+big: large
+happy: full of joy
+quickly: in little time
+goose: a large bird with a long neck
+mouse: a small animal with a long tail
+wolf: a wild animal like a large dog
+leaf: a flat green part of a plant
+tooth: one of the hard white parts in the mouth
+lion: a large wild cat
+owl: a bird of the night
+violin: an instrument of wood with four strings
+copper: a red metal
+fever: a heat of the body that comes with sickness
+castle: a large house with strong walls
+"""
+
+
+def tiny_glossary() -> dict[str, str]:
+    """Word -> gloss, for 66 of :data:`WORDS`: lemmas only, so that "geese" has a definition only through "goose"."""
+    return dict(line.split(": ", 1) for line in _GLOSSES.strip().splitlines())
+
+
+def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's kind: lower-casing, ``##`` marks what continues a word, ``[unusedN]`` entries, an ``[UNK]`` in use."""
+    tokens = [
+        "[PAD]",
+        *(f"[unused{i}]" for i in range(4)),
+        *("[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        *PUNCTUATION,
+        *LETTERS,
+        *(f"##{letter}" for letter in LETTERS),
+        # BERT's pre-tokenizer splits at the apostrophe, so "house's" can be no entry; names are lower-cased.
+        *(word for word in WORDS if "'" not in word),
+        *(f"##{suffix}" for suffix in SUFFIXES),
+        *(name.lower() for name in NAMES),
+        *NUMBERS,
+    ]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=MAX_LENGTH,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+    )
+
+
+def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """RoBERTa's kind: cased, ``Ġ`` marks a word's start, all bytes are known, ``<mask>`` takes the space before it."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=5_000,  # more than there is to merge: each word becomes one token
+        min_frequency=1,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    entries = [*WORDS, *NAMES, *NUMBERS, *(word.capitalize() for word in WORDS[:40])]
+    # Zipf's law orders the merges, hence the ids, by frequency. What begins a line has no mark.
+    corpus = [f" {word}" for i, word in enumerate(entries) for _ in range(1 + 600 // (i + 1))]
+    corpus += [*(word.capitalize() for word in WORDS[:40]), *PUNCTUATION]
+    backend.train_from_iterator(corpus, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=MAX_LENGTH,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+    )
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """T5's kind: cased, ``▁`` marks a word's start, ``</s>`` closes, ``<extra_id_3>`` … ``<extra_id_0>`` stand last."""
+    words = [*WORDS, *NAMES, *NUMBERS, *(word.capitalize() for word in WORDS[:40])]
+    pieces = dict.fromkeys([f"▁{word}" for word in words] + [*SUFFIXES, *PUNCTUATION])
+    letters = dict.fromkeys(["▁", *LETTERS, *(letter.upper() for letter in LETTERS)])
+    scores = [(piece, -4.0 - 0.01 * i) for i, piece in enumerate(pieces)]
+    # Letters are so unlikely that a whole word always wins over its spelling.
+    scores += [(letter, -20.0) for letter in letters if letter not in pieces]
+    backend = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scores], unk_id=2))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=MAX_LENGTH,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens=[f"<extra_id_{i}>" for i in reversed(range(4))],
+    )
+
+
+def tiny_bert(
+    tokenizer: PreTrainedTokenizerBase, model_class: type[PreTrainedModel] = BertModel, **config: Any
+) -> PreTrainedModel:
+    """A two-layer BERT for `tokenizer`, as any ``Bert*`` class: ``tiny_bert(tokenizer, BertForMaskedLM)``."""
+    return _tiny_encoder(BertConfig, model_class, tokenizer, MAX_LENGTH, config)
+
+
+def tiny_roberta(
+    tokenizer: PreTrainedTokenizerBase, model_class: type[PreTrainedModel] = RobertaModel, **config: Any
+) -> PreTrainedModel:
+    """A two-layer RoBERTa for `tokenizer`, as any ``Roberta*`` class."""
+    # RoBERTa counts positions from pad_token_id + 1.
+    return _tiny_encoder(RobertaConfig, model_class, tokenizer, MAX_LENGTH + tokenizer.pad_token_id + 1, config)
+
+
+def _tiny_encoder(
+    config_class: type[BertConfig] | type[RobertaConfig],
+    model_class: type[PreTrainedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    positions: int,
+    overrides: dict[str, Any],
+) -> PreTrainedModel:
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": positions,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        # With the usual 0.02, layers of this width are almost linear and all definitions get nearly the same state.
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return model_class(config_class(**settings | overrides)).eval()
+
+
+_LIVING = ("dog", "cat", "horse", "bird", "wolf", "lion", "owl", "goose")
+_THINGS = ("table", "chair", "hammer", "knife", "clock", "ship", "bridge", "book")
+_FRAMES = (
+    "the {} was in the house .",
+    "a {} is on the road",
+    "he saw the old {}",
+    "people found a {} in the city",
+    "the {}",
+)
+
+
+def tiny_dataset(tokenizer: PreTrainedTokenizerBase, n: int = 64) -> Dataset:
+    """`n` short sentences, half about an animal (label 1), half about an artefact (label 0), padded to one length."""
+    shuffled = random.Random(0)
+    labels = [i % 2 for i in range(n)]
+    sentences = [shuffled.choice(_FRAMES).format(shuffled.choice(_LIVING if label else _THINGS)) for label in labels]
+    encoded = tokenizer(sentences, padding="max_length", max_length=16, truncation=True)
+    return Dataset.from_dict(
+        {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"], "labels": labels}
+    )
+
+
+def training_args(output_dir: str | Path, **overrides: Any) -> TrainingArguments:
+    """Eight quick CPU steps over :func:`tiny_dataset`, a log row for each; no reporter, no bar, nothing saved."""
+    settings = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,  # warns without an accelerator
+    }
+    return TrainingArguments(output_dir=str(output_dir), **settings | overrides)
