@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import CONFIG_NAME
 
 from defemb_callbacks.build import build_definition_embeddings, related_tokens
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import load_definitions
-from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to
+from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to, note_applied
 from defemb_callbacks.frequency import configured_rank, count_tokens, frequency_groups
 from defemb_callbacks.monitor import EmbeddingMonitor
 from defemb_callbacks.plots import TableSnapshot, save_run_plots
@@ -108,18 +111,28 @@ class EmbeddingMonitorCallback(TrainerCallback):
             )
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Remember the rows that training starts from."""
+        counts = self._counts(model, train_dataloader)
+        self._before_training(args, state, model, counts)
         self._last_measured = state.global_step
         if self.config.monitor_steps == 0:
             return
         vocabulary, pairs = self._vocabulary_and_pairs(model)
-        counts = self._counts(model, kwargs.get("train_dataloader"))
         self.monitor = EmbeddingMonitor(model, vocabulary, self.config, pairs, counts)
         if self.config.plots and state.is_world_process_zero:
             self._start = TableSnapshot.take(model, self.monitor.groups)
         self._reporters = None if self._attached or not state.is_world_process_zero else ForwardingReporters(args)
+
+    def _before_training(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
+        """For subclasses: what is to happen before the first measurement."""
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
         vocabulary = read_vocabulary(self._checked_tokenizer(), len(embedding_weight(model)))
@@ -237,6 +250,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self.embeddings = embeddings
         self.force = force
         self.report: RebuildReport | None = None
+        self._given = embeddings
+        self._rebuilt: weakref.ref[Any] | None = None
 
     def on_init_end(
         self,
@@ -253,13 +268,23 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         if not needs_data:
             self._rebuild(args, state, model, counts=None)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def _before_training(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         """Rebuild a model that was made since, unless the run is resumed."""
-        if state.global_step == 0 and applied_to(model) is None:
-            self._rebuild(args, state, model, self._counts(model, kwargs.get("train_dataloader")))
-        super().on_train_begin(args, state, control, model=model, **kwargs)
+        if state.global_step == 0:
+            self._rebuild(args, state, model, counts)
+        else:
+            self._recognise(args, state, model)
+
+    def _recognise(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
+        """Let the config of a resumed model say of its rows what its checkpoint says."""
+        saved = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / CONFIG_NAME
+        if not saved.is_file():  # resumed from elsewhere, or from a checkpoint without a config
+            return
+        applied = json.loads(saved.read_text(encoding="utf-8")).get("definition_emb")
+        note_applied(model, applied)
+        if applied is None:
+            self.report = None
+            logger.warning("The run is resumed from a checkpoint with its own embeddings; they are not rebuilt.")
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
         if self.embeddings is not None:
@@ -268,21 +293,27 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
     def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         earlier = applied_to(model)
-        if earlier is not None and not self.force:
+        # `force` is for what others rebuilt: a second train() is no second rebuild.
+        rebuilt_here = self._rebuilt is not None and self._rebuilt() is model
+        if earlier is not None and (rebuilt_here or not self.force):
             logger.info("The embeddings were rebuilt before (%s); they are left as they are.", earlier)
             return
         tokenizer = self._checked_tokenizer()
-        if self.embeddings is None:
+        embeddings = self._given
+        if embeddings is None:
+            # Built anew for each model, as a `model_init` may give other weights each time.
             # One process of each machine builds, the others find the result in the cache.
             with PartialState().local_main_process_first():
-                self.embeddings = build_definition_embeddings(model, tokenizer, self.definitions, self.config)
-        self.embeddings.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(model))))
+                embeddings = build_definition_embeddings(model, tokenizer, self.definitions, self.config)
+        embeddings.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(model))))
         if self.config.plots and state.is_world_process_zero:
-            rank = configured_rank(self.embeddings.vocabulary, self.config, counts)
+            rank = configured_rank(embeddings.vocabulary, self.config, counts)
             self._before = TableSnapshot.take(model, frequency_groups(rank, self.config.group_edges))
-        self.report = self.embeddings.apply(model, self.config, counts=counts, force=self.force)
+        self.report = embeddings.apply(model, self.config, counts=counts, force=self.force)
+        self.embeddings = embeddings
+        self._rebuilt = weakref.ref(model)
         if state.is_world_process_zero:
             logger.info("%s", self.report)
             folder = self._folder(args)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.json").write_text(json.dumps(self.report.to_dict(), indent=1), encoding="utf-8")
+            (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")

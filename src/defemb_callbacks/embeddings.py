@@ -139,7 +139,7 @@ class DefinitionEmbeddings:
             "strategy": config.strategy,
             "rebuilt": len(ids),
         }
-        _config_of(model).definition_emb = applied
+        note_applied(model, applied)
         weight_of_token = torch.zeros(len(rank), dtype=torch.float64)
         weight_of_token[ids] = weights
         return RebuildReport(
@@ -266,6 +266,11 @@ class DefinitionEmbeddings:
 def applied_to(model: nn.Module) -> dict[str, Any] | None:
     """What was applied to a model, also before it was saved and loaded; `None` if it was never rebuilt."""
     return getattr(_config_of(model), "definition_emb", None)
+
+
+def note_applied(model: nn.Module, applied: dict[str, Any] | None) -> None:
+    """Set what `applied_to` tells of a model and of its checkpoints."""
+    _config_of(model).definition_emb = applied
 
 
 def _config_of(model: nn.Module) -> Any:

@@ -31,6 +31,8 @@ class ForwardingReporters:
             if name == "TensorBoardCallback" and reporter.logging_dir is None:
                 # Its default is named after the second in which the run began, so it cannot be computed again.
                 reporter.logging_dir = _newest_event_folder(Path(str(args.output_dir)))
+                if reporter.logging_dir is None:  # the Trainer's own was removed
+                    continue
             self._reporters.append(reporter)
 
     def log(
