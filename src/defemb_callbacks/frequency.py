@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,13 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
         raise FileNotFoundError(f"frequency={str(path)!r}: no such file; or say 'vocabulary' or 'training_data'.")
     entries: list[tuple[str, Any]] = []
     if path.suffix == ".json":
-        entries = list(json.loads(path.read_text(encoding="utf-8")).items())
+        try:
+            entries = list(json.loads(path.read_text(encoding="utf-8")).items())
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is no JSON object {{token: count}}: {error}.") from error
     else:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        # Not splitlines(): a token may hold one of Unicode's other line breaks.
+        for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
             token, tab, count = line.rpartition("\t")
             if not tab:
                 raise ValueError(f"{path}, line {number}: {line!r} is not 'token<TAB>count'.")
@@ -111,7 +115,7 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
     counts = torch.zeros(len(vocabulary), dtype=torch.int64)
     known = 0
     for number, (token, count) in enumerate(entries, 1):
-        if not str(count).strip().isdigit():
+        if not str(count).strip().isdecimal():
             raise ValueError(f"{path}, entry {number}: the count of {token!r} is {count!r}, not a whole number.")
         if token in ids:
             counts[ids[token]] += int(count)
@@ -121,14 +125,14 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
     return counts
 
 
-def count_tokens(dataset: Iterable[Any], size: int) -> Tensor:
+def count_tokens(dataset: Any, size: int) -> Tensor:
     """How often each token id occurs in the `input_ids` of a data set.
 
     The data set is read by index or iteration and neither reordered nor consumed; a stream that can be read only once
     is refused.
 
     Args:
-        dataset: rows are mappings with `input_ids`.
+        dataset: of any kind that has a length; rows are mappings with `input_ids`.
         size: rows of the embedding table.
 
     Returns:
@@ -147,7 +151,9 @@ def count_tokens(dataset: Iterable[Any], size: int) -> Tensor:
             "file as frequency='counts.tsv'."
         )
     counts = torch.zeros(size, dtype=torch.int64)
-    for row in dataset:
+    # A map-style torch data set has no __iter__, and Python's stand-in for it would run on to an IndexError.
+    rows = dataset if hasattr(dataset, "__iter__") else (dataset[index] for index in range(len(dataset)))
+    for row in rows:
         if "input_ids" not in row:
             raise ValueError(f"The training data has no column 'input_ids' (it has {sorted(row)}); tokenize it first.")
         counts += torch.bincount(torch.as_tensor(row["input_ids"]).flatten(), minlength=size)[:size]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from accelerate.utils import extract_model_from_parallel
+from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model inside DDP, DataParallel or torch.compile; the wrappers stay as they are."""
+    # From a compiled wrapper, accelerate's function would take the DDP inside out for good, and gradients with it.
+    compiled: Any = model if is_compiled_module(model) else None
+    return extract_model_from_parallel(compiled._orig_mod if compiled is not None else model)
 
 
 def embedding_weight(model: nn.Module) -> nn.Parameter:
@@ -20,8 +29,11 @@ def embedding_weight(model: nn.Module) -> nn.Parameter:
         >>> embedding_weight(BertModel(config)).shape
         torch.Size([10, 4])
     """
-    inner = extract_model_from_parallel(model)
-    embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    inner: Any = bare_model(model)
+    try:
+        embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
+    except NotImplementedError:  # transformers' answer for models that read no tokens
+        embedding = None
     weight = getattr(embedding, "weight", None)
     if not isinstance(weight, Tensor) or (weight.ndim != 2 and weight.numel()):
         raise TypeError(
@@ -62,7 +74,8 @@ def write_rows(model: nn.Module, ids: Tensor, rows: Tensor) -> None:
         rows: (n, d), any floating type.
 
     Raises:
-        ValueError: shapes or ids that do not fit, or NaN or infinite values (the first such row is named).
+        ValueError: shapes or ids that do not fit, or values that are NaN or infinite in the table's type (the first
+            such row is named).
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -72,14 +85,18 @@ def write_rows(model: nn.Module, ids: Tensor, rows: Tensor) -> None:
         [1.0, 1.0, 1.0, 1.0]
     """
     weight = embedding_weight(model)
+    rows = rows.to(weight.device, weight.dtype)  # first: what float32 holds may be infinite in float16
     check_rows(ids, rows, size=weight.shape[0], width=weight.shape[1])
-    weight.index_copy_(0, ids.to(weight.device), rows.to(weight.device, weight.dtype))
+    weight.index_copy_(0, ids.to(weight.device), rows)
 
 
 def check_rows(ids: Tensor, rows: Tensor, *, size: int, width: int) -> None:
     """Refuse rows that do not fit a (size, width) table: `ValueError` with what is wrong."""
-    if ids.ndim != 1 or ids.dtype != torch.int64 or len(ids.unique()) < len(ids):
-        raise ValueError(f"Token ids must be a vector of different int64 numbers, got {tuple(ids.shape)} {ids.dtype}.")
+    if ids.ndim != 1 or ids.dtype != torch.int64:
+        raise ValueError(f"Token ids must be a vector of int64 numbers, got {tuple(ids.shape)} {ids.dtype}.")
+    different, times = ids.unique(return_counts=True)
+    if len(different) < len(ids):
+        raise ValueError(f"Each token has one row, but token {int(different[times > 1][0])} has several.")
     if rows.shape != (len(ids), width):
         raise ValueError(
             f"The rows have shape {tuple(rows.shape)}; {len(ids)} rows of this model have ({len(ids)}, {width}). "

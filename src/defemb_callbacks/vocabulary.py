@@ -96,7 +96,9 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int | None = None)
         reason = SPECIAL if index in special else _why_no_word(token, text, starts)
         words.append(None if reason else text)
         reasons.append(reason)
-    uncased = not any(char.isupper() for word in words if word for char in word)
+    # Tokens that a user added do not tell of the tokenizer's own case.
+    own = (word for index, word in enumerate(words) if word and index not in added)
+    uncased = not any(char.isupper() for word in own for char in word)
     return Vocabulary(tuple(tokens), tuple(words), tuple(reasons), uncased)
 
 

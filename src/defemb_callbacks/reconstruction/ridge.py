@@ -133,7 +133,7 @@ def cross_fitted_rows(
         block: rows converted to float64 at once.
 
     Raises:
-        ValueError: fewer than two rows, or shapes that differ.
+        ValueError: fewer than two rows or folds, shapes that differ, or NaN or infinite values.
 
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
@@ -145,6 +145,15 @@ def cross_fitted_rows(
         raise ValueError(f"There are {len(x)} rows of features, but {len(y)} targets.")
     if len(x) < 2:
         raise ValueError(f"A cross-fitted map needs at least 2 tokens with definitions, got {len(x)}.")
+    if folds < 2:
+        raise ValueError(f"folds={folds}: cross-fitting needs at least 2.")
+    for name, values in (("features", x), ("targets", y)):
+        broken = (~torch.isfinite(values).all(dim=1)).nonzero().flatten()
+        if len(broken):
+            raise ValueError(
+                f"{len(broken)} rows of the {name} hold NaN or infinity, the first one row {int(broken[0])}. "
+                "Are the model's weights damaged?"
+            )
     folds = min(folds, len(x))
     fold_of_row = torch.arange(len(x)) % folds
     equations = NormalEquations(x.shape[1], y.shape[1], folds)
