@@ -1,0 +1,193 @@
+"""The command line: the same results as the functions, ordinary checkpoints, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification
+
+from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, build_definition_embeddings, measure_embeddings
+from defemb_callbacks.cli import main
+from defemb_callbacks.rows import read_table
+from tiny import tiny_bert, tiny_glossary, wordpiece_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return wordpiece_tokenizer()
+
+
+@pytest.fixture
+def checkpoint(tokenizer: Any, tmp_path: Path) -> Path:
+    tiny_bert(tokenizer, BertForSequenceClassification).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def glossary(tmp_path: Path) -> Path:
+    path = tmp_path / "glossary.json"
+    path.write_text(json.dumps(tiny_glossary()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `defemb …` in this process; gives what it prints."""
+
+    def run(*arguments: Any) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert end.value.code == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs `defemb …`, which must fail with one line."""
+
+    def refused(*arguments: Any) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert end.value.code == 1
+        assert captured.out == ""
+        error = captured.err.splitlines()[-1]
+        assert error.startswith("Error: ")
+        assert "Traceback" not in captured.err
+        return error
+
+    return refused
+
+
+def test_inspect_counts_and_measures(run, checkpoint, glossary, tokenizer) -> None:
+    found = json.loads(run("inspect", checkpoint, "--definitions", glossary, "--json"))
+    model = BertForSequenceClassification.from_pretrained(checkpoint)
+    assert found["metrics"] == measure_embeddings(model, tokenizer, str(glossary))
+    assert sum(found["vocabulary"].values()) == len(tokenizer)
+    assert found["vocabulary"]["unused entry"] == 4
+    assert found["dictionary"] == {"name": "glossary", "words": 66, "defined_words": 66, "defined_tokens": 66}
+    assert found["rebuilt"] is None
+
+
+def test_inspect_prints_tables(run, checkpoint, glossary) -> None:
+    text = run("inspect", checkpoint, "--definitions", glossary)
+    assert "word piece                 32    6.7%" in text
+    assert "glossary (66 words) defines 66 of 374 words (17.6%), and 66 tokens in all." in text
+    assert [line.split()[0] for line in text.splitlines()[-4:]] == ["all", "frequent", "medium", "rare"]
+    assert "Rebuilt before" not in text
+
+
+def test_several_dictionaries_are_joined(run, checkpoint, glossary, tmp_path) -> None:
+    (tmp_path / "more.tsv").write_text("word\tdefinition\nlamp\ta thing that gives light\n", encoding="utf-8")
+    text = run("inspect", checkpoint, "--definitions", glossary, "--definitions", tmp_path / "more.tsv")
+    assert "glossary+more (67 words) defines 67 of 374 words" in text
+
+
+def test_build_saves_what_the_function_builds(run, checkpoint, glossary, tokenizer, tmp_path) -> None:
+    text = run(
+        *("build", checkpoint, "--output", tmp_path / "embeddings", "--definitions", glossary),
+        *("--features", "bag", "--features", "first", "--max-length", 12, "--precision", "float32"),
+        *("--definitions-per-token", 1, "--batch-size", 7, "--cache-dir", tmp_path / "cache"),
+    )
+    saved = DefinitionEmbeddings.from_pretrained(tmp_path / "embeddings")
+    config = DefinitionEMBConfig(features=["bag", "first"], max_length=12, precision="float32", definitions_per_token=1)
+    model = BertForSequenceClassification.from_pretrained(checkpoint)
+    built = build_definition_embeddings(model, tokenizer, str(glossary), config)
+    assert torch.equal(saved.ids, built.ids)
+    torch.testing.assert_close(saved.rows, built.rows)
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+    assert "66 of 476 tokens rebuilt from 66 definitions (glossary)" in text
+
+
+@pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForMaskedLM])
+def test_apply_saves_an_ordinary_checkpoint_with_its_head(run, glossary, tokenizer, tmp_path, model_class) -> None:
+    model = tiny_bert(tokenizer, model_class)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    ready = build_definition_embeddings(model, tokenizer, str(glossary))
+    ready.save_pretrained(tmp_path / "embeddings")
+    text = run(
+        *("apply", tmp_path / "model", tmp_path / "embeddings", "--output", tmp_path / "new"),
+        *("--strategy", "replace", "--no-rescale", "--alpha", 0.5, "--report", tmp_path / "report.json"),
+    )
+    report = ready.apply(model, DefinitionEMBConfig(strategy="replace", rescale=False, alpha=0.5))
+    loaded = model_class.from_pretrained(tmp_path / "new")
+    torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "new").get_vocab() == tokenizer.get_vocab()
+    assert text.startswith(str(report).splitlines()[0])
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == json.loads(report.to_json())
+
+
+def test_a_rebuilt_model_is_told_and_kept_unless_forced(run, refused, checkpoint, glossary, tmp_path) -> None:
+    new, again, embeddings = tmp_path / "new", tmp_path / "again", tmp_path / "embeddings"
+    run("build", checkpoint, "--output", embeddings, "--definitions", glossary)
+    run("apply", checkpoint, embeddings, "--output", new, "--blend", 0.3, "--blend-floor", 1)
+    assert run("inspect", new, "--definitions", glossary).endswith("Rebuilt before: 66 rows (blend).\n")
+    assert "were rebuilt before" in refused("apply", new, embeddings, "--output", again)
+    assert not again.exists()
+    run("apply", new, embeddings, "--output", again, "--force")
+    tables = [read_table(BertForSequenceClassification.from_pretrained(folder)) for folder in (new, again)]
+    assert not torch.equal(*tables)
+
+
+def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
+    output = ("--output", tmp_path / "out")
+    (tmp_path / "notes.txt").write_text("no glossary")
+    for word, arguments in {
+        "no file": ("inspect", checkpoint, "--definitions", tmp_path / "missing.tsv"),
+        "notes.txt": ("build", checkpoint, *output, "--definitions", tmp_path / "notes.txt"),
+        "features contains 'all'": ("build", checkpoint, *output, "--features", "all"),
+        "missing-model": ("inspect", tmp_path / "missing-model"),
+        "no folder": ("apply", checkpoint, tmp_path / "missing", *output),
+        "holds no definition embeddings": ("apply", checkpoint, checkpoint, *output),
+        "blend=3.0 is not between 0 and 1": ("apply", checkpoint, tmp_path, *output, "--blend", 3),
+        "is MODEL itself": ("apply", checkpoint, tmp_path, "--output", checkpoint),
+    }.items():
+        assert word in refused(*arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpoint) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["SpecialBert"]}))
+    assert "no model class 'SpecialBert'; --trust-remote-code" in refused("inspect", checkpoint)
+
+
+def test_embeddings_of_another_tokenizer_are_refused(refused, checkpoint, glossary, tokenizer, tmp_path) -> None:
+    model = tiny_bert(tokenizer, vocab_size=len(tokenizer) + 8)
+    build_definition_embeddings(model, tokenizer, tiny_glossary()).save_pretrained(tmp_path / "embeddings")
+    error = refused("apply", checkpoint, tmp_path / "embeddings", "--output", tmp_path / "out")
+    assert "another tokenizer (484 entries there, 476 here)" in error
+
+
+@pytest.mark.parametrize("command", ["inspect", "build", "apply"])
+def test_help_explains_every_option(run, command) -> None:
+    text = run(command, "--help")
+    assert "--trust-remote-code" in text
+    if command == "apply":
+        assert "--blend-floor" in text
+        assert "The most frequent token's share" in " ".join(text.split())
+    if command == "build":
+        assert "--definitions-per-token" in text
+
+
+@pytest.mark.slow
+def test_the_module_runs(checkpoint, glossary) -> None:
+    arguments = [sys.executable, "-m", "defemb_callbacks", "inspect", str(checkpoint), "--definitions", str(glossary)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # a checkout that is not installed
+    done = subprocess.run([*arguments, "--json"], capture_output=True, text=True, check=True, timeout=120, env=env)
+    assert json.loads(done.stdout)["dictionary"]["defined_words"] == 66
