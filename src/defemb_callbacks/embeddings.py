@@ -114,6 +114,8 @@ class DefinitionEmbeddings:
         if config.only_training_tokens:
             if counts is None:
                 raise ValueError("only_training_tokens=True needs the token counts of the training data: counts=...")
+            if len(counts) != len(rank):
+                raise ValueError(f"counts has shape {tuple(counts.shape)}; the vocabulary needs ({len(rank)},).")
             allowed = counts > 0
         chosen = choose_tokens(self.ids, rank, config.alpha, allowed)
         ids = self.ids[chosen]
