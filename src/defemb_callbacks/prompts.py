@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -40,9 +41,14 @@ def definition_prompt(definition: Definition, word: str, mask: str) -> str:
         >>> definition_prompt(pet, "cats", "")
         'cat, true cat, mouser: a small feline; a cat purrs'
     """
-    own = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+    own = _pattern(word)
     others = [name for name in (definition.word, *definition.synonyms) if name.lower() != word.lower()]
     names = [mask, *dict.fromkeys(own.sub(mask, name) for name in others)]
     head = ", ".join(name for name in names if name)
     gloss = own.sub(mask, definition.gloss)
     return f"{head}: {gloss}" if head else gloss
+
+
+@lru_cache(maxsize=64)
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)

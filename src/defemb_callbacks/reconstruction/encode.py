@@ -161,7 +161,7 @@ def _text_features(
     model: PreTrainedModel, input_ids: Tensor, features: Sequence[str], table: Tensor, special: Tensor, mask_id: int
 ) -> Tensor:
     """(batch, len(features) · d) float32 on the CPU."""
-    states = last_states(model, input_ids, torch.ones_like(input_ids)).float()
+    states = last_states(model, input_ids).float()  # nothing is padded, so there is nothing to mask
     is_mask = input_ids == mask_id
     content = ~torch.isin(input_ids, special)
     # A definition of nothing but special tokens is read whole.
@@ -203,10 +203,10 @@ def _precision(
 
 
 def _has_bfloat16(device: str) -> bool:
+    # Emulated bfloat16 would be slower than float32.
     if device == "cpu":
-        # Emulated bfloat16 would be slower than float32.
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return device != "cuda" or torch.cuda.is_bf16_supported()
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextlib.contextmanager

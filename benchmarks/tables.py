@@ -1,0 +1,129 @@
+"""Writes the README's tables from the JSON in `benchmarks/results/`, between `<!-- table NAME -->` and `<!-- end -->`.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+GROUPS = ("all", "frequent", "medium", "rare")
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def supersense(result: dict[str, Any]) -> str:
+    rows = []
+    for group in GROUPS[1:]:
+        runs = {name: [run[group] for run in result["accuracy"][name]] for name in ("baseline", "definitions")}
+        paired = [b - a for a, b in zip(runs["baseline"], runs["definitions"], strict=True)]
+        cells = [f"{mean(values):.3f} ± {stdev(values):.3f}" for values in runs.values()]
+        rows.append([f"{group} ({result['test_nouns'][group]:,})", *cells, f"**{mean(paired):+.3f}**"])
+    return table(["test nouns", "without", "with the callback", "difference"], rows)
+
+
+def wordsim(result: dict[str, Any]) -> str:
+    rows = []
+    for dataset, groups in result["scores"].items():
+        for group, row in groups.items():
+            if group in ("all", "rare"):
+                name = f"{dataset}{'' if group == 'all' else ', pairs with a rare word'} ({row['pairs']:,})"
+                rows.append([name, *(f"{row[label]:.3f}" for label in ("pretrained", "default", "replace"))])
+    return table(["Spearman, input embeddings", "pretrained", "default (blend)", "replace"], rows)
+
+
+def sst2(result: dict[str, Any]) -> str:
+    rows = []
+    for run, scores in result["accuracy"].items():
+        difference = result["mean_difference"].get(run)
+        shown = "" if difference is None else f"{difference:+.4f} ± {result['standard_error'][run]:.4f}"
+        rows.append([run, f"{mean(scores):.4f}", f"{stdev(scores):.4f}", shown])
+    return table(["callback", "accuracy", "spread over seeds", "paired difference ± standard error"], rows)
+
+
+def features(result: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{row['r_squared']:.3f}", f"{row['centred_cosine']:.3f}"] for name, row in result["features"].items()
+    ]
+    return table(["features of a definition", "held-out R²", "centred cosine to the old row"], rows)
+
+
+def definitions(result: dict[str, Any]) -> str:
+    rows = [
+        [number, f"{row['r_squared']:.3f}", f"{row['centred_cosine']:.3f}", f"{row['tokens']:,}"]
+        for number, row in result["definitions_per_token"].items()
+    ]
+    return table(["definitions a word, at most", "held-out R²", "centred cosine", "tokens to encode"], rows)
+
+
+def weights(result: dict[str, Any]) -> str:
+    rows = [
+        [weight if weight != "default" else "**default** (0.1 to 0.4)", *(f"{row[group]:.3f}" for group in GROUPS)]
+        for weight, row in result["relation_auc_by_weight"].items()
+    ]
+    rows += [
+        [f"default, alpha {alpha}", *(f"{row[group]:.3f}" for group in GROUPS)]
+        for alpha, row in result["relation_auc_by_alpha"].items()
+        if alpha != "1.0"
+    ]
+    return table(["weight of the new direction", *GROUPS], rows)
+
+
+def speed(result: dict[str, Any]) -> str:
+    ratio = result["build_speed_relative_to_bare"]
+    rows = [
+        ["cold build against the bare forward pass, bfloat16 autocast", f"{ratio['bfloat16_autocast']:.2f}"],
+        ["the same against weights cast to bfloat16", f"{ratio['bfloat16_weights']:.2f}"],
+        ["warm start (load and apply), seconds", f"{result['warm_start_seconds']:.1f}"],
+        ["extra peak memory of a cold build, MiB", f"{result['extra_peak_mib']:,.0f}"],
+    ]
+    return table(["all-MiniLM-L6-v2, whole vocabulary, WordNet, 2 CPU cores", "measured"], rows)
+
+
+def isotropy(result: dict[str, Any]) -> str:
+    rows = []
+    for key, name in (
+        ("whole_table", "I(E) of the table"),
+        ("table_and_three_groups", "I(E) of the table and three groups"),
+    ):
+        faster = result[key]["times_faster"]
+        rows.append([name, f"{faster['one_by_one_float32']:.1f} ×", f"{faster['one_by_one_float64']:.1f} ×"])
+    shape = f"{result['table']['rows']:,} × {result['table']['dim']}"
+    return table([shape, "faster than one by one in float32", "in float64"], rows)
+
+
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "supersense": ("supersense.json", supersense),
+    "wordsim": ("wordsim.json", wordsim),
+    "sst2": ("sst2.json", sst2),
+    "features": ("choices.json", features),
+    "definitions": ("choices.json", definitions),
+    "weights": ("choices.json", weights),
+    "speed": ("encode.json", speed),
+    "isotropy": ("isotropy.json", isotropy),
+}
+
+
+def render(text: str) -> str:
+    """The text with every table made anew from its results."""
+
+    def replaced(match: re.Match[str]) -> str:
+        file, make = TABLES[match["name"]]
+        result = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+        return f"<!-- table {match['name']} -->\n{make(result)}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (?P<name>\w+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,78 @@
+"""Word similarity of a checkpoint before and after the rebuild with default settings.
+
+    python benchmarks/wordsim.py
+
+Needs the referee `shared/tools/wordsim.py` and its data (MEN-3000, SimLex-999, RareWords-2034) beside the repository;
+their human ratings play no part in any setting. The score is Spearman's correlation over the same pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+from common import DATA, RESULTS, add_model_argument, environment, find_model
+from transformers import AutoModel, AutoTokenizer
+
+from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
+
+CONFIGS = {
+    "default": DefinitionEMBConfig(),
+    "replace": DefinitionEMBConfig(strategy="replace"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_argument(parser)
+    parser.add_argument("--definitions", nargs="+", default=["wordnet"])
+    parser.add_argument("--output", type=Path, default=RESULTS / "wordsim.json")
+    arguments = parser.parse_args()
+    referee = DATA.parent / "tools" / "wordsim.py"
+    if not referee.is_file():
+        sys.exit("The referee shared/tools/wordsim.py is not beside the repository; nothing was measured.")
+    name = arguments.model or find_model()
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = {"pretrained": AutoModel.from_pretrained(name)}
+        for label, config in CONFIGS.items():
+            checkpoints[label] = AutoModel.from_pretrained(name)
+            build_definition_embeddings(checkpoints[label], tokenizer, arguments.definitions, config).apply(
+                checkpoints[label], config
+            )
+        for label, model in checkpoints.items():
+            model.save_pretrained(Path(folder, label))
+            tokenizer.save_pretrained(Path(folder, label))
+        paths = [str(Path(folder, label)) for label in checkpoints]
+        command = [sys.executable, str(referee), *paths, "--data", str(DATA / "wordsim"), "--json"]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    scores = {
+        dataset: {
+            group: {Path(key).name if key != "pairs" else key: value for key, value in row.items()}
+            for group, row in groups.items()
+        }
+        for dataset, groups in report.items()
+    }
+    gains = {
+        label: {dataset: groups["all"][label] - groups["all"]["pretrained"] for dataset, groups in scores.items()}
+        for label in CONFIGS
+    }
+    result = {
+        "definitions": arguments.definitions,
+        "scores": scores,
+        "gains": gains,
+        "mean_gain": {label: mean(by_set.values()) for label, by_set in gains.items()},
+        "environment": environment(),
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name] for name in ("gains", "mean_gain")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
