@@ -3,8 +3,8 @@
     python benchmarks/choices.py
 
 1. Features and number of definitions: how well cross-fitted rows predict the pretrained rows that they have not seen.
-2. Weight of the new direction: `relation_auc` by frequency group, over pairs of words that WordNet relates but neither of
-   which is mentioned in the other's definitions, so that no pair is related by what the encoder has read.
+2. Weight of the new direction: `relation_auc` by frequency group, over pairs of words that WordNet relates but
+   neither of which is mentioned in the other's definitions, so that no pair is related by what the encoder has read.
 3. `alpha`, the share of tokens that are rebuilt, least frequent first: the same over the whole vocabulary.
 """
 

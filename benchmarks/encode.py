@@ -2,8 +2,8 @@
 
     python benchmarks/encode.py
 
-"Bare" is the frozen model alone, on unpadded batches of the same definitions, in the same arithmetic. Each figure of a
-build comes from a process of its own with an empty cache of embeddings; WordNet itself was read before, once and for all.
+"Bare" is the frozen model alone, on unpadded batches of the same definitions, in the same arithmetic. Each figure of
+a build comes from a process of its own with an empty cache of embeddings; WordNet itself was read before.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/sst2.py
 
-1,024 training sentences (another draw for each seed), 3 epochs, learning rate 5e-5, batches of 16, accuracy on the whole
-validation set. Needs `shared/data/sst2` beside the repository, or $DEFEMB_TEST_DATA.
+1,024 training sentences (another draw for each seed), 3 epochs, learning rate 5e-5, batches of 16, accuracy on the
+whole validation set. Needs `shared/data/sst2` beside the repository, or $DEFEMB_TEST_DATA.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/run_supersense.py
 
-A classifier with 26 classes (noun.animal, noun.food, noun.person, ...) is fine-tuned on frequent and medium nouns of the
-vocabulary and tested on rare ones, with and without `DefinitionEMBCallback()`. Nothing else differs between the two runs.
-The classifier never sees a definition, and the callback never sees a category.
+A classifier with 26 classes (noun.animal, noun.food, noun.person, ...) is fine-tuned on frequent and medium nouns of
+the vocabulary and tested on rare ones, with and without `DefinitionEMBCallback()`. Nothing else differs between the
+two runs. The classifier never sees a definition, and the callback never sees a category.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tiny import wordpiece_tokenizer
 
 from defemb_callbacks import Definition, Lexicon
+from tiny import wordpiece_tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "run_supersense.py"
 

@@ -191,7 +191,7 @@ def fingerprint_weights(model: PreTrainedModel) -> str:
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex string of how a tokenizer cuts text; padding and truncation, which any earlier call may have set, left out."""
+    """Hex string of how a tokenizer cuts text, without padding and truncation, which any call may have set."""
     if not tokenizer.is_fast:
         return fingerprint(type(tokenizer).__name__, json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True))
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
