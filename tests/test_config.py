@@ -164,3 +164,9 @@ def test_what_only_decides_on_the_writing_does_not():
 
 def test_every_field_is_known_to_this_file():
     assert {field.name for field in fields(DefinitionEMBConfig)} == {*BUILD, *WRITE, "method"}
+
+
+def test_tuples_are_lists() -> None:
+    config = DefinitionEMBConfig(features=("bag", "mean"), group_edges=(0.2, 0.9))  # type: ignore[arg-type]
+    assert config.build_fingerprint == DefinitionEMBConfig(features=["bag", "mean"]).build_fingerprint
+    assert config.group_edges == [0.2, 0.9]

@@ -95,9 +95,15 @@ def test_the_original_stays_as_it_is(model):
     torch.testing.assert_close(model(**BATCH)[0], outputs[0], rtol=0, atol=0)
 
 
-def test_wrapping_twice_is_wrapping_once(model):
-    wrapped = wrap(model)
-    assert with_definition_head(wrapped) is wrapped
+def test_a_wrapped_model_is_refused(model):
+    with pytest.raises(TypeError, match="has a definition head already"):
+        with_definition_head(wrap(model))
+
+
+def test_saving_the_wrapped_model_leaves_the_originals_config(model, tmp_path):
+    before = model.config.to_dict()
+    wrap(model).save_pretrained(tmp_path)
+    assert model.config.to_dict() == before
 
 
 def test_forward_without_labels_is_the_models_own(model):

@@ -272,7 +272,7 @@ def test_bytes_of_a_vocabulary_with_byte_fallback_are_symbols():
     assert vocabulary.reasons == (SPECIAL, SYMBOL, SYMBOL, SYMBOL, None, NUMBER)
 
 
-@pytest.mark.parametrize("token", ["[unused7]", "[unused_7]", "<unused7>", "<unused 12>"])
+@pytest.mark.parametrize("token", ["[unused7]", "[unused_7]", "<unused7>", "<unused 12>", "madeupword0001"])
 def test_unused_entries_are_known_in_every_spelling(token):
     assert read_vocabulary(word_level(["[UNK]", token, "cat"])).reasons == (SPECIAL, UNUSED, None)
 

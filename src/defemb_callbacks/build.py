@@ -107,7 +107,7 @@ def _build(
         )
     ids = torch.tensor(list(found))
     words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
-    texts = definition_texts(words, list(found.values()), tokenizer, config.max_length)
+    texts = definition_texts(words, list(found.values()), tokenizer, min(config.max_length, tokenizer.model_max_length))
     logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
     features = word_features(
         model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision

@@ -99,6 +99,7 @@ class DefinitionEMBConfig:
 
     def __post_init__(self) -> None:
         self._check_choices()
+        self.features, self.group_edges = list(self.features), list(self.group_edges)  # of a tuple, too
         if not self.features or len(set(self.features)) < len(self.features):
             raise ValueError(f"features={self.features!r} must name at least one feature, and none twice.")
         unknown = [name for name in self.features if name not in get_args(FeatureName)]
@@ -114,7 +115,7 @@ class DefinitionEMBConfig:
                 raise ValueError(f"{name}={value!r} is less than {least}.")
         if self.monitor_steps is not None and self.monitor_steps < 0:
             raise ValueError(f"monitor_steps={self.monitor_steps!r} is negative; 0 switches the metrics off.")
-        edges = list(self.group_edges)
+        edges = self.group_edges
         if len(edges) != 2 or not 0 < edges[0] < edges[1] < 1:
             raise ValueError(f"group_edges={self.group_edges!r} must be two growing shares between 0 and 1.")
 

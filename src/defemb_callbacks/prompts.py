@@ -43,7 +43,7 @@ def definition_prompt(definition: Definition, word: str, mask: str) -> str:
     """
     own = _pattern(word)
     others = [name for name in (definition.word, *definition.synonyms) if name.lower() != word.lower()]
-    names = [mask, *dict.fromkeys(own.sub(mask, name) for name in others)]
+    names = [mask, *dict.fromkeys(own.sub(mask, name).strip() for name in others)]
     head = ", ".join(name for name in names if name)
     gloss = own.sub(mask, definition.gloss)
     return f"{head}: {gloss}" if head else gloss

@@ -18,7 +18,8 @@ PIECE, NUMBER, SYMBOL, LETTER = "word piece", "number", "symbol", "single letter
 # Tokens that no text contains: they take no part in the order by frequency, nor in its groups.
 OUTSIDE_TEXT = frozenset({SPECIAL, UNUSED, PADDING})
 
-_UNUSED = re.compile(r"[\[<]unused[_ ]?\d+[\]>]")
+# BERT's [unused7], Gemma's <unused7>, RoBERTa's madeupword0001.
+_UNUSED = re.compile(r"[\[<]unused[_ ]?\d+[\]>]|madeupword\d+")
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 

@@ -94,7 +94,7 @@ class DefinitionEMBMixin:
             attention_mask: (batch, length).
             labels: int64, the token of each masked position in reading order, (n,).
             target_mask: as in [`reconstruct`].
-            **kwargs: for the model's own forward.
+            **kwargs: for the model's own forward; with `labels` they play no part.
 
         Returns:
             `loss`, a scalar, and `logits`, the reconstructed rows, (n, d).
@@ -135,7 +135,7 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
         mask_token_id: the tokenizer's `mask_token_id`, where definitions leave the word out.
 
     Raises:
-        TypeError: not an encoder. Encoder-decoders and decoders have no masked word to read.
+        TypeError: not an encoder (encoder-decoders and decoders have no masked word to read), or wrapped already.
 
     Example:
         >>> import torch
@@ -151,13 +151,14 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
         raise TypeError(f"{type(model).__name__} is not an encoder; the definition head reads a masked word's state.")
     original = type(model)
     if isinstance(model, DefinitionEMBMixin):
-        return model
+        raise TypeError(f"{original.__name__} has a definition head already.")
     wrapped_class: type[PreTrainedModel] = type(f"DefinitionEMB{original.__name__}", (DefinitionEMBMixin, original), {})
     wrapped = wrapped_class.__new__(wrapped_class)
     # A shallow copy of each register shares the parameters, but lets the head be added to the wrapped model alone.
     wrapped.__dict__ = {
         name: copy.copy(value) if isinstance(value, dict) else value for name, value in model.__dict__.items()
     }
+    wrapped.config = copy.deepcopy(model.config)  # saving writes the class name into it
     weight = embedding_weight(model)
     width, hidden = weight.shape[1], model.config.get_text_config().hidden_size
     wrapped.definition_head = nn.Linear(hidden, width, bias=False, device=weight.device, dtype=weight.dtype)

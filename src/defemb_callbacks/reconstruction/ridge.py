@@ -11,7 +11,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 class NormalEquations:
@@ -167,8 +167,6 @@ def cross_fitted_rows(
         error = sum(equations.squared_error(solution, fold) for fold, solution in enumerate(solutions))
         if error < best_error:
             best_error, best, maps = error, strength, solutions
-        else:
-            break  # the error has one valley over the strength
     rows = torch.empty(len(x), y.shape[1])
     for fold, solution in enumerate(maps):
         rows[fold::folds] = (_with_ones(x[fold::folds]) @ solution).to(torch.float32)
