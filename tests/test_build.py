@@ -297,9 +297,8 @@ def test_a_damaged_entry_is_built_anew_with_a_warning(model, tokenizer, builds, 
 
 def test_definitions_are_cut_at_what_the_model_can_read(model: PreTrainedModel, tokenizer: Any) -> None:
     long = dict.fromkeys(("house", "water", "city"), "a cat and a dog and " * 60)
-    short = build_definition_embeddings(
-        model, tokenizer, long, DefinitionEMBConfig(max_length=tokenizer.model_max_length)
-    )
+    most = tokenizer.model_max_length
+    short = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=most))
     longer = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=5000))
     assert longer.info["tokens_encoded"] == short.info["tokens_encoded"] == most  # one text, which all three share
     assert torch.equal(longer.rows, short.rows)
