@@ -36,7 +36,9 @@ from defemb_callbacks import (
     build_definition_embeddings,
 )
 from defemb_callbacks.definitions import Relation
+from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.rows import read_table
+from defemb_callbacks.vocabulary import read_vocabulary
 from tiny import WORDS, tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 PICTURES = {"metrics.png", "singular_values.png", "projection.png"}
@@ -476,7 +478,7 @@ def test_a_removed_tensorboard_callback_gets_no_folder(trainer, tmp_path, monkey
     assert not list(tmp_path.rglob("events.out.tfevents.*"))
 
 
-def test_the_progress_row_has_the_metrics(trainer) -> None:
+def test_the_progress_row_has_the_headlines_and_is_no_wall_of_figures(trainer) -> None:
     seen: list[dict[str, Any]] = []
 
     class Look(TrainerCallback):
@@ -484,7 +486,10 @@ def test_the_progress_row_has_the_metrics(trainer) -> None:
             seen.append(dict(logs))
 
     trainer(glossary_callback(monitor_steps=None), Look).train()
-    assert all("defemb/isotropy/rare" in logs for logs in seen if "loss" in logs)
+    rows = [{key for key in logs if key.startswith("defemb/")} for logs in seen if "loss" in logs]
+    assert rows
+    assert all({"defemb/isotropy/all", "defemb/isotropy/rare"} <= row for row in rows)
+    assert all(len(row) <= 4 for row in rows)
 
 
 @pytest.mark.parametrize("logging_steps", [1, 100])
@@ -568,6 +573,24 @@ def test_report_and_pictures_are_saved(trainer, tmp_path) -> None:
     written = {path.name for path in report.parent.iterdir()}
     assert written == {"report.json", *PICTURES}
     assert all((report.parent / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
+
+
+@pytest.mark.parametrize("rebuilds", [True, False])
+def test_pictures_are_of_the_tables_before_the_rebuild_and_around_training(trainer, tokenizer, monkeypatch, rebuilds):
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "defemb_callbacks.callback.save_run_plots", lambda folder, history, tables: taken.update(tables)
+    )
+    run = trainer(DefinitionEMBCallback(tiny_glossary()) if rebuilds else EmbeddingMonitorCallback(None))
+    start = read_table(run.model)
+    run.train()
+    assert list(taken) == ["before the rebuild"] * rebuilds + ["at train start", "at train end"]
+    tables = {"at train start": start, "at train end": read_table(run.model)}
+    if rebuilds:
+        tables["before the rebuild"] = read_table(tiny_bert(tokenizer, BertForSequenceClassification))
+    in_text = frequency_groups(frequency_rank(read_vocabulary(tokenizer)))["all"]
+    for name, table in tables.items():
+        torch.testing.assert_close(taken[name].spectrum, torch.linalg.svdvals(table[in_text].double()))
 
 
 def test_plots_false_saves_no_picture(trainer, tmp_path) -> None:

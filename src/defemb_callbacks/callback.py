@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 MOST_ROWS = 20  # measurements in a run unless monitor_steps says otherwise: enough for a curve, and cheap
 
+# What stands in the progress bar.
+HEADLINES = tuple(f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc") for group in ("all", "rare"))
+
 
 class EmbeddingMonitorCallback(TrainerCallback):
     """Logs isotropy and meaning of a model's token embeddings by frequency group, in the rows of the loss.
@@ -162,9 +165,10 @@ class EmbeddingMonitorCallback(TrainerCallback):
             return
         self._last_measured = state.global_step
         metrics = self.monitor.measure(model)
-        logs.update(metrics)
-        # The Trainer has put a copy of the row into the history.
+        # The Trainer has put a copy of the row into the history; `logs` goes to whichever callbacks come later. These are
+        # the trackers when attached, else only the progress bar, which prints the whole row.
         state.log_history[-1].update(metrics)
+        logs.update(metrics if self._attached else {key: metrics[key] for key in HEADLINES if key in metrics})
         if self._reporters is not None:
             self._reporters.log(args, state, control, metrics, model=model)
 
@@ -184,8 +188,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
         """Save the pictures."""
         if self.monitor is None or self._start is None:
             return
-        snapshots = {"before": self._before, "train start": self._start}
-        snapshots["train end"] = TableSnapshot.take(model, self.monitor.groups)
+        snapshots = {"before the rebuild": self._before, "at train start": self._start}
+        snapshots["at train end"] = TableSnapshot.take(model, self.monitor.groups)
         history = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
         save_run_plots(
             self._folder(args), history, {name: taken for name, taken in snapshots.items() if taken is not None}

@@ -30,7 +30,7 @@ PANELS = {
     "relation_auc": "relation AUC  (0.5 = no meaning, 1 = perfect)",
     "average_cosine": "average cosine  (0 = no common direction)",
     "effective_rank": "effective rank  (directions in use)",
-    "drift": "drift  (1 - cosine to train start)",
+    "drift": "drift  (1 - cosine to the row at train start, 0 = unmoved)",
     "neighbour_overlap": "neighbours kept  (of the 10 nearest at train start)",
 }
 POINTS = 700  # of each group in a projection: more would hide each other
@@ -87,6 +87,8 @@ def plot_metrics(history: Sequence[Mapping[str, Any]]) -> Figure:
             points = [(row["step"], row[key]) for row in history if key in row]
             if points:
                 style = {"color": COLOURS[group], "marker": MARKERS[group], "markersize": 4, "label": group}
+                if group == "all":  # lies over its parts without hiding them
+                    style |= {"linestyle": "--", "markerfacecolor": "none", "markersize": 7, "zorder": 3}
                 axis.plot(*zip(*points, strict=True), **style)
         _tidy(axis, PANELS[metric])
     for axis in axes[len(shown) :]:
@@ -122,9 +124,10 @@ def plot_singular_values(spectra: Mapping[str, Tensor]) -> Figure:
             linewidth=2,
         )
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("singular value, by size")
     axis.set_ylabel("relative to the largest")
-    _tidy(axis, "Singular values of the embedding table")
+    _tidy(axis, "Singular values of the embedding table  (a slow fall: many directions in use)")
     axis.legend(frameon=False)
     return figure
 
@@ -153,8 +156,9 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot]) -> Figure:
         axis.set_xlabel("first singular direction")
     axes[0].set_ylabel("second singular direction")
     handles, labels = axes[0].get_legend_handles_labels()
+    title = f"tokens by frequency, at most {POINTS} of each group"
     legend = figure.legend(
-        handles, labels, loc="outside upper center", ncols=3, frameon=False, markerscale=3, title="tokens by frequency"
+        handles, labels, loc="outside upper center", ncols=3, frameon=False, markerscale=3, title=title
     )
     for handle in legend.legend_handles:
         if handle is not None:
