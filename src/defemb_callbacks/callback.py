@@ -165,8 +165,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
             return
         self._last_measured = state.global_step
         metrics = self.monitor.measure(model)
-        # The Trainer has put a copy of the row into the history; `logs` goes to whichever callbacks come later. These are
-        # the trackers when attached, else only the progress bar, which prints the whole row.
+        # The Trainer has put a copy of the row into the history; `logs` goes to whichever callbacks come later. These
+        # are the trackers when attached, else only the progress bar, which prints the whole row.
         state.log_history[-1].update(metrics)
         logs.update(metrics if self._attached else {key: metrics[key] for key in HEADLINES if key in metrics})
         if self._reporters is not None:
