@@ -68,7 +68,7 @@ def find_wordnet() -> Path | None:
 def _kept(content: str, read: Callable[[], Lexicon]) -> Lexicon:
     def build() -> Lexicon:
         logger.info("Reading WordNet; this is done once.")
-        return read()
+        return read().without(CLOSED_CLASS_WORDS)
 
     folder = cache_root() / "wordnet" / fingerprint(READER_VERSION, content)
-    return cached(folder, build, Lexicon.save, Lexicon.load).without(CLOSED_CLASS_WORDS)
+    return cached(folder, build, Lexicon.save, Lexicon.load)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.definitions import Definition
 from defemb_callbacks.prompts import definition_prompt, mask_text
-from defemb_callbacks.reconstruction.mixin import last_states
+from defemb_callbacks.reconstruction.mixin import backbone_of, last_states
 from defemb_callbacks.rows import embedding_weight
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ def definition_texts(
         for definition, weight in zip(found, sense_weights(found), strict=True):
             prompt = definition_prompt(definition, word, mask)
             uses.append((texts.setdefault(prompt, len(texts)), position, weight))
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    plain = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **plain)["input_ids"]
     text, word_of_use, weights = zip(*uses, strict=True)
     return DefinitionTexts(encoded, torch.tensor(text), torch.tensor(word_of_use), torch.tensor(weights))
 
@@ -123,12 +124,12 @@ def word_features(
     result: Tensor | None = None
     with _evaluating(model), torch.inference_mode():
         batches = equal_length_batches([len(ids) for ids in texts.input_ids], batch_size)
-        context = _precision(model, texts, batches, precision)
+        weights = _lower_precision(model, texts, batches[len(batches) // 2], precision)
         progress = tqdm(total=texts.tokens, desc="Encoding definitions", unit="token", unit_scale=True, disable=None)
-        with context, progress:
+        with progress:
             for batch in batches:
                 input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
-                encoded = _text_features(model, input_ids, features, table, special, mask_id)
+                encoded = _text_features(model, weights, input_ids, features, table, special, mask_id)
                 result = torch.zeros(words, encoded.shape[1]) if result is None else result
                 number = uses[batch]
                 starts = torch.repeat_interleave(first_use[batch] - (number.cumsum(0) - number), number)
@@ -158,10 +159,16 @@ def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[i
 
 
 def _text_features(
-    model: PreTrainedModel, input_ids: Tensor, features: Sequence[str], table: Tensor, special: Tensor, mask_id: int
+    model: PreTrainedModel,
+    weights: dict[str, Tensor] | None,
+    input_ids: Tensor,
+    features: Sequence[str],
+    table: Tensor,
+    special: Tensor,
+    mask_id: int,
 ) -> Tensor:
     """(batch, len(features) · d) float32 on the CPU."""
-    states = last_states(model, input_ids).float()  # nothing is padded, so there is nothing to mask
+    states = last_states(model, input_ids, weights=weights).float()  # nothing is padded, so there is nothing to mask
     is_mask = input_ids == mask_id
     content = ~torch.isin(input_ids, special)
     # A definition of nothing but special tokens is read whole.
@@ -180,26 +187,25 @@ def _mean(states: Tensor, kept: Tensor) -> Tensor:
     return torch.einsum("bld,bl->bd", states, weights) / weights.sum(dim=1, keepdim=True)
 
 
-def _precision(
-    model: PreTrainedModel, texts: DefinitionTexts, batches: list[list[int]], precision: str
-) -> contextlib.AbstractContextManager[object]:
-    """Autocast to bfloat16 if that is asked for, or if it is fast here and gives the same states."""
-    device = model.device.type
-    lower = torch.autocast(device, torch.bfloat16)
+def _lower_precision(
+    model: PreTrainedModel, texts: DefinitionTexts, batch: list[int], precision: str
+) -> dict[str, Tensor] | None:
+    """The backbone's weights in bfloat16, if that is asked for, or if it is fast here and gives the same states."""
+    if precision == "float32" or (precision == "auto" and not _has_bfloat16(model.device.type)):
+        return None
+    # autocast would make the same copies, and convert every activation besides.
+    backbone = backbone_of(model)
+    weights = {name: weight.detach() for name, weight in backbone.named_parameters() if weight.dtype == torch.float32}
+    weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
     if precision == "bfloat16":
-        return lower
-    if precision == "float32" or model.dtype != torch.float32 or not _has_bfloat16(device):
-        return contextlib.nullcontext()
-    batch = batches[len(batches) // 2][:16]
-    input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
-    exact = last_states(model, input_ids).float()
-    with lower:
-        rounded = last_states(model, input_ids).float()
+        return weights
+    input_ids = torch.tensor([texts.input_ids[index] for index in batch[:16]], device=model.device)
+    exact, rounded = last_states(model, input_ids).float(), last_states(model, input_ids, weights=weights).float()
     agreement = float(torch.cosine_similarity(exact, rounded, dim=-1).min())
     if agreement >= AGREEMENT:
-        return lower
+        return weights
     logger.info("bfloat16 states agree with float32 to a cosine of %.4f only; float32 is used.", agreement)
-    return contextlib.nullcontext()
+    return None
 
 
 def _has_bfloat16(device: str) -> bool:

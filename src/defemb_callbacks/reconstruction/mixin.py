@@ -7,16 +7,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from defemb_callbacks.rows import embedding_weight
 
 
-def last_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """What turns text into states: a model without its head; of an encoder-decoder the encoder, which sees all of it.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> config = BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        >>> type(backbone_of(BertForMaskedLM(config))).__name__
+        'BertModel'
+    """
+    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, model.base_model_prefix, model)
+
+
+def last_states(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Last hidden states, (batch, length, d), of a model's backbone, whatever head it carries.
 
-    Of an encoder-decoder the encoder is read, as it sees the whole definition at once.
+    Args:
+        model: any model.
+        input_ids: (batch, length) int64.
+        attention_mask: (batch, length); not needed where nothing is padded.
+        weights: used in place of the backbone's own, by name, e.g. copies of lower precision.
 
     Example:
         >>> import torch
@@ -25,13 +47,10 @@ def last_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tenso
         >>> last_states(BertForMaskedLM(config), torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 4])
     """
-    backbone = getattr(model, model.base_model_prefix, model)
-    if model.config.is_encoder_decoder:
-        backbone = model.get_encoder()
-    # A model that is its own backbone may be wrapped by the mixin, whose forward computes a loss.
-    wrapped = isinstance(backbone, DefinitionEMBMixin)
-    forward = super(DefinitionEMBMixin, backbone).forward if wrapped else backbone  # type: ignore[misc]
-    return forward(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+    backbone = backbone_of(model)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True}
+    output = backbone(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
+    return output.last_hidden_state
 
 
 class DefinitionEMBMixin:
