@@ -83,10 +83,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
     def attach(self, trainer: Trainer) -> EmbeddingMonitorCallback:
         """Let every tracker get metrics and loss in one row, by running before the Trainer's reporters.
 
-        Without it the metrics reach the same trackers at the same step, in a second row.
-
-        Example:
-            `callback.attach(trainer)` after the Trainer is made and before `trainer.train()`.
+        To be called between the making of the Trainer and `trainer.train()`. Without it the metrics reach the same
+        trackers at the same step, in a second row.
         """
         callbacks = trainer.callback_handler.callbacks
         if self not in callbacks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.metrics import measure_table
 from defemb_callbacks.report import GroupSummary, RebuildReport
-from defemb_callbacks.rows import check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.rows import bare_model, check_rows, embedding_weight, read_table, write_rows
 from defemb_callbacks.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -256,8 +257,6 @@ class DefinitionEmbeddings:
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload to a model repository on the hub, made if need be; returns the address of the commit."""
-        import tempfile
-
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
@@ -276,9 +275,7 @@ def note_applied(model: nn.Module, applied: dict[str, Any] | None) -> None:
 
 
 def _config_of(model: nn.Module) -> Any:
-    from accelerate.utils import extract_model_from_parallel
-
-    config = getattr(extract_model_from_parallel(model), "config", None)
+    config = getattr(bare_model(model), "config", None)
     if config is None:
         raise TypeError(f"{type(model).__name__} has no config; pass a transformers model.")
     return config
