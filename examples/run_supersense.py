@@ -158,7 +158,7 @@ def picture(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     axis.set_ylabel("accuracy over 26 categories")
     axis.set_title("A noun's WordNet category from the bare word (dots: seeds)", loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper right")
+    figure.legend(frameon=False, loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=130)
 
 

@@ -45,6 +45,9 @@ def worker(folder: Path, frequency: str) -> None:
     tables["end"] = read_table(model)
     save_file(tables, folder / f"tables-{rank}.safetensors")
     (folder / f"history-{rank}.json").write_text(json.dumps(trainer.state.log_history))
+    # A process that exits while gloo's threads still run may be aborted by them.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

@@ -154,7 +154,7 @@ def test_the_head_learns_to_reconstruct():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0] / 100
 
 

@@ -76,6 +76,14 @@ def test_metrics_have_a_panel_each_and_a_line_for_each_group(history) -> None:
     assert legend.get_title().get_text() == "tokens by frequency"
 
 
+def test_crosses_show_the_metrics_before_the_rebuild(history) -> None:
+    figure = plot_metrics(history, before={"defemb/isotropy/rare": 0.25})
+    crosses = [line for line in panel(figure, "isotropy").lines if line.get_marker() == "x"]
+    assert [(line.get_xydata().tolist(), line.get_color()) for line in crosses] == [([[0, 0.25]], COLOURS["rare"])]
+    assert not [line for line in panel(figure, "relation").lines if line.get_marker() == "x"]
+    assert "before the rebuild" in figure.legends[0].get_title().get_text()
+
+
 @pytest.mark.parametrize("shown", [1, 2, 3, 5])
 def test_only_measured_metrics_have_a_panel(history, shown) -> None:
     wanted = list(PANELS)[:shown]

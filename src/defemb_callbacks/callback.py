@@ -35,7 +35,7 @@ from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 20  # measurements in a run unless monitor_steps says otherwise: enough for a curve, and cheap
+MOST_ROWS = 20  # measurements in a run unless monitor_steps says otherwise: enough for a curve
 
 # What stands in the progress bar.
 HEADLINES = tuple(f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc") for group in ("all", "rare"))
@@ -74,6 +74,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self.tokenizer = tokenizer
         self.config = DefinitionEMBConfig.resolve(config, config_overrides)
         self.monitor: EmbeddingMonitor | None = None
+        self.report: RebuildReport | None = None
         self._before: TableSnapshot | None = None
         self._start: TableSnapshot | None = None
         self._attached = False
@@ -188,13 +189,13 @@ class EmbeddingMonitorCallback(TrainerCallback):
             return
         snapshots = {"before the rebuild": self._before, "at train start": self._start}
         snapshots["at train end"] = TableSnapshot.take(model, self.monitor.groups)
+        taken = {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
         history = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
-        save_run_plots(
-            self._folder(args), history, {name: taken for name, taken in snapshots.items() if taken is not None}
-        )
-
-    def _folder(self, args: TrainingArguments) -> Path:
-        return Path(str(args.output_dir)) / "defemb"
+        before = None
+        if self.report is not None:
+            before = self.report.before
+            history.insert(0, {"step": 0, **self.report.after})
+        save_run_plots(Path(str(args.output_dir), "defemb"), history, taken, before)
 
     def _checked_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -251,7 +252,6 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             embeddings = DefinitionEmbeddings.from_pretrained(embeddings)
         self.embeddings = embeddings
         self.force = force
-        self.report: RebuildReport | None = None
         self._given = embeddings
         self._rebuilt: weakref.ref[Any] | None = None
 
@@ -316,6 +316,6 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self._rebuilt = weakref.ref(model)
         if state.is_world_process_zero:
             logger.info("%s", self.report)
-            folder = self._folder(args)
+            folder = Path(str(args.output_dir), "defemb")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")

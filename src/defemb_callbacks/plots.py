@@ -64,11 +64,12 @@ class TableSnapshot:
         return cls(singular_values(rows).cpu(), vectors[:, -2:].flip(1).cpu(), points)
 
 
-def plot_metrics(history: Sequence[Mapping[str, Any]]) -> Figure:
+def plot_metrics(history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None) -> Figure:
     """Metrics over training steps, a line for each frequency group.
 
     Args:
         history: rows of `state.log_history` with `step` and `defemb/<metric>/<group>` keys.
+        before: the metrics before the rebuild, shown as crosses at step 0.
 
     Raises:
         ImportError: matplotlib is missing; names the pip line.
@@ -90,6 +91,8 @@ def plot_metrics(history: Sequence[Mapping[str, Any]]) -> Figure:
                 if group == "all":  # lies over its parts without hiding them
                     style |= {"linestyle": "--", "markerfacecolor": "none", "markersize": 7, "zorder": 3}
                 axis.plot(*zip(*points, strict=True), **style)
+            if before and key in before:
+                axis.plot(0, before[key], "x", color=COLOURS[group], markersize=8, markeredgewidth=2)
         _tidy(axis, PANELS[metric])
     for axis in axes[len(shown) :]:
         axis.remove()
@@ -97,7 +100,8 @@ def plot_metrics(history: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_xlabel("training step")
         axis.tick_params(labelbottom=True)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, title="tokens by frequency")
+    title = "tokens by frequency" + ("  (× before the rebuild)" if before else "")
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, title=title)
     return figure
 
 
@@ -167,7 +171,10 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot]) -> Figure:
 
 
 def save_run_plots(
-    folder: Path, history: Sequence[Mapping[str, Any]], snapshots: Mapping[str, TableSnapshot]
+    folder: Path,
+    history: Sequence[Mapping[str, Any]],
+    snapshots: Mapping[str, TableSnapshot],
+    before: Mapping[str, float] | None = None,
 ) -> list[Path]:
     """Write `metrics.png`, `singular_values.png` and `projection.png` into a folder; returns the paths written.
 
@@ -183,7 +190,7 @@ def save_run_plots(
         logger.warning("%s No pictures are saved; plots=False silences this.", error)
         return []
     if history:
-        figures["metrics"] = plot_metrics(history)
+        figures["metrics"] = plot_metrics(history, before)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, figure in figures.items():
