@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # benchmarks must not share the processor
-.PHONY: help demo test lint bench clean $(BENCHMARKS:%=bench-%)
+.PHONY: help demo test lint bench clean wordnet $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make demo   rebuild real embeddings in a real Trainer run and show what that changed"
@@ -19,10 +19,10 @@ help:
 	@echo "make bench  every benchmark; make bench-isotropy: one of: $(BENCHMARKS)"
 	@echo "make clean  remove what these made, $(VENV) included"
 
-demo: $(VENV)/.installed-demo
+demo: wordnet $(VENV)/.installed-demo
 	$(RUN) examples/run_supersense.py
 
-test: $(VENV)/.installed-test
+test: wordnet $(VENV)/.installed-test
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
@@ -34,6 +34,13 @@ bench: $(BENCHMARKS:%=bench-%)
 
 $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.installed-test
 	$(RUN) benchmarks/$*.py
+
+# Where apt-get can install it; elsewhere the `wn` library of the extra downloads it on first use.
+wordnet:
+	@if [ -z "$$WORDNET_DIR" ] && [ ! -d /usr/share/wordnet ] && command -v apt-get >/dev/null; then \
+		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+		$$as_root apt-get update -qq && $$as_root apt-get install -y -qq --no-install-recommends wordnet-base; \
+	fi
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -302,3 +302,13 @@ def test_definitions_are_cut_at_what_the_model_can_read(model: PreTrainedModel, 
     longer = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=5000))
     assert longer.info["tokens_encoded"] == short.info["tokens_encoded"] == most  # one text, which all three share
     assert torch.equal(longer.rows, short.rows)
+
+
+@pytest.mark.parametrize("make", [wordpiece_tokenizer, byte_bpe_tokenizer])
+def test_a_glossary_joins_what_other_dictionaries_say_of_a_word(make: Any) -> None:
+    # In a WordPiece vocabulary the literal token is the word itself; it must not silence the other source.
+    vocabulary = read_vocabulary(make())
+    other = Lexicon.from_definitions([Definition("cat", "a feline")], name="other")
+    found = definitions_of_tokens(vocabulary, Lexicon.merge([other, load_definitions({"cat": "a pet"})]), most=8)
+    [index] = [index for index, word in enumerate(vocabulary.words) if word == "cat"]
+    assert [(each.source, each.gloss) for each in found[index]] == [("other", "a feline"), ("glossary", "a pet")]

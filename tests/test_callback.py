@@ -624,3 +624,26 @@ def test_missing_matplotlib_only_warns(trainer, tmp_path, monkeypatch, caplog) -
 def test_an_unknown_setting_is_refused_before_anything() -> None:
     with pytest.raises(TypeError, match="'blendd' is no setting; known are"):
         DefinitionEMBCallback(blendd=0.3)
+
+
+def test_a_callback_added_later_rebuilds_at_train_begin(trainer, model, tokenizer) -> None:
+    before = read_table(model)
+    run, callback = trainer(model=model, learning_rate=0.0), glossary_callback()
+    callback.attach(run)
+    run.train()
+    assert torch.equal(changed_rows(before, read_table(model)), defined_ids(tokenizer))
+    assert callback.report is not None
+
+
+def test_embeddings_that_became_nan_stop_the_monitor_and_not_the_run(trainer, caplog) -> None:
+    class Break(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 4:
+                with torch.no_grad():
+                    model.get_input_embeddings().weight[20] = float("nan")
+
+    run = trainer(glossary_callback(monitor_steps=1, plots=True), Break)
+    run.train()
+    assert measured_steps(run) == [1, 2, 3]
+    assert run.state.global_step == 8
+    assert "cannot be measured at step 4" in caplog.text

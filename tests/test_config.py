@@ -170,3 +170,15 @@ def test_tuples_are_lists() -> None:
     config = DefinitionEMBConfig(features=("bag", "mean"), group_edges=(0.2, 0.9))  # type: ignore[arg-type]
     assert config.build_fingerprint == DefinitionEMBConfig(features=["bag", "mean"]).build_fingerprint
     assert config.group_edges == [0.2, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"features": "mean"}, r"features='mean' must be a list, such as \['mean'\]"),
+        ({"frequency": "vocabulry"}, "frequency='vocabulry' is neither 'vocabulary', 'training_data', nor a file"),
+    ],
+)
+def test_near_misses_are_told_before_anything_is_built(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        DefinitionEMBConfig(**settings)

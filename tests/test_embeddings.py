@@ -244,11 +244,20 @@ def test_nothing_changes_where_anything_is_wrong(embeddings, tokenizer, sizes, p
     assert model.config.to_json_string() == before[1]
 
 
-def test_a_missing_frequency_file_changes_nothing(embeddings, model) -> None:
-    before = snapshot(model)
+def test_a_missing_frequency_file_changes_nothing(embeddings, model, tmp_path) -> None:
+    before, counts = snapshot(model), tmp_path / "counts.tsv"
+    counts.write_text("the\t5\n")
+    config = DefinitionEMBConfig(frequency=str(counts))
+    counts.unlink()
     with pytest.raises(FileNotFoundError, match="no such file"):
-        embeddings.apply(model, DefinitionEMBConfig(frequency="missing.tsv"))
+        embeddings.apply(model, config)
     assert_unchanged(model, before)
+
+
+def test_a_peft_model_is_told_that_its_adapter_lacks_the_rows(embeddings, model, caplog) -> None:
+    model.peft_config = {}  # what marks a PeftModel
+    embeddings.apply(model)
+    assert "save_embedding_layers=True" in caplog.text
 
 
 def test_a_module_that_is_no_transformers_model_is_refused(embeddings) -> None:

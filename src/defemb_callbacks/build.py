@@ -24,7 +24,7 @@ from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabular
 logger = logging.getLogger(__name__)
 
 # Part of every cache key; to be raised when the same input comes to give other rows.
-BUILD_VERSION = "1"
+BUILD_VERSION = "2"
 
 # A `relation_auc` over 2,500 pairs, as many as the smallest group then has in WordNet, has a standard error below 0.01.
 MOST_PAIRS = 20_000
@@ -86,7 +86,7 @@ def build_definition_embeddings(
         *lexicon.sources,
         config.build_fingerprint,
     )
-    root = Path(config.cache_dir) if config.cache_dir else cache_root()
+    root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     return cached(
         root / "embeddings" / key, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained
     )
@@ -135,8 +135,8 @@ def _build(
 def definitions_of_tokens(vocabulary: Vocabulary, lexicon: Lexicon, most: int) -> dict[int, list[Definition]]:
     """The best definitions of each token that has any, by token id in growing order.
 
-    Words are looked up as words. Other tokens (word pieces, numbers, symbols) are asked for literally, in
-    glossaries alone, and special tokens not at all.
+    Words are looked up as words. All tokens, also word pieces, numbers and symbols, are asked for literally in
+    glossaries; special and unused ones not at all.
 
     Args:
         vocabulary: from `read_vocabulary`.
@@ -149,9 +149,10 @@ def definitions_of_tokens(vocabulary: Vocabulary, lexicon: Lexicon, most: int) -
     ):
         if reason in OUTSIDE_TEXT:
             continue
-        definitions = lexicon.lookup_token(token)
-        if not definitions and word is not None:
-            definitions = lexicon.lookup(word, ignore_case=vocabulary.uncased)
+        definitions = [] if word is None else lexicon.lookup(word, ignore_case=vocabulary.uncased)
+        # What a glossary says of the literal token adds to what other dictionaries say of the word.
+        answered = {definition.source for definition in definitions}
+        definitions += [literal for literal in lexicon.lookup_token(token) if literal.source not in answered]
         definitions = [definition for definition in definitions if definition.rank <= most]
         if definitions:
             found[index] = definitions
@@ -195,7 +196,9 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.is_fast:
         return fingerprint(type(tokenizer).__name__, json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True))
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    return fingerprint(json.dumps(pipeline | {"truncation": None, "padding": None}, sort_keys=True))
+    pipeline |= {"truncation": None, "padding": None}
+    settings = [tokenizer.mask_token, sorted(tokenizer.all_special_ids), tokenizer.model_max_length]
+    return fingerprint(json.dumps([pipeline, settings], sort_keys=True))
 
 
 def _named_weights(module: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:

@@ -104,6 +104,9 @@ class EmbeddingMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Find the tokenizer, so that a missing one is told before anything is loaded or trained."""
+        self._find_tokenizer(processing_class)
+
+    def _find_tokenizer(self, processing_class: Any) -> None:
         if self.tokenizer is None:
             self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         if self.tokenizer is None:
@@ -122,6 +125,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Remember the rows that training starts from."""
+        self._find_tokenizer(kwargs.get("processing_class"))  # a callback added later has seen no on_init_end
         counts = self._counts(model, train_dataloader)
         self._before_training(args, state, model, counts)
         self._last_measured = state.global_step
@@ -163,7 +167,12 @@ class EmbeddingMonitorCallback(TrainerCallback):
         if logs is None or self.monitor is None or not self._is_due(state, logs):
             return
         self._last_measured = state.global_step
-        metrics = self.monitor.measure(model)
+        try:
+            metrics = self.monitor.measure(model)
+        except ValueError as error:  # NaN: the run may be lost, but not through its monitor
+            logger.warning("The embeddings cannot be measured at step %d and no more: %s", state.global_step, error)
+            self.monitor = None
+            return
         # The Trainer has put a copy of the row into the history; `logs` goes to whichever callbacks come later. These
         # are the trackers when attached, else only the progress bar, which prints the whole row.
         state.log_history[-1].update(metrics)

@@ -156,7 +156,7 @@ def apply(
     config: DefinitionEMBConfig,
 ) -> None:
     """Write reconstructed embeddings into a model, task head included, and save it as an ordinary checkpoint."""
-    if output.exists() and output.samefile(model):
+    if output.exists() and Path(model).exists() and output.samefile(model):
         raise ValueError(f"--output {output} is MODEL itself; name another folder.")
     network, tokenizer = _load(model, revision, trust_remote_code)
     ready = DefinitionEmbeddings.from_pretrained(embeddings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from defemb_callbacks.cache import fingerprint
@@ -11,6 +12,18 @@ FeatureName = Literal["mean", "first", "mask", "bag"]
 
 # The settings on which the reconstructed vectors depend; all others only decide what is written where, and when.
 BUILD_FIELDS = ("method", "features", "definitions_per_token", "max_length", "precision")
+
+# The settings on which the written rows depend besides.
+APPLY_FIELDS = (
+    "strategy",
+    "blend",
+    "blend_floor",
+    "rescale",
+    "alpha",
+    "only_training_tokens",
+    "frequency",
+    "group_edges",
+)
 
 
 @dataclass
@@ -99,6 +112,8 @@ class DefinitionEMBConfig:
 
     def __post_init__(self) -> None:
         self._check_choices()
+        if isinstance(self.features, str):  # type: ignore[unreachable]
+            raise ValueError(f"features={self.features!r} must be a list, such as [{self.features!r}].")
         self.features, self.group_edges = list(self.features), list(self.group_edges)  # of a tuple, too
         if not self.features or len(set(self.features)) < len(self.features):
             raise ValueError(f"features={self.features!r} must name at least one feature, and none twice.")
@@ -115,6 +130,8 @@ class DefinitionEMBConfig:
                 raise ValueError(f"{name}={value!r} is less than {least}.")
         if self.monitor_steps is not None and self.monitor_steps < 0:
             raise ValueError(f"monitor_steps={self.monitor_steps!r} is negative; 0 switches the metrics off.")
+        if self.frequency not in ("vocabulary", "training_data") and not Path(self.frequency).is_file():
+            raise ValueError(f"frequency={self.frequency!r} is neither 'vocabulary', 'training_data', nor a file.")
         edges = self.group_edges
         if len(edges) != 2 or not 0 < edges[0] < edges[1] < 1:
             raise ValueError(f"group_edges={self.group_edges!r} must be two growing shares between 0 and 1.")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.metrics import measure_table
 from defemb_callbacks.report import GroupSummary, RebuildReport
@@ -108,6 +108,11 @@ class DefinitionEmbeddings:
         """
         config = config or DefinitionEMBConfig()
         weight = embedding_weight(model)
+        if hasattr(bare_model(model), "peft_config"):
+            logger.warning(
+                "This is a PEFT model: the rebuilt rows are in the model, but an adapter saved without them will not "
+                "bring them back. Save with save_embedding_layers=True, or name the embeddings in modules_to_save."
+            )
         self._check_model(model, weight, force)
         rank = configured_rank(self.vocabulary, config, counts)
         groups = frequency_groups(rank, config.group_edges)
@@ -137,8 +142,9 @@ class DefinitionEmbeddings:
         write_rows(model, ids, rows)
         figures_after = measure_table(read_table(model), groups, pairs=self.pairs)
 
+        settings = {name: getattr(config, name) for name in APPLY_FIELDS}
         applied = {
-            "fingerprint": fingerprint(self.fingerprint, config.build_fingerprint, json.dumps(config.to_dict())),
+            "fingerprint": fingerprint(self.fingerprint, json.dumps(settings)),
             "strategy": config.strategy,
             "rebuilt": len(ids),
         }
@@ -158,7 +164,7 @@ class DefinitionEmbeddings:
             skipped=self._skipped(ids, allowed),
             before=figures_before,
             after=figures_after,
-            info=self.info | {"settings": config.to_dict()} | applied,
+            info=self.info | {"settings": settings} | applied,
         )
 
     def _check_model(self, model: nn.Module, weight: Tensor, force: bool) -> None:
