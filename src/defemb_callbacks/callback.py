@@ -316,7 +316,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             # One process of each machine builds, the others find the result in the cache.
             with PartialState().local_main_process_first():
                 embeddings = build_definition_embeddings(model, tokenizer, self.definitions, self.config)
-        embeddings.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(model))))
+        else:
+            embeddings.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(model))))
         if self.config.plots and state.is_world_process_zero:
             rank = configured_rank(embeddings.vocabulary, self.config, counts)
             self._before = TableSnapshot.take(model, frequency_groups(rank, self.config.group_edges))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from defemb_callbacks.frequency import GROUPS
-from defemb_callbacks.metrics import singular_values
 from defemb_callbacks.rows import read_table
 
 if TYPE_CHECKING:
@@ -55,13 +54,13 @@ class TableSnapshot:
         """Look at a model's input embeddings; `groups` as from `frequency_groups`."""
         table = read_table(model)
         rows = table[groups["all"].to(table.device)].double()
-        _, vectors = torch.linalg.eigh(rows.T @ rows)
+        squares, vectors = torch.linalg.eigh(rows.T @ rows)  # gives the singular values as well
         points = {}
         for name in GROUPS:
             ids = groups[name]
             evenly = ids[torch.linspace(0, len(ids) - 1, min(POINTS, len(ids))).round().long()]
             points[name] = table[evenly.to(table.device)].cpu()
-        return cls(singular_values(rows).cpu(), vectors[:, -2:].flip(1).cpu(), points)
+        return cls(squares.clamp(min=0).sqrt().flip(0).cpu(), vectors[:, -2:].flip(1).cpu(), points)
 
 
 def plot_metrics(history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None) -> Figure:
