@@ -39,7 +39,7 @@ from defemb_callbacks.definitions import Relation
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import read_vocabulary
-from tiny import WORDS, tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
+from tiny import WORDS, byte_bpe_tokenizer, tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 PICTURES = {"metrics.png", "singular_values.png", "projection.png"}
 
@@ -603,7 +603,7 @@ def test_other_processes_than_the_main_one_save_nothing(trainer, model, tokenize
     args = training_args(tmp_path / "other")
     state, control = SimpleNamespace(is_world_process_zero=False, global_step=0, log_history=[]), None
     callback.on_init_end(args, state, control, processing_class=tokenizer, model=model)
-    callback.on_train_begin(args, state, control, model=model)
+    callback.on_train_begin(args, state, control, processing_class=tokenizer, model=model)
     callback.on_train_end(args, state, control, model=model)
     assert callback.report is not None
     assert not (tmp_path / "other").exists()
@@ -647,3 +647,13 @@ def test_embeddings_that_became_nan_stop_the_monitor_and_not_the_run(trainer, ca
     assert measured_steps(run) == [1, 2, 3]
     assert run.state.global_step == 8
     assert "cannot be measured at step 4" in caplog.text
+
+
+def test_a_second_trainer_brings_its_own_tokenizer(trainer) -> None:
+    callback, other = glossary_callback(), byte_bpe_tokenizer()
+    trainer(callback)
+    model = tiny_bert(other, BertForSequenceClassification)
+    before = read_table(model)
+    trainer(callback, model=model, processing_class=other)
+    ids = torch.tensor(sorted(other.convert_tokens_to_ids(f"Ġ{word}") for word in tiny_glossary()))
+    assert torch.isin(ids, changed_rows(before, read_table(model))).all()

@@ -107,13 +107,14 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self._find_tokenizer(processing_class)
 
     def _find_tokenizer(self, processing_class: Any) -> None:
-        if self.tokenizer is None:
-            self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        if self.tokenizer is None:
+        # The user's own comes first; the Trainer's is asked for anew, as a callback may serve several Trainers.
+        found = getattr(processing_class, "tokenizer", processing_class) if self.tokenizer is None else self.tokenizer
+        if found is None:
             raise ValueError(
                 f"{type(self).__name__} needs the tokenizer. Pass processing_class=tokenizer to the Trainer, or "
                 f"{type(self).__name__}(tokenizer=tokenizer)."
             )
+        self._tokenizer: PreTrainedTokenizerBase = found
 
     def on_train_begin(
         self,
@@ -141,7 +142,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         """For subclasses: what is to happen before the first measurement."""
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
-        vocabulary = read_vocabulary(self._checked_tokenizer(), len(embedding_weight(model)))
+        vocabulary = read_vocabulary(self._tokenizer, len(embedding_weight(model)))
         if self.definitions is None:
             return vocabulary, None
         return vocabulary, related_tokens(vocabulary, load_definitions(self.definitions))
@@ -205,11 +206,6 @@ class EmbeddingMonitorCallback(TrainerCallback):
             before = self.report.before
             history.insert(0, {"step": 0, **self.report.after})
         save_run_plots(Path(str(args.output_dir), "defemb"), history, taken, before)
-
-    def _checked_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise ValueError(f"{type(self).__name__} has no tokenizer; it must be given to the Trainer's constructor.")
-        return self.tokenizer
 
     def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
         if self.config.frequency != "training_data" and not self.config.only_training_tokens:
@@ -309,15 +305,14 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         if earlier is not None and (rebuilt_here or not self.force):
             logger.info("The embeddings were rebuilt before (%s); they are left as they are.", earlier)
             return
-        tokenizer = self._checked_tokenizer()
         embeddings = self._given
         if embeddings is None:
             # Built anew for each model, as a `model_init` may give other weights each time.
             # One process of each machine builds, the others find the result in the cache.
             with PartialState().local_main_process_first():
-                embeddings = build_definition_embeddings(model, tokenizer, self.definitions, self.config)
+                embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
         else:
-            embeddings.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(model))))
+            embeddings.check_tokenizer(read_vocabulary(self._tokenizer, len(embedding_weight(model))))
         if self.config.plots and state.is_world_process_zero:
             rank = configured_rank(embeddings.vocabulary, self.config, counts)
             self._before = TableSnapshot.take(model, frequency_groups(rank, self.config.group_edges))
