@@ -579,7 +579,8 @@ def test_report_and_pictures_are_saved(trainer, tmp_path) -> None:
 def test_pictures_are_of_the_tables_before_the_rebuild_and_around_training(trainer, tokenizer, monkeypatch, rebuilds):
     taken: dict[str, Any] = {}
     monkeypatch.setattr(
-        "defemb_callbacks.callback.save_run_plots", lambda folder, history, tables, before: taken.update(tables)
+        "defemb_callbacks.monitoring.callback.save_run_plots",
+        lambda folder, history, tables, before: taken.update(tables),
     )
     run = trainer(DefinitionEMBCallback(tiny_glossary()) if rebuilds else EmbeddingMonitorCallback(None))
     start = read_table(run.model)

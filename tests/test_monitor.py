@@ -17,7 +17,7 @@ from defemb_callbacks.definitions import Relation
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.metrics import drift, isotropy, mean_norm, relation_auc
 from defemb_callbacks.metrics.semantics import pairs_by_group
-from defemb_callbacks.monitor import EmbeddingMonitor
+from defemb_callbacks.monitoring.monitor import EmbeddingMonitor
 from defemb_callbacks.rows import embedding_weight, read_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 from tiny import WORDS, tiny_bert, tiny_glossary, wordpiece_tokenizer

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.plots import (
-    COLOURS,
-    PANELS,
     TableSnapshot,
     plot_metrics,
     plot_projection,
     plot_singular_values,
     save_run_plots,
 )
+from defemb_callbacks.plots.figures import PANELS
+from defemb_callbacks.plots.style import COLOURS
 from defemb_callbacks.rows import embedding_weight, read_table
 from defemb_callbacks.vocabulary import read_vocabulary
 from tiny import tiny_bert, wordpiece_tokenizer
@@ -124,7 +124,7 @@ def test_a_snapshot_knows_the_spectrum_and_a_sample(groups, snapshots) -> None:
 
 
 def test_a_large_group_is_thinned_out_evenly(groups, monkeypatch) -> None:
-    monkeypatch.setattr("defemb_callbacks.plots.POINTS", 5)
+    monkeypatch.setattr("defemb_callbacks.plots.snapshot.POINTS", 5)
     model = tiny_bert(wordpiece_tokenizer())
     points = TableSnapshot.take(model, groups).points["medium"]
     ids = groups["medium"]

@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from defemb_callbacks import reporters as module
-from defemb_callbacks.reporters import ForwardingReporters
+from defemb_callbacks.monitoring import reporters as module
+from defemb_callbacks.monitoring.reporters import ForwardingReporters
 from tiny import training_args
 
 METRICS = {"defemb/isotropy/rare": 0.25}

@@ -1,11 +1,11 @@
 """Rebuild a model's token embeddings from dictionary definitions, inside any Hugging Face Trainer run."""
 
 from defemb_callbacks.build import build_definition_embeddings
-from defemb_callbacks.callback import DefinitionEMBCallback, EmbeddingMonitorCallback
+from defemb_callbacks.callback import DefinitionEMBCallback
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
-from defemb_callbacks.monitor import measure_embeddings
+from defemb_callbacks.monitoring import EmbeddingMonitorCallback, measure_embeddings
 from defemb_callbacks.reconstruction import DefinitionEMBMixin, with_definition_head
 from defemb_callbacks.report import RebuildReport
 

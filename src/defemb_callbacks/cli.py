@@ -19,7 +19,7 @@ from defemb_callbacks.build import build_definition_embeddings, definitions_of_t
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to
-from defemb_callbacks.monitor import measure_embeddings
+from defemb_callbacks.monitoring.monitor import measure_embeddings
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import read_vocabulary
 

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from defemb_callbacks.frequency import GROUPS
-from defemb_callbacks.rows import read_table
+from defemb_callbacks.plots.snapshot import POINTS, TableSnapshot
+from defemb_callbacks.plots.style import COLOURS, MARKERS, SNAPSHOT_COLOURS, figure_class, tidy
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
-
-# Okabe and Ito's palette, told apart by colour-blind readers too.
-COLOURS = {"all": "#555555", "frequent": "#0072B2", "medium": "#E69F00", "rare": "#D55E00"}
-MARKERS = {"all": "o", "frequent": "s", "medium": "^", "rare": "D"}
-SNAPSHOT_COLOURS = ("#555555", "#0072B2", "#D55E00")
 PANELS = {
     "isotropy": "isotropy I(E)  (1 = the same in all directions)",
     "relation_auc": "relation AUC  (0.5 = no meaning, 1 = perfect)",
@@ -32,35 +21,6 @@ PANELS = {
     "drift": "drift  (1 - cosine to the row at train start, 0 = unmoved)",
     "neighbour_overlap": "neighbours kept  (of the 10 nearest at train start)",
 }
-POINTS = 700  # of each group in a projection: more would hide each other
-
-
-@dataclass(frozen=True)
-class TableSnapshot:
-    """What the pictures need of a table at one time; far smaller than the table.
-
-    Attributes:
-        spectrum: (d,) float64 singular values, the largest first.
-        basis: (d, 2) float64, the first two right singular vectors.
-        points: rows of a sample of each group, (at most 700, d) float32, the same tokens at any time.
-    """
-
-    spectrum: Tensor
-    basis: Tensor
-    points: dict[str, Tensor]
-
-    @classmethod
-    def take(cls, model: nn.Module, groups: Mapping[str, Tensor]) -> TableSnapshot:
-        """Look at a model's input embeddings; `groups` as from `frequency_groups`."""
-        table = read_table(model)
-        rows = table[groups["all"].to(table.device)].double()
-        squares, vectors = torch.linalg.eigh(rows.T @ rows)  # gives the singular values as well
-        points = {}
-        for name in GROUPS:
-            ids = groups[name]
-            evenly = ids[torch.linspace(0, len(ids) - 1, min(POINTS, len(ids))).round().long()]
-            points[name] = table[evenly.to(table.device)].cpu()
-        return cls(squares.clamp(min=0).sqrt().flip(0).cpu(), vectors[:, -2:].flip(1).cpu(), points)
 
 
 def plot_metrics(history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None) -> Figure:
@@ -74,12 +34,11 @@ def plot_metrics(history: Sequence[Mapping[str, Any]], before: Mapping[str, floa
         ImportError: matplotlib is missing; names the pip line.
         ValueError: no row has metrics.
     """
-    figure_class = _figure_class()
     shown = [metric for metric in PANELS if any(key.startswith(f"defemb/{metric}/") for row in history for key in row)]
     if not shown:
         raise ValueError("The history has no row with defemb/… metrics; there is nothing to plot.")
     rows = -(-len(shown) // 2)
-    figure = figure_class(figsize=(11, 3 * rows + 0.6), layout="constrained")
+    figure = figure_class()(figsize=(11, 3 * rows + 0.6), layout="constrained")
     axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
     for axis, metric in zip(axes, shown, strict=False):
         for group in COLOURS:
@@ -92,7 +51,7 @@ def plot_metrics(history: Sequence[Mapping[str, Any]], before: Mapping[str, floa
                 axis.plot(*zip(*points, strict=True), **style)
             if before and key in before:
                 axis.plot(0, before[key], "x", color=COLOURS[group], markersize=8, markeredgewidth=2)
-        _tidy(axis, PANELS[metric])
+        tidy(axis, PANELS[metric])
     for axis in axes[len(shown) :]:
         axis.remove()
     for axis in axes[max(0, len(shown) - 2) : len(shown)]:
@@ -113,7 +72,7 @@ def plot_singular_values(spectra: Mapping[str, Tensor]) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure = _figure_class()(figsize=(7, 4.2), layout="constrained")
+    figure = figure_class()(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
     styles = ("-", "--", ":")
     for number, (name, values) in enumerate(spectra.items()):
@@ -130,7 +89,7 @@ def plot_singular_values(spectra: Mapping[str, Tensor]) -> Figure:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("singular value, by size")
     axis.set_ylabel("relative to the largest")
-    _tidy(axis, "Singular values of the embedding table  (a slow fall: many directions in use)")
+    tidy(axis, "Singular values of the embedding table  (a slow fall: many directions in use)")
     axis.legend(frameon=False)
     return figure
 
@@ -146,7 +105,7 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot]) -> Figure:
     Raises:
         ImportError: matplotlib is missing.
     """
-    figure = _figure_class()(figsize=(4.6 * len(snapshots), 4.9), layout="constrained")
+    figure = figure_class()(figsize=(4.6 * len(snapshots), 4.9), layout="constrained")
     axes = figure.subplots(1, len(snapshots), squeeze=False, sharex=True, sharey=True)[0]
     basis = next(iter(snapshots.values())).basis
     for axis, (name, snapshot) in zip(axes, snapshots.items(), strict=True):
@@ -155,7 +114,7 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot]) -> Figure:
             axis.scatter(x, y, s=7, alpha=0.55, linewidths=0, color=COLOURS[group], label=group)
         axis.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
         axis.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-        _tidy(axis, name)
+        tidy(axis, name)
         axis.set_xlabel("first singular direction")
     axes[0].set_ylabel("second singular direction")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -167,47 +126,3 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot]) -> Figure:
         if handle is not None:
             handle.set_alpha(1)
     return figure
-
-
-def save_run_plots(
-    folder: Path,
-    history: Sequence[Mapping[str, Any]],
-    snapshots: Mapping[str, TableSnapshot],
-    before: Mapping[str, float] | None = None,
-) -> list[Path]:
-    """Write `metrics.png`, `singular_values.png` and `projection.png` into a folder; returns the paths written.
-
-    Where matplotlib is missing, a warning names the pip line and nothing is written: a finished training run must not
-    fail for a picture.
-    """
-    try:
-        figures = {
-            "singular_values": plot_singular_values({name: taken.spectrum for name, taken in snapshots.items()}),
-            "projection": plot_projection(snapshots),
-        }
-    except ImportError as error:
-        logger.warning("%s No pictures are saved; plots=False silences this.", error)
-        return []
-    if history:
-        figures["metrics"] = plot_metrics(history, before)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=130)
-        written.append(folder / f"{name}.png")
-    return written
-
-
-def _figure_class() -> type[Figure]:
-    # Figure rather than pyplot: no global state, no window, no choice of backend for the user's own plots.
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "defemb-callbacks[plots]".') from error
-    return Figure
-
-
-def _tidy(axis: Axes, title: str) -> None:
-    axis.set_title(title, fontsize=10, loc="left")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
