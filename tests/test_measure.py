@@ -12,6 +12,7 @@ from defemb_callbacks.metrics import (
     average_cosine,
     drift,
     effective_rank,
+    isoscore,
     isotropy,
     mean_norm,
     measure_table,
@@ -63,6 +64,7 @@ def test_every_metric_of_every_group(
             f"defemb/isotropy/{name}": isotropy(table[ids]),
             f"defemb/average_cosine/{name}": average_cosine(table[ids]),
             f"defemb/effective_rank/{name}": effective_rank(table[ids]),
+            f"defemb/isoscore/{name}": isoscore(table[ids]),
             f"defemb/norm/{name}": mean_norm(table[ids]),
             f"defemb/relation_auc/{name}": relation_auc(table, related[name]),
             f"defemb/drift/{name}": drift(table[ids], reference[ids]),
@@ -78,7 +80,7 @@ def test_python_floats_only(table: Tensor, reference: Tensor, groups: dict[str, 
 
 def test_without_pairs_and_reference_their_metrics_are_absent(table: Tensor, groups: dict[str, Tensor]) -> None:
     metrics = {key.split("/")[1] for key in measure_table(table, groups)}
-    assert metrics == {"isotropy", "average_cosine", "effective_rank", "norm"}
+    assert metrics == {"isotropy", "average_cosine", "effective_rank", "isoscore", "norm"}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_group_too_small_has_no_keys(table: Tensor, pairs: Tensor, rare: Tensor)
     table[7:9] = 0
     figures = measure_table(table, {"all": torch.arange(N), "rare": rare}, pairs=pairs, reference=table)
     assert not [key for key in figures if key.endswith("/rare")]
-    assert len([key for key in figures if key.endswith("/all")]) == 7
+    assert len([key for key in figures if key.endswith("/all")]) == 8
 
 
 def test_too_few_pairs_have_no_score(table: Tensor, groups: dict[str, Tensor]) -> None:
@@ -165,10 +167,13 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"groups must contain \"all\".*got \['rare'\]"):
             measure_table(table, {"rare": torch.arange(5)})
 
-    @pytest.mark.parametrize("row", [-1, N])
-    def test_outside_the_table(self, table: Tensor, row: int) -> None:
-        with pytest.raises(ValueError, match=f"group 'all' names row {row}, the table has rows 0 to {N - 1}"):
-            measure_table(table, {"all": torch.tensor([0, row])})
+    def test_outside_the_table(self, table: Tensor) -> None:
+        with pytest.raises(ValueError, match=f"group 'all' names row {N}, the table has rows 0 to {N - 1}"):
+            measure_table(table, {"all": torch.tensor([0, N])})
+
+    def test_negative(self, table: Tensor) -> None:
+        with pytest.raises(ValueError, match="group 'all' must hold row ids of 0 or more, got -1"):
+            measure_table(table, {"all": torch.tensor([0, -1])})
 
     def test_twice(self, table: Tensor) -> None:
         with pytest.raises(ValueError, match="group 'all' names a row twice"):

@@ -46,7 +46,7 @@ def relation_auc(table: Tensor, pairs: Tensor, *, centred: bool = True, seed: in
         1.0
     """
     table = checked(table)
-    pairs = _checked_pairs(pairs)
+    pairs = checked_pairs(pairs)
     if len(pairs) < 2:
         raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}")
     if int(pairs.max()) >= len(table):
@@ -82,7 +82,7 @@ def shuffled_pairs(pairs: Tensor, *, seed: int = 0) -> Tensor:
         >>> shuffled_pairs(torch.tensor([[0, 1], [2, 3]])).tolist()
         [[0, 3], [2, 1]]
     """
-    left, right = _checked_pairs(pairs).cpu().T.tolist()
+    left, right = checked_pairs(pairs).cpu().T.tolist()
     related = set(zip(left, right, strict=True)) | set(zip(right, left, strict=True)) | {(word, word) for word in left}
     rng = random.Random(seed)
     cycle = list(range(len(left)))
@@ -120,7 +120,22 @@ def pairs_by_group(pairs: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor
         >>> {name: chosen.tolist() for name, chosen in by_group.items()}
         {'all': [[0, 1], [2, 0], [1, 7]], 'frequent': [[0, 1]], 'rare': [[2, 0]]}
     """
-    pairs = _checked_pairs(pairs)
+    group = group_of_pairs(pairs, groups)
+    return {"all": pairs} | {name: pairs[group == position] for position, name in enumerate(groups)}
+
+
+def group_of_pairs(pairs: Tensor, groups: dict[str, Tensor]) -> Tensor:
+    """The position in ``groups`` of each pair's rarer word, ``(m,)`` int64; −1 where a word is in no group.
+
+    Raises:
+        TypeError, ValueError: as `pairs_by_group`.
+
+    Example:
+        >>> groups = {"frequent": torch.tensor([0, 1]), "rare": torch.tensor([2])}
+        >>> group_of_pairs(torch.tensor([[0, 1], [2, 0], [1, 7]]), groups).tolist()
+        [0, 1, -1]
+    """
+    pairs = checked_pairs(pairs)
     if "all" in groups:
         raise ValueError('groups must not contain "all", which is every pair; pass the frequency groups only')
     ids = [members.to(pairs.device) for members in groups.values()]
@@ -136,11 +151,11 @@ def pairs_by_group(pairs: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor
             )
         rank[members] = position
     ranks = rank[pairs]
-    rarer = ranks.amax(dim=1).where((ranks >= 0).all(dim=1), -1)
-    return {"all": pairs} | {name: pairs[rarer == position] for position, name in enumerate(groups)}
+    return ranks.amax(dim=1).where((ranks >= 0).all(dim=1), -1)
 
 
-def _checked_pairs(pairs: Tensor) -> Tensor:
+def checked_pairs(pairs: Tensor) -> Tensor:
+    """The pairs, or an error that says what is wrong with them."""
     if not isinstance(pairs, Tensor) or pairs.dtype != torch.int64:
         kind = pairs.dtype if isinstance(pairs, Tensor) else type(pairs).__name__
         raise TypeError(f"pairs must be an int64 tensor of row ids, got {kind}; use torch.tensor(pairs)")
