@@ -1,7 +1,19 @@
 """Pictures: of a table, of its metrics, of a run."""
 
 from defemb_callbacks.plots.figures import plot_metrics, plot_projection, plot_singular_values
-from defemb_callbacks.plots.run import save_run_plots
-from defemb_callbacks.plots.snapshot import TableSnapshot
+from defemb_callbacks.plots.projector import save_projector
+from defemb_callbacks.plots.record import RunRecord
+from defemb_callbacks.plots.run import save_pictures, save_run_plots
+from defemb_callbacks.plots.snapshot import TableSnapshot, watched_tokens
 
-__all__ = ["TableSnapshot", "plot_metrics", "plot_projection", "plot_singular_values", "save_run_plots"]
+__all__ = [
+    "RunRecord",
+    "TableSnapshot",
+    "plot_metrics",
+    "plot_projection",
+    "plot_singular_values",
+    "save_pictures",
+    "save_projector",
+    "save_run_plots",
+    "watched_tokens",
+]

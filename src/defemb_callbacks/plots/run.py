@@ -1,4 +1,4 @@
-"""The pictures of one training run."""
+"""The files that show one run, or one comparison of models."""
 
 from __future__ import annotations
 
@@ -8,9 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from defemb_callbacks.plots.figures import plot_metrics, plot_projection, plot_singular_values
+from defemb_callbacks.plots.record import RunRecord
 from defemb_callbacks.plots.snapshot import TableSnapshot
 
 logger = logging.getLogger(__name__)
+
+
+def save_pictures(folder: Path, record: RunRecord) -> list[Path]:
+    """Write the pictures of a record into a folder; returns the paths written.
+
+    Where matplotlib is missing, a warning names the pip line and nothing is written: a finished training run must not
+    fail for a picture.
+    """
+    before = None if record.report is None else record.report.before
+    return save_run_plots(folder, record.history, record.snapshots, before)
 
 
 def save_run_plots(
