@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from defemb_callbacks.frequency import GROUPS
 from defemb_callbacks.metrics.isotropy import Spectrum, checked, unit_rows
@@ -74,8 +74,7 @@ class TableSnapshot:
             >>> [(token, round(cosine, 3)) for token, cosine in taken.neighbours[0]]
             [(1, 0.995)]
         """
-        if isinstance(table, nn.Module):  # until the callbacks pass tables
-            table = read_table(table)  # type: ignore[unreachable]
+        table = table if isinstance(table, Tensor) else read_table(table)  # until the callbacks pass tables
         table = checked(table)
         if spectrum is None:
             spectrum = spectra_by_group(table, {"all": groups["all"]})["all"]
