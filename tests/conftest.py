@@ -1,14 +1,18 @@
-"""Real data, weights and dictionaries: found, or the test skips with a reason."""
+"""Tiny Trainers; real data, weights and dictionaries: found, or the test skips with a reason."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import BertForSequenceClassification, PreTrainedModel, Trainer
+
+from tiny import tiny_bert, tiny_dataset, training_args, wordpiece_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,3 +57,35 @@ def all_cores() -> Iterator[None]:
     torch.set_num_threads(os.cpu_count() or 1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return wordpiece_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer: Any) -> PreTrainedModel:
+    return tiny_bert(tokenizer, BertForSequenceClassification)
+
+
+@pytest.fixture
+def trainer(tokenizer: Any, tmp_path: Path) -> Callable[..., Trainer]:
+    """Makes a Trainer of a fresh model: `trainer(callback, save_steps=4)`."""
+
+    def make(*callbacks: Any, model: PreTrainedModel | None = None, processing_class: Any = tokenizer, **args: Any):
+        if model is None and "model_init" not in args:
+            model = tiny_bert(tokenizer, BertForSequenceClassification)
+        init = {"model_init": args.pop("model_init")} if "model_init" in args else {}
+        folder = args.pop("output_dir", tmp_path / "run")
+        return Trainer(
+            model,
+            training_args(folder, **args),
+            train_dataset=tiny_dataset(tokenizer),
+            eval_dataset=tiny_dataset(tokenizer, 8),
+            processing_class=processing_class,
+            callbacks=list(callbacks),
+            **init,
+        )
+
+    return make

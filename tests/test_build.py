@@ -13,11 +13,12 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrai
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, Lexicon, build_definition_embeddings
 from defemb_callbacks import build as module
-from defemb_callbacks.build import definitions_of_tokens, related_tokens
+from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.definitions import Relation, load_definitions
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.word_pairs import related_tokens
 from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, unigram_tokenizer, wordpiece_tokenizer
 
 

@@ -1,19 +1,11 @@
-"""The callbacks inside real Trainer runs: when rows are written, that nothing else changes, and what is logged."""
+"""DefinitionEMBCallback inside real Trainer runs: when rows are written, and that nothing else changes."""
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-from collections.abc import Callable
-from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
@@ -25,6 +17,7 @@ from transformers import (
     ProcessorMixin,
     Trainer,
     TrainerCallback,
+    TrainerState,
 )
 
 from defemb_callbacks import (
@@ -35,45 +28,9 @@ from defemb_callbacks import (
     Lexicon,
     build_definition_embeddings,
 )
-from defemb_callbacks.definitions import Relation
-from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.rows import read_table
-from defemb_callbacks.vocabulary import read_vocabulary
-from tiny import WORDS, byte_bpe_tokenizer, tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
-
-PICTURES = {"metrics.png", "singular_values.png", "projection.png"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return wordpiece_tokenizer()
-
-
-@pytest.fixture
-def model(tokenizer: Any) -> PreTrainedModel:
-    return tiny_bert(tokenizer, BertForSequenceClassification)
-
-
-@pytest.fixture
-def trainer(tokenizer: Any, tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes a Trainer of a fresh model: `trainer(callback, save_steps=4)`."""
-
-    def make(*callbacks: Any, model: PreTrainedModel | None = None, processing_class: Any = tokenizer, **args: Any):
-        if model is None and "model_init" not in args:
-            model = tiny_bert(tokenizer, BertForSequenceClassification)
-        init = {"model_init": args.pop("model_init")} if "model_init" in args else {}
-        folder = args.pop("output_dir", tmp_path / "run")
-        return Trainer(
-            model,
-            training_args(folder, **args),
-            train_dataset=tiny_dataset(tokenizer),
-            eval_dataset=tiny_dataset(tokenizer, 8),
-            processing_class=processing_class,
-            callbacks=list(callbacks),
-            **init,
-        )
-
-    return make
+from runs import StopAtStep4, assert_same_weights, changed_rows, defined_ids, glossary_callback, losses, measured_steps
+from tiny import byte_bpe_tokenizer, tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 
 @pytest.fixture
@@ -89,30 +46,6 @@ def applications(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(DefinitionEmbeddings, "apply", counted)
     return models
-
-
-def glossary_callback(**settings: Any) -> DefinitionEMBCallback:
-    return DefinitionEMBCallback(tiny_glossary(), **{"plots": False, "monitor_steps": 0} | settings)
-
-
-def defined_ids(tokenizer: Any) -> Tensor:
-    return torch.tensor(sorted(tokenizer.convert_tokens_to_ids(word) for word in tiny_glossary()))
-
-
-def changed_rows(before: Tensor, after: Tensor) -> Tensor:
-    return (before != after).any(dim=1).nonzero().flatten()
-
-
-def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)
-
-
-def losses(trainer: Trainer) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
-
-
-def measured_steps(trainer: Trainer) -> list[int]:
-    return [row["step"] for row in trainer.state.log_history if "defemb/isotropy/all" in row]
 
 
 # What is written, and when
@@ -267,19 +200,13 @@ def test_a_stream_cannot_be_counted(tokenizer, model, tmp_path) -> None:
 # Once, and reproducibly
 
 
-class _Stop(TrainerCallback):
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        control.should_training_stop = state.global_step == 4
-        return control
-
-
 @pytest.mark.parametrize("settings", [{}, {"frequency": "training_data"}, {"only_training_tokens": True}])
 def test_a_resumed_run_equals_an_uninterrupted_one(trainer, tmp_path, settings) -> None:
     saving = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
     settings = {"monitor_steps": None, **settings}
     whole = trainer(glossary_callback(**settings), **saving, output_dir=tmp_path / "whole")
     whole.train()
-    trainer(glossary_callback(**settings), _Stop, **saving, output_dir=tmp_path / "half").train()
+    trainer(glossary_callback(**settings), StopAtStep4, **saving, output_dir=tmp_path / "half").train()
     resumed = trainer(glossary_callback(**settings), **saving, output_dir=tmp_path / "half")
     resumed.train(resume_from_checkpoint=str(tmp_path / "half" / "checkpoint-4"))
     assert len(losses(whole)) == 8
@@ -292,7 +219,7 @@ def test_a_checkpoint_that_was_not_rebuilt_is_resumed_as_it_is(trainer, tmp_path
     saving = {"save_strategy": "steps", "save_steps": 4}
     whole = trainer(**saving, output_dir=tmp_path / "whole")
     whole.train()
-    trainer(_Stop, **saving, output_dir=tmp_path / "half").train()
+    trainer(StopAtStep4, **saving, output_dir=tmp_path / "half").train()
     callback = glossary_callback()
     resumed = trainer(callback, **saving, output_dir=tmp_path / "half")
     resumed.train(resume_from_checkpoint=True)
@@ -406,220 +333,15 @@ def test_blend_zero_trains_like_no_callback(trainer, applications) -> None:
     assert_same_weights(with_callback.model, plain.model)
 
 
-# What is logged
-
-
-def related_lexicon() -> Lexicon:
-    """All words, each related to the next, so that every group has more than ten pairs."""
-    words = [word for word in WORDS if "'" not in word]
-    definitions = [
-        Definition(word, f"{words[7 * i % len(words)]} of {words[(i + 5) % len(words)]} {i}")
-        for i, word in enumerate(words)
-    ]
-    relations = [Relation(left, right, "hypernym") for left, right in pairwise(words)]
-    return Lexicon.from_definitions(definitions, name="related", relations=relations)
-
-
-METRICS = ("isotropy", "average_cosine", "effective_rank", "norm", "relation_auc", "drift", "neighbour_overlap")
-KEYS = {f"defemb/{metric}/{group}" for metric in METRICS for group in ("all", "frequent", "medium", "rare")}
-
-
-@pytest.fixture(params=["plain", "attached"])
-def logged_run(request: pytest.FixtureRequest, trainer, tmp_path) -> Trainer:
-    callback = DefinitionEMBCallback(related_lexicon(), plots=False)
-    run = trainer(
-        callback, report_to=["tensorboard"], eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=8
-    )
-    if request.param == "attached":
-        assert callback.attach(run) is callback
-    run.train()
-    return run
-
-
-def test_metrics_stand_in_the_rows_of_the_loss(logged_run, trainer) -> None:
-    plain = trainer(eval_strategy="steps", eval_steps=4)
-    plain.train()
-    history = logged_run.state.log_history
-    assert [row["step"] for row in history] == [row["step"] for row in plain.state.log_history]
-    for row in history:
-        found = {key for key in row if key.startswith("defemb/")}
-        assert found == (KEYS if "loss" in row else set())
-        assert all(type(row[key]) is float for key in found)
-    saved = json.loads(Path(logged_run.args.output_dir, "checkpoint-8", "trainer_state.json").read_text())
-    assert [row for row in saved["log_history"] if "loss" in row] == [row for row in history if "loss" in row]
-
-
-def test_metrics_are_in_tensorboard_at_the_step_of_the_loss_once(logged_run, request) -> None:
-    folder = Path(logged_run.args.output_dir)
-    files = list(folder.rglob("events.out.tfevents.*"))
-    assert len({file.parent for file in files}) == 1
-    attached = request.node.callspec.params["logged_run"] == "attached"
-    assert len(files) == (1 if attached else 2)
-    scalars: dict[str, list[tuple[int, float]]] = {}
-    for file in files:
-        events = EventAccumulator(str(file))
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            scalars.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
-    rows = [row for row in logged_run.state.log_history if "loss" in row]
-    for key in ("loss", *sorted(KEYS)):
-        expected = [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in rows]
-        assert scalars[f"train/{key}"] == expected
-
-
-def test_a_removed_tensorboard_callback_gets_no_folder(trainer, tmp_path, monkeypatch) -> None:
-    from transformers.integrations import TensorBoardCallback
-
-    monkeypatch.chdir(tmp_path)
-    run = trainer(glossary_callback(monitor_steps=None), report_to=["tensorboard"])
-    run.remove_callback(TensorBoardCallback)
-    run.train()
-    assert measured_steps(run)
-    assert not list(tmp_path.rglob("events.out.tfevents.*"))
-
-
-def test_the_progress_row_has_the_headlines_and_is_no_wall_of_figures(trainer) -> None:
-    seen: list[dict[str, Any]] = []
-
-    class Look(TrainerCallback):
-        def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
-            seen.append(dict(logs))
-
-    trainer(glossary_callback(monitor_steps=None), Look).train()
-    rows = [{key for key in logs if key.startswith("defemb/")} for logs in seen if "loss" in logs]
-    assert rows
-    assert all({"defemb/isotropy/all", "defemb/isotropy/rare"} <= row for row in rows)
-    assert all(len(row) <= 4 for row in rows)
-
-
-@pytest.mark.parametrize("logging_steps", [1, 100])
-def test_monitor_steps_are_kept_whatever_the_logging_steps(trainer, logging_steps) -> None:
-    run = trainer(glossary_callback(monitor_steps=2), logging_steps=logging_steps)
-    run.train()
-    assert measured_steps(run) == [2, 4, 6, 8]
-    assert all("loss" in row for row in run.state.log_history if "defemb/norm/all" in row)
-
-
-def test_the_end_of_a_run_is_measured_in_its_last_row(trainer) -> None:
-    run = trainer(glossary_callback(monitor_steps=3))
-    run.train()
-    assert measured_steps(run) == [3, 6, 8]
-    assert "train_runtime" in run.state.log_history[-1]
-
-
-def test_by_default_at_most_20_times_and_at_the_end(trainer) -> None:
-    run = trainer(glossary_callback(monitor_steps=None), num_train_epochs=8, per_device_train_batch_size=8)
-    run.train()
-    assert run.state.max_steps == 64
-    assert measured_steps(run) == [*range(4, 64, 4), 64]
-    assert len(losses(run)) == 64
-
-
-def test_by_default_an_early_stop_is_measured_too(trainer) -> None:
-    run = trainer(glossary_callback(monitor_steps=None), _Stop, logging_steps=3)
-    run.train()
-    assert measured_steps(run) == [3, 4]
-
-
-def test_monitor_steps_zero_measures_nothing(trainer) -> None:
-    run = trainer(glossary_callback(monitor_steps=0))
-    run.train()
-    assert not any(key.startswith("defemb/") for row in run.state.log_history for key in row)
-
-
-def test_drift_is_that_since_train_start(trainer) -> None:
-    still = trainer(glossary_callback(monitor_steps=None), learning_rate=0.0, weight_decay=0.0)
-    still.train()
-    moved = trainer(glossary_callback(monitor_steps=None), learning_rate=0.1)
-    moved.train()
-    assert still.state.log_history[-2]["defemb/drift/all"] == pytest.approx(0, abs=1e-12)
-    assert moved.state.log_history[-2]["defemb/drift/all"] > 1e-4
-
-
-def test_the_monitor_alone_changes_nothing(trainer) -> None:
-    plain = trainer()
-    plain.train()
-    watched = trainer(EmbeddingMonitorCallback(related_lexicon()))
-    watched.train()
-    assert_same_weights(plain.model, watched.model)
-    assert watched.state.log_history[0].keys() >= KEYS
-    assert not hasattr(watched.model.config, "definition_emb")
-
-
-def test_the_monitor_without_a_dictionary_has_no_relation_auc(trainer) -> None:
-    run = trainer(EmbeddingMonitorCallback(None, plots=False))
-    run.train()
-    assert measured_steps(run)
-    assert not any("relation_auc" in key for row in run.state.log_history for key in row)
-
-
-def test_attach_adds_a_callback_that_the_trainer_does_not_have(trainer) -> None:
-    run = trainer()
-    callback = EmbeddingMonitorCallback(None, tokenizer=run.processing_class).attach(run)
-    callback.attach(run)
-    assert run.callback_handler.callbacks[0] is callback
-    assert run.callback_handler.callbacks.count(callback) == 1
-
-
-# Files
-
-
-def test_report_and_pictures_are_saved(trainer, tmp_path) -> None:
-    callback = DefinitionEMBCallback(tiny_glossary())
-    run = trainer(callback)
-    report = tmp_path / "run" / "defemb" / "report.json"
-    assert json.loads(report.read_text(encoding="utf-8")) == json.loads(callback.report.to_json())
-    run.train()
-    written = {path.name for path in report.parent.iterdir()}
-    assert written == {"report.json", *PICTURES}
-    assert all((report.parent / name).read_bytes().startswith(b"\x89PNG") for name in PICTURES)
-
-
-@pytest.mark.parametrize("rebuilds", [True, False])
-def test_pictures_are_of_the_tables_before_the_rebuild_and_around_training(trainer, tokenizer, monkeypatch, rebuilds):
-    taken: dict[str, Any] = {}
-    monkeypatch.setattr(
-        "defemb_callbacks.monitoring.callback.save_run_plots",
-        lambda folder, history, tables, before: taken.update(tables),
-    )
-    run = trainer(DefinitionEMBCallback(tiny_glossary()) if rebuilds else EmbeddingMonitorCallback(None))
-    start = read_table(run.model)
-    run.train()
-    assert list(taken) == ["before the rebuild"] * rebuilds + ["at train start", "at train end"]
-    tables = {"at train start": start, "at train end": read_table(run.model)}
-    if rebuilds:
-        tables["before the rebuild"] = read_table(tiny_bert(tokenizer, BertForSequenceClassification))
-    in_text = frequency_groups(frequency_rank(read_vocabulary(tokenizer)))["all"]
-    for name, table in tables.items():
-        torch.testing.assert_close(taken[name].spectrum, torch.linalg.svdvals(table[in_text].double()))
-
-
-def test_plots_false_saves_no_picture(trainer, tmp_path) -> None:
-    trainer(DefinitionEMBCallback(tiny_glossary(), plots=False)).train()
-    assert [path.name for path in (tmp_path / "run" / "defemb").iterdir()] == ["report.json"]
-
-
 def test_other_processes_than_the_main_one_save_nothing(trainer, model, tokenizer, tmp_path) -> None:
     callback = DefinitionEMBCallback(tiny_glossary())
     args = training_args(tmp_path / "other")
-    state, control = SimpleNamespace(is_world_process_zero=False, global_step=0, log_history=[]), None
+    state, control = TrainerState(is_world_process_zero=False), None
     callback.on_init_end(args, state, control, processing_class=tokenizer, model=model)
     callback.on_train_begin(args, state, control, processing_class=tokenizer, model=model)
     callback.on_train_end(args, state, control, model=model)
     assert callback.report is not None
     assert not (tmp_path / "other").exists()
-
-
-def test_missing_matplotlib_only_warns(trainer, tmp_path, monkeypatch, caplog) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError then
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with caplog.at_level(logging.WARNING, "defemb_callbacks"):
-        run = trainer(DefinitionEMBCallback(tiny_glossary()))
-        run.train()
-    assert run.state.global_step == 8
-    assert 'pip install "defemb-callbacks[plots]"' in caplog.text
-    assert [path.name for path in (tmp_path / "run" / "defemb").iterdir()] == ["report.json"]
 
 
 def test_an_unknown_setting_is_refused_before_anything() -> None:
@@ -634,20 +356,6 @@ def test_a_callback_added_later_rebuilds_at_train_begin(trainer, model, tokenize
     run.train()
     assert torch.equal(changed_rows(before, read_table(model)), defined_ids(tokenizer))
     assert callback.report is not None
-
-
-def test_embeddings_that_became_nan_stop_the_monitor_and_not_the_run(trainer, caplog) -> None:
-    class Break(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            if state.global_step == 4:
-                with torch.no_grad():
-                    model.get_input_embeddings().weight[20] = float("nan")
-
-    run = trainer(glossary_callback(monitor_steps=1, plots=True), Break)
-    run.train()
-    assert measured_steps(run) == [1, 2, 3]
-    assert run.state.global_step == 8
-    assert "cannot be measured at step 4" in caplog.text
 
 
 def test_a_second_trainer_brings_its_own_tokenizer(trainer) -> None:

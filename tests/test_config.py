@@ -27,6 +27,8 @@ WRITE = {
     "frequency": "training_data",
     "group_edges": [0.1, 0.2],
     "monitor_steps": 5,
+    "monitor_sample": 500,
+    "ratings": __file__,
     "plots": False,
     "cache_dir": "/tmp/elsewhere",
 }
@@ -54,6 +56,8 @@ def parse(*arguments: str) -> tuple[DefinitionEMBConfig, TrainingArguments]:
         ({"definitions_per_token": 0}, r"definitions_per_token=0 is less than 1"),
         ({"max_length": 3}, r"max_length=3 is less than 4"),
         ({"batch_size": 0}, r"batch_size=0 is less than 1"),
+        ({"monitor_sample": 1}, r"monitor_sample=1 is less than 2; None measures every token"),
+        ({"ratings": "nowhere.txt"}, r"ratings='nowhere.txt' is not a file"),
         ({"monitor_steps": -1}, r"monitor_steps=-1 is negative; 0 switches the metrics off"),
         ({"group_edges": [0.5]}, r"group_edges=\[0.5\] must be two growing shares"),
         ({"group_edges": [0.3, 0.5, 0.8]}, r"group_edges=.* must be two growing shares"),

@@ -222,3 +222,19 @@ def test_refuses_a_stream_without_touching_it():
 def test_refuses_rows_without_input_ids_and_names_their_columns():
     with pytest.raises(ValueError, match=r"no column 'input_ids' \(it has \['label', 'text'\]\); tokenize it first"):
         count_tokens(Dataset.from_dict({"text": ["a"], "label": [0]}), 3)
+
+
+def test_refuses_an_alphabetical_vocabulary_but_takes_counts_for_it(tmp_path):
+    words = tuple(sorted(f"{first}{second}" for first in "abcdefghijk" for second in "abcdefghijk"))
+    vocabulary = Vocabulary(("[UNK]", *words), (None, *words), (SPECIAL, *([None] * len(words))), uncased=True)
+    with pytest.raises(ValueError, match=r"is in alphabetical order.*frequency='training_data'"):
+        configured_rank(vocabulary, DefinitionEMBConfig())
+    counts = torch.arange(len(vocabulary))
+    rank = configured_rank(vocabulary, DefinitionEMBConfig(frequency="training_data"), counts)
+    assert rank[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["roberta-base", "t5-small"])
+def test_real_vocabularies_are_not_taken_for_alphabetical(name, data_dir):
+    vocabulary = read_vocabulary(AutoTokenizer.from_pretrained(data_dir / "tokenizers" / name))
+    assert torch.equal(configured_rank(vocabulary, DefinitionEMBConfig()), frequency_rank(vocabulary))

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, Lexicon, measure_embeddings
-from defemb_callbacks.build import related_tokens
 from defemb_callbacks.definitions import Relation
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.metrics import drift, isotropy, mean_norm, relation_auc
@@ -20,6 +19,7 @@ from defemb_callbacks.metrics.semantics import pairs_by_group
 from defemb_callbacks.monitoring.monitor import EmbeddingMonitor
 from defemb_callbacks.rows import embedding_weight, read_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+from defemb_callbacks.word_pairs import related_tokens
 from tiny import WORDS, tiny_bert, tiny_glossary, wordpiece_tokenizer
 
 
@@ -53,7 +53,13 @@ def test_groups_in_vocabulary_order(model, tokenizer, vocabulary) -> None:
     for name, ids in groups.items():
         assert figures[f"defemb/isotropy/{name}"] == pytest.approx(isotropy(table[ids]))
         assert figures[f"defemb/norm/{name}"] == pytest.approx(mean_norm(table[ids]))
-    assert {key.split("/")[1] for key in figures} == {"isotropy", "average_cosine", "effective_rank", "norm"}
+    assert {key.split("/")[1] for key in figures} == {
+        "isotropy",
+        "average_cosine",
+        "effective_rank",
+        "isoscore",
+        "norm",
+    }
 
 
 def test_a_dictionary_with_relations_gives_relation_auc(model, tokenizer, vocabulary, lexicon) -> None:

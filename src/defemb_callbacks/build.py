@@ -20,14 +20,12 @@ from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
+from defemb_callbacks.word_pairs import related_tokens
 
 logger = logging.getLogger(__name__)
 
 # Part of every cache key; to be raised when the same input comes to give other rows.
 BUILD_VERSION = "2"
-
-# A `relation_auc` over 2,500 pairs, as many as the smallest group then has in WordNet, has a standard error below 0.01.
-MOST_PAIRS = 20_000
 
 
 def build_definition_embeddings(
@@ -157,23 +155,6 @@ def definitions_of_tokens(vocabulary: Vocabulary, lexicon: Lexicon, most: int) -
         if definitions:
             found[index] = definitions
     return found
-
-
-def related_tokens(vocabulary: Vocabulary, lexicon: Lexicon) -> Tensor:
-    """(m, 2) int64: pairs of tokens whose words the dictionary relates, without sharing a definition.
-
-    At most `MOST_PAIRS` of them, evenly spaced over the dictionary's order, so always the same ones.
-    """
-    token_of_word: dict[str, int] = {}
-    # "march" before "March": a dictionary's relations are mostly those of the common word.
-    for wanted_lower in (True, False):
-        for index, word in enumerate(vocabulary.words):
-            if word is not None and word.islower() == wanted_lower:
-                token_of_word.setdefault(word.lower(), index)
-    relations = lexicon.relations(token_of_word)
-    pairs = [(token_of_word[left.lower()], token_of_word[right.lower()]) for left, right, _ in relations]
-    pairs = pairs[:: -(-len(pairs) // MOST_PAIRS)] if pairs else pairs
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
 def fingerprint_weights(model: PreTrainedModel) -> str:

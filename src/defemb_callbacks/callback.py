@@ -16,11 +16,12 @@ from transformers.utils import CONFIG_NAME
 
 from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.definitions import Lexicon
 from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to, note_applied
 from defemb_callbacks.frequency import configured_rank, frequency_groups
 from defemb_callbacks.monitoring import EmbeddingMonitorCallback
-from defemb_callbacks.plots import TableSnapshot
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.plots import TableSnapshot, watched_tokens
+from defemb_callbacks.rows import embedding_weight, read_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,10 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             return self.embeddings.vocabulary, self.embeddings.pairs
         return super()._vocabulary_and_pairs(model)
 
+    def _lexicon(self) -> Lexicon | None:
+        # Ready embeddings need no dictionary, which may not even be on this machine.
+        return None if self._given is not None else super()._lexicon()
+
     def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         earlier = applied_to(model)
         # `force` is for what others rebuilt: a second train() is no second rebuild.
@@ -126,10 +131,17 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
                 embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
         else:
             embeddings.check_tokenizer(read_vocabulary(self._tokenizer, len(embedding_weight(model))))
-        if self.config.plots and state.is_world_process_zero:
-            rank = configured_rank(embeddings.vocabulary, self.config, counts)
-            self._before = TableSnapshot.take(model, frequency_groups(rank, self.config.group_edges))
+        ids = embeddings.chosen(self.config, counts)
+        table = read_table(model) if self.config.plots and state.is_world_process_zero else None
         self.report = embeddings.apply(model, self.config, counts=counts, force=self.force)
+        if table is not None:
+            rank = configured_rank(embeddings.vocabulary, self.config, counts)
+            groups = frequency_groups(rank, self.config.group_edges)
+            watched = watched_tokens(ids, groups, embeddings.vocabulary)
+            self._snapshots["before the rebuild"] = TableSnapshot.take(
+                table, groups, metrics=self.report.before, watched=watched, among=embeddings.vocabulary.word_ids
+            )
+        self._rebuilt_ids = ids
         self.embeddings = embeddings
         self._rebuilt = weakref.ref(model)
         if state.is_world_process_zero:

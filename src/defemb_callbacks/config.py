@@ -101,8 +101,18 @@ class DefinitionEMBConfig:
     monitor_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Measure the embeddings every so many steps; by default in every row of the log, but at most 20 "
-            "times in a run. 0 switches the metrics off."
+            "help": "Measure the embeddings every so many steps; by default at the start, at the end, and between in "
+            "at most 20 rows of the log, as long as that takes less than 1 % of the time. 0 switches the metrics off."
+        },
+    )
+    monitor_sample: int | None = field(
+        default=None,
+        metadata={"help": "Measure at most so many tokens of each frequency group, always the same; by default all."},
+    )
+    ratings: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of human word similarity ratings (word, word, score) to correlate the embeddings with."
         },
     )
     plots: bool = field(default=True, metadata={"help": "Save pictures in output_dir/defemb at the end of training."})
@@ -130,6 +140,10 @@ class DefinitionEMBConfig:
                 raise ValueError(f"{name}={value!r} is less than {least}.")
         if self.monitor_steps is not None and self.monitor_steps < 0:
             raise ValueError(f"monitor_steps={self.monitor_steps!r} is negative; 0 switches the metrics off.")
+        if self.monitor_sample is not None and self.monitor_sample < 2:
+            raise ValueError(f"monitor_sample={self.monitor_sample!r} is less than 2; None measures every token.")
+        if self.ratings is not None and not Path(self.ratings).is_file():
+            raise ValueError(f"ratings={self.ratings!r} is not a file.")
         if self.frequency not in ("vocabulary", "training_data") and not Path(self.frequency).is_file():
             raise ValueError(f"frequency={self.frequency!r} is neither 'vocabulary', 'training_data', nor a file.")
         edges = self.group_edges

@@ -114,17 +114,9 @@ class DefinitionEmbeddings:
                 "bring them back. Save with save_embedding_layers=True, or name the embeddings in modules_to_save."
             )
         self._check_model(model, weight, force)
+        ids = self.chosen(config, counts)
         rank = configured_rank(self.vocabulary, config, counts)
         groups = frequency_groups(rank, config.group_edges)
-        allowed = None
-        if config.only_training_tokens:
-            if counts is None:
-                raise ValueError("only_training_tokens=True needs the token counts of the training data: counts=...")
-            if len(counts) != len(rank):
-                raise ValueError(f"counts has shape {tuple(counts.shape)}; the vocabulary needs ({len(rank)},).")
-            allowed = counts > 0
-        chosen = choose_tokens(self.ids, rank, config.alpha, allowed)
-        ids = self.ids[chosen]
 
         before = read_table(model)
         group_of_token = torch.zeros(len(rank), dtype=torch.int64)
@@ -133,7 +125,7 @@ class DefinitionEmbeddings:
         rows, weights = written_rows(
             config,
             old=before[ids.to(before.device)].cpu(),
-            new=self.rows[chosen],
+            new=self.rows[torch.isin(self.ids, ids)],
             rarity=rarity(rank)[ids],
             groups=group_of_token[ids],
             centre=before[groups["all"].to(before.device)].double().mean(dim=0).cpu(),
@@ -161,7 +153,7 @@ class DefinitionEmbeddings:
                 )
                 for name, members in groups.items()
             },
-            skipped=self._skipped(ids, allowed),
+            skipped=self._skipped(ids, counts if config.only_training_tokens else None),
             before=figures_before,
             after=figures_after,
             info=self.info | {"settings": settings} | applied,
@@ -180,7 +172,23 @@ class DefinitionEmbeddings:
                 "Load the original checkpoint, or pass force=True to rebuild what was rebuilt."
             )
 
-    def _skipped(self, ids: Tensor, allowed: Tensor | None) -> dict[str, tuple[str, ...]]:
+    def chosen(self, config: DefinitionEMBConfig, counts: Tensor | None = None) -> Tensor:
+        """The tokens whose rows `apply` writes with this config: (m,) int64, in the order of `ids`.
+
+        Raises:
+            ValueError: counts that are missing or do not fit the vocabulary.
+        """
+        rank = configured_rank(self.vocabulary, config, counts)
+        allowed = None
+        if config.only_training_tokens:
+            if counts is None:
+                raise ValueError("only_training_tokens=True needs the token counts of the training data: counts=...")
+            if len(counts) != len(rank):
+                raise ValueError(f"counts has shape {tuple(counts.shape)}; the vocabulary needs ({len(rank)},).")
+            allowed = counts > 0
+        return self.ids[choose_tokens(self.ids, rank, config.alpha, allowed)]
+
+    def _skipped(self, ids: Tensor, counts: Tensor | None) -> dict[str, tuple[str, ...]]:
         defined, rebuilt = set(self.ids.tolist()), set(ids.tolist())
         skipped: dict[str, list[str]] = {}
         for index, (token, reason) in enumerate(zip(self.vocabulary.tokens, self.vocabulary.reasons, strict=True)):
@@ -189,7 +197,7 @@ class DefinitionEmbeddings:
             if index not in defined:
                 reason = reason or NOT_DEFINED
             else:
-                reason = NOT_IN_DATA if allowed is not None and not allowed[index] else NOT_CHOSEN
+                reason = NOT_IN_DATA if counts is not None and not counts[index] else NOT_CHOSEN
             skipped.setdefault(reason, []).append(token)
         return {reason: tuple(tokens) for reason, tokens in skipped.items()}
 

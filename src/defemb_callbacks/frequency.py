@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,28 @@ def configured_rank(vocabulary: Vocabulary, config: DefinitionEMBConfig, counts:
     """(vocabulary,) int64 frequency rank of each token, by the order that the config asks for.
 
     Raises:
-        ValueError: `frequency="training_data"` without counts, or a file that cannot be read.
+        ValueError: `frequency="training_data"` without counts, a file that cannot be read, or `frequency="vocabulary"`
+            for a vocabulary in alphabetical order.
     """
     if config.frequency == "vocabulary":
+        _refuse_alphabetical(vocabulary)
         return frequency_rank(vocabulary)
     if config.frequency != "training_data":
         return frequency_rank(vocabulary, read_counts(config.frequency, vocabulary))
     if counts is None:
         raise ValueError("frequency='training_data' needs the token counts of the training data: counts=...")
     return frequency_rank(vocabulary, counts)
+
+
+def _refuse_alphabetical(vocabulary: Vocabulary) -> None:
+    words = [word for word in vocabulary.words if word is not None]
+    # By frequency, about every second word comes after its predecessor in the alphabet.
+    rising = sum(first <= second for first, second in pairwise(words))
+    if len(words) >= 100 and rising > 0.95 * len(words):
+        raise ValueError(
+            "This tokenizer's vocabulary is in alphabetical order, which tells no frequency. Order its tokens by "
+            "frequency='training_data', or by frequency=FILE with token counts."
+        )
 
 
 def rarity(rank: Tensor) -> Tensor:

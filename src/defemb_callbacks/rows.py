@@ -55,6 +55,26 @@ def embedding_weight(model: nn.Module) -> nn.Parameter:
     return weight  # type: ignore[return-value]
 
 
+def output_weight(model: nn.Module) -> nn.Parameter | None:
+    """The output embedding table, (vocabulary, d'), or `None` where there is none or it is the input table itself.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> sizes = dict(vocab_size=10, n_embd=4, n_layer=1, n_head=1)
+        >>> output_weight(GPT2LMHeadModel(GPT2Config(**sizes))) is None  # tied, GPT-2's default
+        True
+        >>> output_weight(GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False))).shape
+        torch.Size([10, 4])
+    """
+    inner: Any = bare_model(model)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    # Tying shares the parameter, or, after some wrappers, only its storage.
+    return None if weight.data_ptr() == embedding_weight(model).data_ptr() else weight  # type: ignore[return-value]
+
+
 @torch.no_grad()
 def read_table(model: nn.Module) -> Tensor:
     """A float32 copy, (vocabulary, d), of the input embeddings, on their device."""

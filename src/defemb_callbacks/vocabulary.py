@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from defemb_callbacks.cache import fingerprint
@@ -41,6 +43,11 @@ class Vocabulary:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def word_ids(self) -> Tensor:
+        """(m,) int64: the tokens that are words."""
+        return torch.tensor([index for index, word in enumerate(self.words) if word is not None], dtype=torch.int64)
 
     @cached_property
     def fingerprint(self) -> str:

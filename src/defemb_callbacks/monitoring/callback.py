@@ -16,30 +16,38 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.build import related_tokens
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.definitions import load_definitions
+from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.frequency import count_tokens
 from defemb_callbacks.monitoring.monitor import EmbeddingMonitor
 from defemb_callbacks.monitoring.reporters import ForwardingReporters
-from defemb_callbacks.plots import TableSnapshot, save_run_plots
+from defemb_callbacks.monitoring.schedule import MeasuringSchedule
+from defemb_callbacks.plots import RunRecord, TableSnapshot, save_pictures, watched_tokens
 from defemb_callbacks.report import RebuildReport
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+from defemb_callbacks.word_pairs import related_tokens
 
 logger = logging.getLogger(__name__)
 
-MOST_ROWS = 20  # measurements in a run unless monitor_steps says otherwise: enough for a curve
+MOMENTS = ("before the rebuild", "at train start", "at train end")
 
-# What stands in the progress bar.
+# What stands in the progress bar and beside an evaluation's metrics; all metrics would be a wall of figures.
 HEADLINES = tuple(f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc") for group in ("all", "rare"))
 
 
 class EmbeddingMonitorCallback(TrainerCallback):
     """Logs isotropy and meaning of a model's token embeddings by frequency group, in the rows of the loss.
 
-    The keys are `defemb/<metric>/<group>`, see `measure_table`. They stand in the progress bar, in `state.log_history`,
-    and in every tracker of `report_to`. At the end of training, pictures are in `output_dir/defemb/`.
+    The keys are `defemb/<metric>/<group>`, see `measure_table`; those of an output table that is not tied to the input
+    are `defemb/output_<metric>/<group>`. They stand in `state.log_history` and in every tracker of `report_to`, which
+    also get those of the train start, at its step. A few stand in the progress bar. Evaluations get these few too, as
+    `eval_defemb/…`, so that `metric_for_best_model="defemb/isotropy/rare"` works; a callback that reads an evaluation's
+    metrics itself, such as `EarlyStoppingCallback`, must come later in the list. At the end of training, pictures and a
+    page are in `output_dir/defemb/`.
+
+    Unless `monitor_steps` says when, the embeddings are measured at the start, at the end, and between in at most 20
+    rows of the log, as long as measuring takes less than 1 % of the time.
 
     Args:
         definitions: a dictionary whose relations between words tell whether the embeddings keep their meaning; all that
@@ -49,7 +57,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
         **config_overrides: single settings, such as `monitor_steps=100`.
 
     Raises:
-        ValueError: an unknown or impossible setting; at the Trainer's construction, no tokenizer.
+        ValueError: an unknown or impossible setting; at the Trainer's construction, no tokenizer; at train start,
+            embeddings with NaN, or a `metric_for_best_model` that is not measured.
 
     Example:
         >>> callback = EmbeddingMonitorCallback({"cat": "a small feline"}, monitor_steps=100)
@@ -68,12 +77,12 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self.tokenizer = tokenizer
         self.config = DefinitionEMBConfig.resolve(config, config_overrides)
         self.monitor: EmbeddingMonitor | None = None
+        self._watching = False
         self.report: RebuildReport | None = None
-        self._before: TableSnapshot | None = None
-        self._start: TableSnapshot | None = None
         self._attached = False
         self._reporters: ForwardingReporters | None = None
-        self._last_measured = 0
+        self._snapshots: dict[str, TableSnapshot] = {}
+        self._rebuilt_ids: Tensor | None = None
 
     def attach(self, trainer: Trainer) -> EmbeddingMonitorCallback:
         """Let every tracker get metrics and loss in one row, by running before the Trainer's reporters.
@@ -119,33 +128,65 @@ class EmbeddingMonitorCallback(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Remember the rows that training starts from."""
+        """Remember and measure the rows that training starts from."""
         self._find_tokenizer(kwargs.get("processing_class"))  # a callback added later has seen no on_init_end
         counts = self._counts(model, train_dataloader)
         self._before_training(args, state, model, counts)
-        self._last_measured = state.global_step
+        self._watching, self._reporters = False, None
+        self._best_metric = _own_metric(args.metric_for_best_model)
         if self.config.monitor_steps == 0:
+            if self._best_metric:
+                raise ValueError(
+                    f"metric_for_best_model={args.metric_for_best_model!r} needs other monitor_steps than 0."
+                )
             return
-        vocabulary, pairs = self._vocabulary_and_pairs(model)
-        self.monitor = EmbeddingMonitor(model, vocabulary, self.config, pairs, counts)
-        if self.config.plots and state.is_world_process_zero:
-            self._start = TableSnapshot.take(model, self.monitor.groups)
-        self._reporters = None if self._attached or not state.is_world_process_zero else ForwardingReporters(args)
+        self._schedule = MeasuringSchedule(self.config.monitor_steps, state.max_steps)
+        self._evaluated_step = -1
+        self._evaluated: dict[str, float] = {}
+        with self._schedule.measuring(state.global_step):
+            self._vocabulary, pairs = self._vocabulary_and_pairs(model)
+            self.monitor = EmbeddingMonitor(model, self._vocabulary, self.config, pairs, counts)
+            self._figures = self._start_figures(state, model, self.monitor)
+        self._watching = True
+        if self._best_metric and self._best_metric not in self._figures:
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model!r} is not measured here. Measured are: "
+                f"{', '.join(sorted(self._figures))}."
+            )
 
     def _before_training(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         """For subclasses: what is to happen before the first measurement."""
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
-        vocabulary = read_vocabulary(self._tokenizer, len(embedding_weight(model)))
-        if self.definitions is None:
-            return vocabulary, None
-        return vocabulary, related_tokens(vocabulary, load_definitions(self.definitions))
+        vocabulary, lexicon = read_vocabulary(self._tokenizer, len(embedding_weight(model))), self._lexicon()
+        return vocabulary, None if lexicon is None else related_tokens(vocabulary, lexicon)
+
+    def _lexicon(self) -> Lexicon | None:
+        return None if self.definitions is None else load_definitions(self.definitions)
+
+    def _start_figures(self, state: TrainerState, model: Any, monitor: EmbeddingMonitor) -> dict[str, float]:
+        if not (self.config.plots and state.is_world_process_zero):
+            return monitor.measure(model)
+        candidates = monitor.groups["all"] if self._rebuilt_ids is None else self._rebuilt_ids
+        self._watched = watched_tokens(candidates, monitor.groups, self._vocabulary)
+        self._snapshots["at train start"] = monitor.snapshot(model, watched=self._watched)
+        return self._snapshots["at train start"].metrics
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Before the first step, now that every tracker has begun its run, send the metrics of the start."""
+        if not self._watching or self._reporters is not None or not state.is_world_process_zero:
+            return
+        self._reporters = ForwardingReporters(args)
+        if state.global_step == 0:  # what a resumed run starts from, it has logged before
+            self._reporters.log(args, state, control, self._figures, model=model)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for a row of the log where one is due."""
-        if self.monitor and self.config.monitor_steps and state.global_step % self.config.monitor_steps == 0:
+        if self._watching and self.config.monitor_steps and state.global_step % self.config.monitor_steps == 0:
             control.should_log = True
         return control
 
@@ -158,50 +199,113 @@ class EmbeddingMonitorCallback(TrainerCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Add the metrics to a row of the loss."""
-        if logs is None or self.monitor is None or not self._is_due(state, logs):
+        """Add the metrics to a row of the loss, and the headlines to that of an evaluation."""
+        if logs is None or not self._watching:
             return
-        self._last_measured = state.global_step
-        try:
-            metrics = self.monitor.measure(model)
-        except ValueError as error:  # NaN: the run may be lost, but not through its monitor
-            logger.warning("The embeddings cannot be measured at step %d and no more: %s", state.global_step, error)
-            self.monitor = None
+        if any(key.startswith("eval_") for key in logs):
+            metrics = self._at_evaluation(state, model)
+            shown = metrics
+        elif self._is_due(state, logs):
+            metrics = self._measure(state, model)
+            shown = {key: metrics[key] for key in HEADLINES if key in metrics}
+        else:
             return
         # The Trainer has put a copy of the row into the history; `logs` goes to whichever callbacks come later. These
         # are the trackers when attached, else only the progress bar, which prints the whole row.
         state.log_history[-1].update(metrics)
-        logs.update(metrics if self._attached else {key: metrics[key] for key in HEADLINES if key in metrics})
-        if self._reporters is not None:
+        logs.update(metrics if self._attached else shown)
+        if metrics and self._reporters is not None and not self._attached:
             self._reporters.log(args, state, control, metrics, model=model)
 
     def _is_due(self, state: TrainerState, logs: dict[str, Any]) -> bool:
         if "train_runtime" in logs:  # the last row: that of the whole run
-            return state.global_step > self._last_measured
-        if "loss" not in logs:
-            return False
-        if self.config.monitor_steps:
-            return state.global_step % self.config.monitor_steps == 0
-        last = state.global_step >= state.max_steps
-        return last or (state.global_step - self._last_measured) * MOST_ROWS >= state.max_steps
+            return state.global_step > self._schedule.last_step
+        return "loss" in logs and self._schedule.is_due(state.global_step)
+
+    def _measure(self, state: TrainerState, model: Any) -> dict[str, float]:
+        assert self.monitor is not None
+        if state.global_step > self._schedule.last_step:
+            try:
+                with self._schedule.measuring(state.global_step):
+                    self._figures = self.monitor.measure(model)
+            except ValueError as error:  # NaN: the run may be lost, but not through its monitor
+                logger.warning("The embeddings cannot be measured at step %d and no more: %s", state.global_step, error)
+                self._watching, self._figures = False, {}
+        return self._figures
+
+    def _at_evaluation(self, state: TrainerState, model: Any) -> dict[str, float]:
+        """The headlines for the first row of an evaluation; of several data sets each has its row."""
+        if state.global_step == self._evaluated_step:
+            return {}
+        self._evaluated_step, self._evaluated = state.global_step, {}
+        known = state.global_step == self._schedule.last_step
+        if known or self._best_metric or self._schedule.is_affordable():
+            figures = self._measure(state, model)
+            wanted = dict.fromkeys((*HEADLINES, self._best_metric))
+            self._evaluated = {f"eval_{key}": figures[key] for key in wanted if key in figures}
+        return self._evaluated
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Let `metric_for_best_model` see what was logged with the evaluation."""
+        if metrics is not None and self._watching and state.global_step == self._evaluated_step:
+            metrics.update(self._evaluated)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Save the pictures."""
-        if self.monitor is None or self._start is None:
+        """Save the pictures and the page."""
+        watched_to_the_end, self._watching = self._watching, False
+        if self._reporters is not None:
+            self._reporters.close()
+        if not (watched_to_the_end and self.config.plots and state.is_world_process_zero):
             return
-        snapshots = {"before the rebuild": self._before, "at train start": self._start}
-        snapshots["at train end"] = TableSnapshot.take(model, self.monitor.groups)
-        taken = {name: snapshot for name, snapshot in snapshots.items() if snapshot is not None}
-        history = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
-        before = None
-        if self.report is not None:
-            before = self.report.before
-            history.insert(0, {"step": 0, **self.report.after})
-        save_run_plots(Path(str(args.output_dir), "defemb"), history, taken, before)
+        assert self.monitor is not None
+        # Where the best checkpoint was loaded, the rows are not those that the log's last row is about.
+        known = self._figures if not args.load_best_model_at_end else None
+        try:
+            self._snapshots["at train end"] = self.monitor.snapshot(model, known, watched=self._watched)
+        except ValueError as error:  # NaN: no reason for a run that is over to fail
+            logger.warning("No pictures are saved, as the embeddings cannot be measured: %s", error)
+            return
+        start = {"step": 0, **self._snapshots["at train start"].metrics}
+        rows = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
+        record = RunRecord(
+            title=getattr(model, "name_or_path", "") or type(model).__name__,
+            snapshots={name: self._snapshots[name] for name in MOMENTS if name in self._snapshots},
+            vocabulary=self._vocabulary,
+            history=[start, *rows],
+            report=self.report,
+            rebuilt=self._rebuilt_ids,
+            glosses=self._glosses(),
+        )
+        save_pictures(Path(str(args.output_dir), "defemb"), record)
+
+    def _glosses(self) -> dict[int, str]:
+        """The first definition of each watched token."""
+        lexicon = self._lexicon()
+        if lexicon is None:
+            return {}
+        vocabulary = self._vocabulary
+        found = {
+            index: lexicon.lookup(vocabulary.words[index] or "", ignore_case=vocabulary.uncased)
+            for index in self._watched.tolist()
+        }
+        return {index: definitions[0].gloss for index, definitions in found.items() if definitions}
 
     def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
         if self.config.frequency != "training_data" and not self.config.only_training_tokens:
             return None
         return count_tokens(train_dataloader.dataset, len(embedding_weight(model)))
+
+
+def _own_metric(metric_for_best_model: str | None) -> str | None:
+    """The key of ours that the best checkpoint is chosen by."""
+    key = (metric_for_best_model or "").removeprefix("eval_")
+    return key if key.startswith("defemb/") else None

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build import related_tokens
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.frequency import configured_rank, frequency_groups
-from defemb_callbacks.metrics import measure_table
-from defemb_callbacks.rows import embedding_weight, read_table
+from defemb_callbacks.metrics.measure import TableMeasure, spectra_by_group
+from defemb_callbacks.plots import TableSnapshot
+from defemb_callbacks.rows import embedding_weight, output_weight
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+from defemb_callbacks.word_pairs import rated_tokens, related_tokens
+
+OUTPUT = "output_"  # what the names of the metrics of an output table begin with
 
 
 class EmbeddingMonitor:
-    """Measures a model's input embeddings, by frequency group, against the rows that they had when it was made.
+    """Measures a model's embeddings, by frequency group, against the rows that they had when it was made.
+
+    The input table is measured, and an output table that is not tied to it.
 
     Args:
-        model: its table is copied, as the reference of `drift` and `neighbour_overlap`.
+        model: its tables are copied, as the reference of `drift` and `neighbour_overlap`.
         vocabulary: what the rows stand for.
-        config: `frequency` and `group_edges`.
+        config: `frequency`, `group_edges`, `monitor_sample` and `ratings`.
         pairs: (m, 2) int64 ids of related words; without, there is no `relation_auc`.
         counts: (vocabulary,) int64 token counts, for `frequency="training_data"`.
+
+    Raises:
+        FileNotFoundError, ValueError: unreadable ratings; a table with NaN or infinite values.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -44,12 +54,31 @@ class EmbeddingMonitor:
         counts: Tensor | None = None,
     ) -> None:
         self.groups = frequency_groups(configured_rank(vocabulary, config, counts), config.group_edges)
-        self.pairs = pairs
-        self.reference = read_table(model)
+        self._words = vocabulary.word_ids
+        self._measures = _measures(_tables(model), self.groups, vocabulary, config, pairs, compare=True)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """All metrics, `defemb/<metric>/<group>`."""
-        return measure_table(read_table(model), self.groups, pairs=self.pairs, reference=self.reference)
+        """All metrics, `defemb/<metric>/<group>`; those of the output table are `defemb/output_<metric>/<group>`."""
+        return _figures(_tables(model), self._measures)
+
+    def snapshot(
+        self, model: nn.Module, metrics: Mapping[str, float] | None = None, watched: Tensor | None = None
+    ) -> TableSnapshot:
+        """What the pictures need of the input table now.
+
+        Args:
+            model: the model that is trained.
+            metrics: of this very table, where they are known already; else it is measured.
+            watched: (w,) int64 tokens whose nearest words are looked up.
+        """
+        table, spectra = embedding_weight(model).detach(), None
+        if metrics is None:
+            spectra = spectra_by_group(table, self.groups)  # for the metrics and for the picture
+            metrics = _figures(_tables(model), self._measures, spectra=spectra)
+        spectrum = spectra["all"] if spectra else None
+        return TableSnapshot.take(
+            table, self.groups, metrics=dict(metrics), spectrum=spectrum, watched=watched, among=self._words
+        )
 
 
 def measure_embeddings(
@@ -58,16 +87,19 @@ def measure_embeddings(
     definitions: Any = None,
     config: DefinitionEMBConfig | None = None,
 ) -> dict[str, float]:
-    """The metrics of a model's input embeddings, by frequency group.
+    """The metrics of a model's input embeddings, and of untied output embeddings, by frequency group.
 
     Args:
         model: any model with token embeddings.
         tokenizer: its own.
         definitions: a dictionary with relations between words, for `relation_auc`; all that `load_definitions` takes.
-        config: `frequency` and `group_edges`.
+        config: `frequency`, `group_edges`, `monitor_sample` and `ratings`.
 
     Returns:
-        `{"defemb/isotropy/rare": …, …}`, see `measure_table`.
+        `{"defemb/isotropy/rare": …, …}`, see `measure_table`; those of an output table are called `defemb/output_…`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such dictionary; unreadable ratings; a table with NaN or infinite values.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -82,4 +114,46 @@ def measure_embeddings(
     vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
     pairs = None if definitions is None else related_tokens(vocabulary, load_definitions(definitions))
     groups = frequency_groups(configured_rank(vocabulary, config), config.group_edges)
-    return measure_table(read_table(model), groups, pairs=pairs)
+    tables = _tables(model)
+    return _figures(tables, _measures(tables, groups, vocabulary, config, pairs, compare=False))
+
+
+def _tables(model: nn.Module) -> dict[str, Tensor]:
+    """The tables themselves, not copies, by what the names of their metrics begin with."""
+    tables = {"": embedding_weight(model).detach()}
+    output = output_weight(model)
+    if output is not None and len(output) == len(tables[""]):  # of another length it has another vocabulary
+        tables[OUTPUT] = output.detach()
+    return tables
+
+
+def _measures(
+    tables: Mapping[str, Tensor],
+    groups: dict[str, Tensor],
+    vocabulary: Vocabulary,
+    config: DefinitionEMBConfig,
+    pairs: Tensor | None,
+    compare: bool,
+) -> dict[str, TableMeasure]:
+    ratings = None if config.ratings is None else rated_tokens(vocabulary, config.ratings)
+    return {
+        name: TableMeasure(
+            groups,
+            pairs=pairs,
+            reference=table.clone() if compare else None,
+            ratings=ratings,
+            sample=config.monitor_sample,
+        )
+        for name, table in tables.items()
+    }
+
+
+@torch.no_grad()
+def _figures(
+    tables: Mapping[str, Tensor], measures: Mapping[str, TableMeasure], spectra: Any = None
+) -> dict[str, float]:
+    figures = {}
+    for prefix, measure in measures.items():
+        for key, value in measure.measure(tables[prefix], spectra=None if prefix else spectra).items():
+            figures[key.replace("defemb/", f"defemb/{prefix}", 1)] = value
+    return figures

@@ -47,6 +47,9 @@ class ForwardingReporters:
         for reporter in self._reporters:
             reporter.on_log(args, state, control, logs=dict(metrics), **kwargs)
 
+    def close(self) -> None:
+        """End what the own instances hold open; the runs stay the Trainer's."""
+
 
 def _newest_event_folder(folder: Path) -> str | None:
     events = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
