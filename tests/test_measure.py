@@ -19,7 +19,7 @@ from defemb_callbacks.metrics import (
     pairs_by_group,
     relation_auc,
 )
-from defemb_callbacks.metrics.drift import overlap_of_rows
+from defemb_callbacks.metrics.neighbours import nearest_rows, shared
 
 N, D = 500, 12
 
@@ -56,8 +56,9 @@ def test_every_metric_of_every_group(
 ) -> None:
     figures = measure_table(table, groups, pairs=pairs, reference=reference, neighbour_sample=None)
     related = pairs_by_group(pairs, {name: groups[name] for name in ("frequent", "medium", "rare")})
+    everything = groups["all"]
     shares = torch.zeros(N, dtype=torch.float64)
-    shares[10:] = overlap_of_rows(table[10:], reference[10:], torch.arange(N - 10))
+    shares[10:] = shared(*(nearest_rows(rows, everything, everything, 10) for rows in (table, reference)))
     expected: dict[str, float] = {}
     for name, ids in groups.items():
         expected |= {
@@ -189,7 +190,9 @@ class TestErrors:
             measure_table(table, groups, pairs=pairs)
 
     def test_shape_of_reference(self, table: Tensor, groups: dict[str, Tensor]) -> None:
-        with pytest.raises(ValueError, match=r"reference must have the table's shape \(500, 12\), got \(499, 12\)"):
+        with pytest.raises(ValueError, match=r"reference must have the table's shape \(500, 12\), got \(500, 11\)"):
+            measure_table(table, groups, reference=table[:, 1:])
+        with pytest.raises(ValueError, match="group 'all' names row 499, the reference has rows 0 to 498"):
             measure_table(table, groups, reference=table[1:])
 
     def test_table(self, groups: dict[str, Tensor]) -> None:

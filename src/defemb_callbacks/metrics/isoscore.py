@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.isotropy import checked, float64_blocks
+from defemb_callbacks.metrics.blocks import checked, float64_blocks
+from defemb_callbacks.metrics.spectrum import Spectrum, gram_matrix
+from defemb_callbacks.metrics.sums import RowSums
+
+# EᵀE/n − μμᵀ has rounding errors of about 1e-16 of EᵀE/n: above this share of it they do not count.
+_EXACT = 1e-5
 
 
 def isoscore(table: Tensor) -> float:
@@ -13,11 +18,10 @@ def isoscore(table: Tensor) -> float:
 
     .. math:: \frac{1}{d - 1} \Big( \frac{(\operatorname{tr} C)^2}{\lVert C \rVert_F^2} - 1 \Big)
 
-    with C the covariance matrix of the rows (Rudman, Gillman, Rayne and Eickhoff 2022, arXiv 2108.07344). They rescale
-    C's eigenvalues λ to length √d and take their distance δ to (1, …, 1), so that
-    δ² = 2d − 2√d · tr C / ‖C‖ with tr C = Σλ and ‖C‖² = Σλ². Put into their defect and score, that leaves the formula
-    above: no eigenvalue need be known. The quotient tr²/‖C‖² is the number of directions among which the variance is
-    shared out (the participation ratio), from 1 to d.
+    with C the covariance matrix of the rows (Rudman, Gillman, Rayne and Eickhoff 2022, arXiv 2108.07344). They stretch
+    C's eigenvalues λ to the length √d and take their distance δ to (1, …, 1): δ² = 2d − 2√d · tr C / ‖C‖, for tr C = Σλ
+    and ‖C‖² = Σλ². Their defect δ / √(2(d − √d)) and what they make of it come down to the formula above, so that no
+    eigenvalue need be known. Its quotient is the number of directions among which the variance is shared out, 1 to d.
 
     In [0, 1]: 0 where all variance lies in one direction, 1 where it is the same in each. The mean row does not count:
     what all rows have in common is seen by `average_cosine` and I(E). Unchanged by scale and rotation.
@@ -35,31 +39,40 @@ def isoscore(table: Tensor) -> float:
         1.0
     """
     table = checked(table)
-    return isoscore_of_covariance(centred_gram(table))
-
-
-def centred_gram(table: Tensor) -> Tensor:
-    """Σ (e − μ)(e − μ)ᵀ over the rows, ``(d, d)`` in float64, in two passes: exactly 0 where all rows are the same."""
-    first = table[0].double()
-    total = torch.zeros_like(first)
-    for block in float64_blocks(table):
-        total += (block - first).sum(dim=0)
-    mean = first + total / len(table)
-    gram = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=table.device)
-    for block in float64_blocks(table):
-        offsets = block - mean
-        gram.addmm_(offsets.T, offsets)
-    return gram
-
-
-def isoscore_of_covariance(covariance: Tensor) -> float:
-    """`isoscore` of rows with this covariance matrix ``(d, d)``, or any multiple of it."""
-    dim = len(covariance)
-    if dim < 2:
+    if table.shape[1] < 2:
         raise ValueError("isoscore needs at least 2 columns, got 1")
+    score = _score(_centred_gram(table, None))
+    if score is None:
+        raise ValueError("isoscore needs at least 2 different rows, all rows are the same")
+    return score
+
+
+def known_isoscore(table: Tensor, ids: Tensor | None, spectrum: Spectrum, sums: RowSums) -> float | None:
+    """`isoscore` of the rows ``ids`` of a checked table from what is known of them; `None` where it has none."""
+    if table.shape[1] < 2:
+        return None
+    # The covariance in the eigenvectors' own axes, where EᵀE is diagonal; a rotation changes no IsoScore.
+    squares = spectrum.eigenvalues / sums.rows
+    mean = sums.total @ spectrum.eigenvectors / sums.rows
+    covariance = squares.diag() - mean.outer(mean)
+    # Where rows differ by little from their mean, the difference would be rounding: then the rows are read again.
+    if not covariance.abs().max() > _EXACT * squares.max():
+        covariance = _centred_gram(table, ids)
+    return _score(covariance)
+
+
+def _centred_gram(table: Tensor, ids: Tensor | None) -> Tensor:
+    """n times the covariance of the rows; exactly 0 where all of them are the same."""
+    first = (table[:1] if ids is None else table[ids[:1]]).double()
+    sums = [(block - first).sum(dim=0) for block in float64_blocks(table, ids)]
+    rows = len(table) if ids is None else len(ids)
+    return gram_matrix(table, ids, mean=first[0] + torch.stack(sums).sum(dim=0) / rows)
+
+
+def _score(covariance: Tensor) -> float | None:
     largest = covariance.abs().max()
     if largest == 0:
-        raise ValueError("isoscore needs at least 2 different rows, all rows are the same")
-    covariance = covariance / largest  # its squares cannot overflow or vanish
+        return None
+    covariance = covariance / largest  # its squares neither overflow nor vanish
     used = covariance.trace().square() / covariance.square().sum()
-    return float((used - 1).clamp(min=0) / (dim - 1))
+    return float((used - 1).clamp(min=0) / (len(covariance) - 1))

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.drift import drift, overlap_of_rows, sample_rows
-from defemb_callbacks.metrics.isoscore import centred_gram, isoscore_of_covariance
-from defemb_callbacks.metrics.isotropy import (
-    Spectrum,
-    average_cosine,
-    checked,
-    effective_rank,
-    gram_matrix,
-    isotropy,
-    mean_norm,
-)
-from defemb_callbacks.metrics.ratings import Ratings, rank_correlation, rated_cosines, ratings_by_group
-from defemb_callbacks.metrics.semantics import pairs_by_group, relation_auc
+from defemb_callbacks.metrics.blocks import checked
+from defemb_callbacks.metrics.drift import drift_sums
+from defemb_callbacks.metrics.groups import Parts, check_inside, checked_groups, evenly
+from defemb_callbacks.metrics.isoscore import known_isoscore
+from defemb_callbacks.metrics.isotropy import isotropy_of_rows
+from defemb_callbacks.metrics.neighbours import NeighboursByGroup
+from defemb_callbacks.metrics.ratings import RatedByGroup, Ratings
+from defemb_callbacks.metrics.semantics import RelatedWords, pairs_by_group
+from defemb_callbacks.metrics.spectrum import Spectrum, gram_matrix
+from defemb_callbacks.metrics.sums import RowSums
 
 FEWEST_TOKENS = 2  # below, a mean over pairs of tokens does not exist
 FEWEST_PAIRS = 10  # below, one pair moves the score by more than anything it could show
@@ -68,14 +67,16 @@ class TableMeasure:
         ratings: human ratings of pairs of tokens; each belongs to the group of its rarer word.
         sample: measure at most that many rows of each group, evenly spaced in the group's order, so always the same
             ones. ``None`` is exact. Pairs, and the rows among which neighbours are sought, are not sampled.
-        neighbour_sample: rows asked for their neighbours in each group, always the same ones; the standard error is
-            at most 0.5/√200 = 0.035, in one group at one time. ``None`` asks all.
+        neighbour_sample: rows asked for their neighbours in each group, always the same ones. The standard error is at
+            most 0.5/√200 = 0.035 in one group at one time; ``"all"`` is the mean of its groups, weighted by their
+            sizes. ``None`` asks every row.
         seed: of the shuffled pairs and of the neighbour sample.
 
     Raises:
         TypeError: a dtype other than these.
         ValueError: no group ``"all"``, negative ids or ids twice in a group, groups that share a token (with ``pairs``
-            or ``ratings``), a row of the reference with NaN or infinity (named), a sample below 1.
+            or ``ratings``), a reference too short for the ids or with NaN or infinity (the row is named), a sample
+            below 2.
 
     Example:
         >>> measure = TableMeasure({"all": torch.arange(4)}, reference=torch.eye(4))
@@ -96,27 +97,42 @@ class TableMeasure:
     ) -> None:
         if sample is not None and sample < FEWEST_TOKENS:
             raise ValueError(f"sample must be at least {FEWEST_TOKENS}, got {sample}; None measures every row")
-        self.groups = _checked_groups(groups)
-        self.sampled = {name: _evenly(ids, sample) for name, ids in self.groups.items()}
-        self.reference = None if reference is None else checked(reference, "reference")
-        self.neighbour_sample, self.seed = neighbour_sample, seed
-        others = {name: ids for name, ids in self.groups.items() if name != "all"}
-        self.pairs = {} if pairs is None else pairs_by_group(pairs, others)
-        self.ratings = {} if ratings is None else ratings_by_group(ratings, others)
+        groups = checked_groups(groups)
+        self._measured = {name: evenly(ids, sample).sort().values for name, ids in groups.items()}
+        self._is_sample = any(len(self._measured[name]) < len(ids) for name, ids in groups.items())
+        self._parts = Parts.of_groups(self._measured)
+        self._groups = groups
+        others = {name: ids for name, ids in groups.items() if name != "all"}
+        by_group = {} if pairs is None else pairs_by_group(pairs, others)
+        self._related = {
+            name: RelatedWords.of(members, seed=seed)
+            for name, members in by_group.items()
+            if len(members) >= FEWEST_PAIRS
+        }
+        self._rated = None if ratings is None else RatedByGroup.of(ratings, others)
+        self._reference, self._neighbours = None, None
+        if reference is not None:
+            self._reference = checked(reference, "reference")
+            check_inside(groups, self._reference, "reference")
+            if len(groups["all"]) > NEIGHBOURS:
+                self._neighbours = NeighboursByGroup.of_reference(
+                    self._reference, groups, k=NEIGHBOURS, sample=neighbour_sample, seed=seed
+                )
 
-    def measure(self, table: Tensor, spectra: dict[str, Spectrum] | None = None) -> dict[str, float]:
+    def measure(self, table: Tensor, spectra: Mapping[str, Spectrum] | None = None) -> dict[str, float]:
         """Every metric of every group now, keyed ``defemb/<metric>/<group>``.
 
         Always ``isotropy``, ``average_cosine``, ``effective_rank``, ``isoscore`` and ``norm``; with pairs also
         ``relation_auc``; with ratings also ``rating_correlation``; with a reference also ``drift`` and
         ``neighbour_overlap``. Each metric is that of the group's rows as a table of their own, I(E) over the
-        eigenvectors of their own EᵀE; only neighbours are sought among all rows of ``"all"``, since a rare token whose
-        neighbours have become frequent ones is just what should be seen.
+        eigenvectors of their own EᵀE. Only neighbours are sought among all rows of ``"all"``, since a rare token whose
+        neighbours have become frequent ones is just what should be seen, and the cosines of rated pairs are centred by
+        one mean, so that a group's pairs are scored as they are among all.
 
         A value that would not be defined is left out rather than NaN: a group with fewer than 2 rows that are not zero
         has no keys, one whose rows are all the same no ``isoscore``, one with fewer than 10 pairs no ``relation_auc``,
-        with fewer than 10 rated pairs or only one rating or cosine no ``rating_correlation``, and with 10 rows or fewer
-        in ``"all"`` there is no ``neighbour_overlap``.
+        one with fewer than 10 rated pairs, or with the same rating or cosine for all, no ``rating_correlation``, and
+        with 10 rows or fewer in ``"all"`` there is no ``neighbour_overlap``.
 
         Args:
             table: ``(n, d)``, any floating dtype, any device.
@@ -129,42 +145,48 @@ class TableMeasure:
                 reference.
         """
         table = checked(table)
-        reference = self.reference
-        if reference is not None and reference.shape != table.shape:
+        if self._reference is not None and self._reference.shape != table.shape:
             raise ValueError(
-                f"reference must have the table's shape {tuple(table.shape)}, got {tuple(reference.shape)}"
+                f"reference must have the table's shape {tuple(table.shape)}, got {tuple(self._reference.shape)}"
             )
-        _check_ids(self.groups, table)
-        groups = {name: ids.to(table.device) for name, ids in self.sampled.items()}
-        if spectra is None or any(len(ids) < len(self.groups[name]) for name, ids in groups.items()):
-            spectra = spectra_by_group(table, groups)
-        not_zero = table.any(dim=1)
-        groups = {name: ids for name, ids in groups.items() if int(not_zero[ids].sum()) >= FEWEST_TOKENS}
+        check_inside(self._groups, table)
+        if spectra is None or self._is_sample:
+            spectra = _spectra(table, self._parts)
+        parts = {name: ids.to(table.device) for name, ids in self._parts.ids.items()}
+        sums_of_parts = {name: RowSums.of(table, ids) for name, ids in parts.items()}
+        sums = {
+            name: RowSums.combined([sums_of_parts[part] for part in of]) for name, of in self._parts.of.items() if of
+        }
+        sums = {name: total for name, total in sums.items() if int(total.directions) >= FEWEST_TOKENS}
         figures: dict[str, float] = {}
-        for name, ids in groups.items():
-            rows = _rows(table, ids)
-            figures[f"defemb/isotropy/{name}"] = isotropy(rows, spectrum=spectra[name])
-            figures[f"defemb/average_cosine/{name}"] = average_cosine(rows)
-            figures[f"defemb/effective_rank/{name}"] = effective_rank(rows, spectrum=spectra[name])
-            covariance = centred_gram(rows)
-            if table.shape[1] > 1 and covariance.any():
-                figures[f"defemb/isoscore/{name}"] = isoscore_of_covariance(covariance)
-            figures[f"defemb/norm/{name}"] = mean_norm(rows)
-            if name in self.pairs and len(self.pairs[name]) >= FEWEST_PAIRS:
-                figures[f"defemb/relation_auc/{name}"] = relation_auc(table, self.pairs[name], seed=self.seed)
-            if name in self.ratings and len(self.ratings[name].pairs) >= FEWEST_PAIRS:
-                cosines, scores = rated_cosines(table, self.ratings[name].pairs), self.ratings[name].scores
-                if bool((cosines != cosines[0]).any()) and bool((scores != scores[0]).any()):
-                    figures[f"defemb/rating_correlation/{name}"] = rank_correlation(cosines, scores)
-            if reference is not None:
-                figures[f"defemb/drift/{name}"] = drift(rows, _rows(reference, ids.to(reference.device)))
-        if reference is not None:
-            everything = self.groups["all"].to(table.device)
-            figures |= _neighbour_overlaps(table, reference, everything, groups, self.neighbour_sample, self.seed)
+        for name, total in sums.items():
+            ids = self._measured[name].to(table.device) if total.rows < len(table) else None
+            figures[f"defemb/isotropy/{name}"] = isotropy_of_rows(table, ids, spectra[name], total)
+            figures[f"defemb/average_cosine/{name}"] = total.average_cosine()
+            figures[f"defemb/effective_rank/{name}"] = spectra[name].effective_rank()
+            score = known_isoscore(table, ids, spectra[name], total)
+            if score is not None:
+                figures[f"defemb/isoscore/{name}"] = score
+            figures[f"defemb/norm/{name}"] = total.mean_norm()
+            if name in self._related:
+                figures[f"defemb/relation_auc/{name}"] = self._related[name].auc(table)
+        if self._rated is not None:
+            for name, correlation in self._rated.correlations(table, fewest=FEWEST_PAIRS).items():
+                if name in sums:
+                    figures[f"defemb/rating_correlation/{name}"] = correlation
+        if self._reference is not None:
+            changes = {name: drift_sums(table, self._reference, ids) for name, ids in parts.items()}
+            for name in sums:
+                change, counted = torch.stack([changes[part] for part in self._parts.of[name]]).sum(dim=0).tolist()
+                figures[f"defemb/drift/{name}"] = change / counted
+        if self._neighbours is not None and sums:
+            for name, overlap in self._neighbours.overlaps(table).items():
+                if name in sums:
+                    figures[f"defemb/neighbour_overlap/{name}"] = overlap
         return figures
 
 
-def spectra_by_group(table: Tensor, groups: dict[str, Tensor]) -> dict[str, Spectrum]:
+def spectra_by_group(table: Tensor, groups: Mapping[str, Tensor]) -> dict[str, Spectrum]:
     """The spectrum of each group's own EᵀE, for `isotropy` and `effective_rank`; a group without rows has none.
 
     Where the other groups are disjoint parts of ``"all"``, EᵀE of ``"all"`` is the sum of theirs and of that of the
@@ -175,7 +197,7 @@ def spectra_by_group(table: Tensor, groups: dict[str, Tensor]) -> dict[str, Spec
         groups: int64 row ids by name, ``"all"`` among them.
 
     Raises:
-        TypeError, ValueError: as `measure_table`.
+        TypeError, ValueError: as `TableMeasure`.
 
     Example:
         >>> spectra = spectra_by_group(torch.eye(3), {"all": torch.arange(3), "rare": torch.tensor([2])})
@@ -183,77 +205,15 @@ def spectra_by_group(table: Tensor, groups: dict[str, Tensor]) -> dict[str, Spec
         ([1.0, 1.0, 1.0], [0.0, 0.0, 1.0])
     """
     table = checked(table)
-    groups = _checked_groups(groups)
-    _check_ids(groups, table)
-    groups = {name: ids.to(table.device) for name, ids in groups.items()}
-    grams = {name: gram_matrix(_rows(table, ids)) for name, ids in groups.items() if name != "all" and len(ids)}
-    times_named = torch.zeros(len(table), dtype=torch.int64, device=table.device)
-    for name in grams:
-        times_named[groups[name]] += 1
-    rest = groups["all"][times_named[groups["all"]] == 0]
-    parts = list(grams.values())
-    if int(times_named.max()) > 1 or int(times_named.sum()) + len(rest) != len(groups["all"]):
-        rest, parts = groups["all"], []
-    if len(rest):
-        parts.append(gram_matrix(_rows(table, rest)))
-    if parts:
-        grams["all"] = torch.stack(parts).sum(dim=0)
-    return {name: Spectrum.of_gram(gram) for name, gram in grams.items()}
+    groups = checked_groups(groups)
+    check_inside(groups, table)
+    return _spectra(table, Parts.of_groups(groups))
 
 
-def _checked_groups(groups: dict[str, Tensor]) -> dict[str, Tensor]:
-    if "all" not in groups:
-        raise ValueError(f'groups must contain "all", the ids of every token that counts, got {sorted(groups)}')
-    for name, ids in groups.items():
-        if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1:
-            raise TypeError(f"group {name!r} must be a one-dimensional int64 tensor of row ids, got {ids!r}")
-        if (ids < 0).any():
-            raise ValueError(f"group {name!r} must hold row ids of 0 or more, got {int(ids.min())}")
-        if len(ids) and int(ids.bincount().max()) > 1:
-            raise ValueError(f"group {name!r} names a row twice; use ids.unique()")
-    return dict(groups)
-
-
-def _check_ids(groups: dict[str, Tensor], table: Tensor) -> None:
-    for name, ids in groups.items():
-        if len(ids) and int(ids.max()) >= len(table):
-            raise ValueError(f"group {name!r} names row {int(ids.max())}, the table has rows 0 to {len(table) - 1}")
-
-
-def _evenly(ids: Tensor, size: int | None) -> Tensor:
-    """At most ``size`` of the ids, evenly spaced, the first and the last among them."""
-    if size is None or len(ids) <= size:
-        return ids
-    return ids[torch.linspace(0, len(ids) - 1, size, dtype=torch.float64).round().long().to(ids.device)]
-
-
-def _rows(table: Tensor, ids: Tensor) -> Tensor:
-    """``table[ids]``, without the copy where that is the whole table."""
-    whole = len(ids) == len(table) and bool((ids == torch.arange(len(ids), device=ids.device)).all())
-    return table if whole else table[ids]
-
-
-def _neighbour_overlaps(
-    table: Tensor,
-    reference: Tensor,
-    everything: Tensor,
-    groups: dict[str, Tensor],
-    sample: int | None,
-    seed: int,
-) -> dict[str, float]:
-    if not groups or len(everything) <= NEIGHBOURS:
-        return {}
-    position = torch.full((len(table),), -1, device=table.device)
-    position[everything] = torch.arange(len(everything), device=table.device)
-    queries = {name: position[ids] for name, ids in groups.items()}
-    queries = {name: sample_rows(asked[asked >= 0], sample, seed=seed) for name, asked in queries.items()}
-    queries = {name: asked for name, asked in queries.items() if len(asked)}
-    # One call for all groups: a table's rows are normalised once, not once a group.
-    shares = overlap_of_rows(
-        _rows(table, everything),
-        _rows(reference, everything.to(reference.device)),
-        torch.cat(list(queries.values())),
-        k=NEIGHBOURS,
-    )
-    split = shares.split([len(asked) for asked in queries.values()])
-    return {f"defemb/neighbour_overlap/{name}": float(share.mean()) for name, share in zip(queries, split, strict=True)}
+def _spectra(table: Tensor, parts: Parts) -> dict[str, Spectrum]:
+    grams = {name: gram_matrix(table, ids.to(table.device)) for name, ids in parts.ids.items()}
+    return {
+        name: Spectrum.of_gram(torch.stack([grams[part] for part in of]).sum(dim=0))
+        for name, of in parts.of.items()
+        if of
+    }

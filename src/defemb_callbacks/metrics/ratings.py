@@ -9,7 +9,7 @@ from typing import NamedTuple
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from defemb_callbacks.metrics.isotropy import checked, unit_rows
+from defemb_callbacks.metrics.blocks import checked, unit_rows
 from defemb_callbacks.metrics.semantics import checked_pairs, group_of_pairs
 
 
@@ -95,13 +95,57 @@ def rating_correlation(table: Tensor, pairs: Tensor, scores: Tensor, *, centred:
         >>> rating_correlation(table, torch.tensor([[0, 1], [0, 2], [0, 3]]), torch.tensor([9.0, 5.0, 1.0]))
         1.0
     """
-    table = checked(table)
     pairs, scores = checked_ratings(Ratings(pairs, scores))
     if len(pairs) < 2:
         raise ValueError(f"rating_correlation needs at least 2 pairs, got {len(pairs)}")
-    if int(pairs.max()) >= len(table):
-        raise ValueError(f"pairs name row {int(pairs.max())}, the table has rows 0 to {len(table) - 1}")
-    return rank_correlation(rated_cosines(table, pairs, centred=centred), scores)
+    cosines = _cosines(checked(table), pairs, centred)
+    for name, values in (("cosine", cosines), ("rating", scores)):
+        if not _has_order(values):
+            raise ValueError(f"rating_correlation needs an order, but every {name} is {float(values[0]):g}")
+    return _rank_correlation(cosines, scores)
+
+
+class RatedByGroup(NamedTuple):
+    """Rated pairs, each in the group of its rarer word and in ``"all"``.
+
+    Attributes:
+        ratings: all of them.
+        groups: ``(m,)`` bool by group, which pairs are its own.
+    """
+
+    ratings: Ratings
+    groups: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, ratings: Ratings, groups: dict[str, Tensor]) -> RatedByGroup:
+        """With groups as `pairs_by_group` takes them.
+
+        Example:
+            >>> import torch
+            >>> ratings = Ratings(torch.tensor([[0, 1], [2, 0]]), torch.tensor([3.0, 1.0]))
+            >>> by_group = RatedByGroup.of(ratings, {"frequent": torch.tensor([0, 1]), "rare": torch.tensor([2])})
+            >>> {name: ratings.scores[its].tolist() for name, its in by_group.groups.items()}
+            {'all': [3.0, 1.0], 'frequent': [3.0], 'rare': [1.0]}
+        """
+        pairs, scores = checked_ratings(ratings)
+        group = group_of_pairs(pairs, groups)
+        return cls(
+            Ratings(pairs.cpu(), scores.cpu()),
+            {"all": group.cpu() >= -1} | {name: group.cpu() == position for position, name in enumerate(groups)},
+        )
+
+    def correlations(self, table: Tensor, *, fewest: int = 2) -> dict[str, float]:
+        """`rating_correlation` of a checked table for each group that has so many pairs, and an order among them.
+
+        The cosines of all pairs are centred by one mean.
+        """
+        cosines = _cosines(table, self.ratings.pairs, centred=True)
+        found = {}
+        for name, its in self.groups.items():
+            here, scores = cosines[its], self.ratings.scores[its]
+            if len(here) >= fewest and _has_order(here) and _has_order(scores):
+                found[name] = _rank_correlation(here, scores)
+        return found
 
 
 def checked_ratings(ratings: Ratings) -> Ratings:
@@ -117,28 +161,11 @@ def checked_ratings(ratings: Ratings) -> Ratings:
     return Ratings(pairs, scores)
 
 
-def ratings_by_group(ratings: Ratings, groups: dict[str, Tensor]) -> dict[str, Ratings]:
-    """Each rated pair in the group of its rarer word, and every one in ``"all"``; as `pairs_by_group`.
-
-    Raises:
-        TypeError, ValueError: as `rating_correlation` and `pairs_by_group`.
-
-    Example:
-        >>> import torch
-        >>> ratings = Ratings(torch.tensor([[0, 1], [2, 0]]), torch.tensor([3.0, 1.0]))
-        >>> by_group = ratings_by_group(ratings, {"frequent": torch.tensor([0, 1]), "rare": torch.tensor([2])})
-        >>> {name: part.scores.tolist() for name, part in by_group.items()}
-        {'all': [3.0, 1.0], 'frequent': [3.0], 'rare': [1.0]}
-    """
-    ratings = checked_ratings(ratings)
-    group = group_of_pairs(ratings.pairs, groups)
-    parts = {name: Ratings(ratings.pairs[group == i], ratings.scores[group == i]) for i, name in enumerate(groups)}
-    return {"all": ratings} | parts
-
-
-def rated_cosines(table: Tensor, pairs: Tensor, *, centred: bool = True) -> Tensor:
+def _cosines(table: Tensor, pairs: Tensor, centred: bool) -> Tensor:
     """The cosine of each pair, ``(m,)`` float64 on the CPU, of rows less the mean row of all words in ``pairs``."""
     words, where = pairs.to(table.device).unique(return_inverse=True)
+    if len(words) and int(words[-1]) >= len(table):
+        raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}")
     rows = table[words].double()
     if centred:
         rows = rows - rows.mean(dim=0)
@@ -147,11 +174,11 @@ def rated_cosines(table: Tensor, pairs: Tensor, *, centred: bool = True) -> Tens
     return (directions[where[:, 0]] * directions[where[:, 1]]).sum(dim=1).round(decimals=12).cpu()
 
 
-def rank_correlation(cosines: Tensor, scores: Tensor) -> float:
-    """Spearman's ρ, or an error where one side has no order."""
-    for name, values in (("cosine", cosines), ("rating", scores)):
-        if bool((values == values[0]).all()):
-            raise ValueError(f"rating_correlation needs an order, but every {name} is {float(values[0]):g}")
+def _has_order(values: Tensor) -> bool:
+    return bool((values != values[0]).any())
+
+
+def _rank_correlation(cosines: Tensor, scores: Tensor) -> float:
     return float(spearmanr(cosines.numpy(), scores.cpu().numpy()).statistic)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.isotropy import checked, unit_rows
+from defemb_callbacks.metrics.blocks import CACHED, checked, float64_blocks, unit_rows
 
-_BLOCK = 1 << 20
 _TRIES = 64
 
 
@@ -45,20 +45,44 @@ def relation_auc(table: Tensor, pairs: Tensor, *, centred: bool = True, seed: in
         >>> relation_auc(table, torch.tensor([[0, 1], [2, 3]]))
         1.0
     """
-    table = checked(table)
-    pairs = checked_pairs(pairs)
-    if len(pairs) < 2:
-        raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}")
-    if int(pairs.max()) >= len(table):
-        raise ValueError(f"pairs name row {int(pairs.max())}, the table has rows 0 to {len(table) - 1}")
-    left, right = pairs.to(table.device).T
-    other = shuffled_pairs(pairs, seed=seed)[:, 1].to(table.device)
-    centre = _mean(table, pairs.unique().to(table.device)) if centred else torch.zeros_like(table[0]).double()
-    related, shuffled = _cosines(table, left, (right, other), centre)
-    shuffled = shuffled.sort().values
-    below = torch.searchsorted(shuffled, related, side="left")
-    not_above = torch.searchsorted(shuffled, related, side="right")
-    return float((below + not_above).double().mean() / (2 * len(shuffled)))
+    return RelatedWords.of(pairs, seed=seed).auc(checked(table), centred=centred)
+
+
+class RelatedWords(NamedTuple):
+    """What `relation_auc` needs of its pairs, computed once for many tables.
+
+    Attributes:
+        words: ``(w,)`` int64, the rows in any pair, in growing order.
+        left, right, other: ``(m,)`` int64, positions in ``words``; left with right are related, with other re-paired.
+    """
+
+    words: Tensor
+    left: Tensor
+    right: Tensor
+    other: Tensor
+
+    @classmethod
+    def of(cls, pairs: Tensor, *, seed: int = 0) -> RelatedWords:
+        """From ``(m, 2)`` int64 row ids, m ≥ 2."""
+        pairs = checked_pairs(pairs)
+        if len(pairs) < 2:
+            raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}")
+        words, (left, right, other) = torch.stack([*pairs.cpu().T, shuffled_pairs(pairs, seed=seed)[:, 1]]).unique(
+            return_inverse=True
+        )
+        return cls(words, left, right, other)
+
+    def auc(self, table: Tensor, *, centred: bool = True) -> float:
+        """`relation_auc` of a `checked` table."""
+        words, left, right, other = (ids.to(table.device) for ids in self)
+        if int(words[-1]) >= len(table):
+            raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}")
+        directions = _directions(table, words, centred)
+        related, shuffled = (_cosines(directions, left, partners) for partners in (right, other))
+        shuffled = shuffled.sort().values
+        below = torch.searchsorted(shuffled, related, side="left")
+        not_above = torch.searchsorted(shuffled, related, side="right")
+        return float((below + not_above).double().mean() / (2 * len(shuffled)))
 
 
 def shuffled_pairs(pairs: Tensor, *, seed: int = 0) -> Tensor:
@@ -170,24 +194,26 @@ def checked_pairs(pairs: Tensor) -> Tensor:
     return pairs
 
 
-def _mean(table: Tensor, ids: Tensor) -> Tensor:
-    sums = [unit_rows(table[block]).sum(dim=0) for block in ids.split(max(1, _BLOCK // table.shape[1]))]
-    return torch.stack(sums).sum(dim=0) / len(ids)
-
-
-def _cosines(table: Tensor, left: Tensor, rights: tuple[Tensor, ...], centre: Tensor) -> Tensor:
-    """Of each left row with the row beside it in each of ``rights``: ``(len(rights), m)``."""
-    rows = max(1, _BLOCK // table.shape[1])
-    parts = []
-    for block, *partners in zip(left.split(rows), *(right.split(rows) for right in rights), strict=True):
-        directions = _directions(table[block], centre)
-        parts.append(torch.stack([(directions * _directions(table[ids], centre)).sum(dim=1) for ids in partners]))
-    # Cosines that differ by rounding alone must tie, as in a rank-1 table.
-    return torch.cat(parts, dim=1).round(decimals=12)
-
-
-def _directions(rows: Tensor, centre: Tensor) -> Tensor:
-    offsets = unit_rows(rows) - centre
-    lengths = torch.linalg.vector_norm(offsets, dim=1, keepdim=True)
+def _directions(table: Tensor, words: Tensor, centred: bool) -> Tensor:
+    """Unit rows of ``words``, less their mean if ``centred``, and made unit again: ``(w, d)``."""
+    # Computed in float64; then float32 holds a cosine to 1e-7, far finer than the table's own rounding moves it.
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    sums = [unit_rows(block).sum(dim=0) for block in float64_blocks(table, words)]
+    centre = torch.stack(sums).sum(dim=0) / len(words) if centred else torch.zeros_like(sums[0])
     # Nearer to the centre than the table's dtype, or this sum, can tell, an offset is rounding: no direction at all.
-    return unit_rows(offsets.where(lengths > max(torch.finfo(rows.dtype).eps, 1e-12), 0.0))
+    shortest = max(torch.finfo(table.dtype).eps, 1e-12)
+    directions = []
+    for block in float64_blocks(table, words):
+        offsets = unit_rows(block) - centre
+        lengths = torch.linalg.vector_norm(offsets, dim=1, keepdim=True)
+        directions.append(torch.where(lengths > shortest, offsets / lengths, 0.0).to(dtype))
+    return torch.cat(directions)
+
+
+def _cosines(directions: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Of each row named by ``left`` with the one named beside it by ``right``: ``(m,)`` float64."""
+    rows = max(1, CACHED // directions.shape[1])
+    blocks = zip(left.split(rows), right.split(rows), strict=True)
+    cosines = torch.cat([(directions[here] * directions[there]).sum(dim=1) for here, there in blocks])
+    # Cosines that differ by rounding alone must tie, as in a rank-1 table.
+    return cosines.double().round(decimals=12 if directions.dtype == torch.float64 else 6)
