@@ -11,7 +11,7 @@ LARGEST = 1e140  # sums of squares of larger float64 entries would overflow; no 
 SHORTEST = 1e-145  # squares of shorter float64 rows would vanish; every float32 row that is not zero is longer
 
 # Numbers in a block: on the CPU few enough to stay in its cache, elsewhere enough to be worth a launch.
-CACHED, LAUNCHED = 1 << 18, 1 << 24
+CACHED, LAUNCHED = 1 << 17, 1 << 24
 
 
 def checked(table: Tensor, name: str = "table") -> Tensor:
@@ -41,7 +41,7 @@ def checked(table: Tensor, name: str = "table") -> Tensor:
     low, high = (float(bound) for bound in torch.aminmax(table))
     if not (low > -LARGEST and high < LARGEST):  # put so that NaN, which is neither, gets here too
         start = 0
-        for block in float64_blocks(table):
+        for block in row_blocks(table):
             bad = ~(block.abs() < LARGEST).all(dim=1)
             if bad.any():
                 row = start + int(bad.nonzero()[0])
@@ -51,20 +51,27 @@ def checked(table: Tensor, name: str = "table") -> Tensor:
     return table
 
 
-def row_blocks(table: Tensor, ids: Tensor | None = None, *, elements: int = CACHED) -> Iterator[Tensor]:
-    """The rows, or those that ``ids`` names, in order, as blocks of about ``elements`` numbers on the CPU."""
-    rows = max(1, (elements if table.device.type == "cpu" else max(elements, LAUNCHED)) // table.shape[1])
-    if ids is None:
-        yield from table.split(rows)
-    else:
-        for block in ids.split(rows):
-            yield table[block]
+def row_blocks(
+    table: Tensor, ids: Tensor | None = None, *, dtype: torch.dtype = torch.float64, elements: int = CACHED
+) -> Iterator[Tensor]:
+    """The rows, or those that ``ids`` names, in order, as blocks of about ``elements`` numbers of this dtype.
 
-
-def float64_blocks(table: Tensor, ids: Tensor | None = None, *, elements: int = CACHED) -> Iterator[Tensor]:
-    """`row_blocks` in float64."""
-    for block in row_blocks(table, ids, elements=elements):
-        yield block.double()
+    Each block overwrites the one before it, and may be written to: memory is asked for once, which costs more than the
+    arithmetic on a block otherwise.
+    """
+    dim = table.shape[1]
+    on_cpu = table.device.type == "cpu"
+    rows, gathered = (max(1, (size if on_cpu else max(size, LAUNCHED)) // dim) for size in (elements, CACHED))
+    total = len(table) if ids is None else len(ids)
+    buffer = torch.empty(min(rows, total), dim, dtype=dtype, device=table.device)
+    for start in range(0, total, rows):
+        block = buffer[: min(rows, total - start)]
+        if ids is None:
+            block.copy_(table[start : start + rows])
+        else:
+            for target, chosen in zip(block.split(gathered), ids[start : start + rows].split(gathered), strict=True):
+                target.copy_(table[chosen])
+        yield block
 
 
 def row_lengths(block: Tensor) -> Tensor:
@@ -73,8 +80,16 @@ def row_lengths(block: Tensor) -> Tensor:
     return lengths.where(lengths > SHORTEST, 0.0)
 
 
-def unit_rows(block: Tensor) -> Tensor:
-    """Each row divided by its length, in float64; a zero row stays zero."""
-    block = block.double()
-    lengths = row_lengths(block)[:, None]
-    return torch.where(lengths > 0, block / lengths, 0.0)
+def reciprocal_or_zero(lengths: Tensor) -> Tensor:
+    """1/x, and 0 where x is 0."""
+    return torch.where(lengths > 0, lengths.reciprocal(), 0.0)
+
+
+def make_unit_(block: Tensor) -> Tensor:
+    """Divide each row of a float64 block by its length, in place; a zero row stays zero."""
+    return block.mul_(reciprocal_or_zero(row_lengths(block))[:, None])
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Each row divided by its length, a float64 copy; a zero row stays zero."""
+    return make_unit_(rows.to(torch.float64, copy=True))

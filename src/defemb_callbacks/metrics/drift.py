@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import checked, row_blocks, unit_rows
+from defemb_callbacks.metrics.blocks import checked, reciprocal_or_zero, row_blocks, row_lengths
 
 
 def drift(table: Tensor, reference: Tensor) -> float:
@@ -36,15 +36,17 @@ def drift(table: Tensor, reference: Tensor) -> float:
 
 def drift_sums(table: Tensor, reference: Tensor, ids: Tensor | None = None) -> Tensor:
     """Of checked tables, the sum of 1 − cosine over the rows ``ids`` and how many count: ``(2,)`` float64."""
-    sums = torch.zeros(2, dtype=torch.float64, device=table.device)
     there = None if ids is None else ids.to(reference.device)
-    for block, before in zip(row_blocks(table, ids), row_blocks(reference, there), strict=True):
-        new, old = unit_rows(block), unit_rows(before.to(table.device))
-        empty = torch.stack([~new.any(dim=1), ~old.any(dim=1)])
+    sums = torch.zeros(2, dtype=torch.float64, device=table.device)
+    for new, old in zip(row_blocks(table, ids), row_blocks(reference, there), strict=True):
+        old = old.to(new.device)
+        lengths, before = row_lengths(new), row_lengths(old)
+        new *= reciprocal_or_zero(lengths)[:, None]
+        new -= old.mul_(reciprocal_or_zero(before)[:, None])
         # ½‖ê − r̂‖² is 1 − cosine, but exactly 0 for equal rows, never negative, and exact for small changes.
-        change = new.sub_(old).square().sum(dim=1) / 2
-        change = torch.where(empty.all(dim=0), 0.0, change.where(~empty.any(dim=0), 1.0))
-        sums += torch.stack([change.sum(), (~empty.all(dim=0)).sum()])
+        change = new.square_().sum(dim=1) / 2
+        change = change.where((lengths > 0) == (before > 0), 1.0)  # a direction lost or found
+        sums += torch.stack([change.sum(), ((lengths > 0) | (before > 0)).sum()])
     return sums
 
 

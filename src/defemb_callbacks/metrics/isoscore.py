@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import checked, float64_blocks
+from defemb_callbacks.metrics.blocks import checked, row_blocks
 from defemb_callbacks.metrics.spectrum import Spectrum, gram_matrix
 from defemb_callbacks.metrics.sums import RowSums
 
@@ -64,7 +64,7 @@ def known_isoscore(table: Tensor, ids: Tensor | None, spectrum: Spectrum, sums: 
 def _centred_gram(table: Tensor, ids: Tensor | None) -> Tensor:
     """n times the covariance of the rows; exactly 0 where all of them are the same."""
     first = (table[:1] if ids is None else table[ids[:1]]).double()
-    sums = [(block - first).sum(dim=0) for block in float64_blocks(table, ids)]
+    sums = [block.sub_(first).sum(dim=0) for block in row_blocks(table, ids)]
     rows = len(table) if ids is None else len(ids)
     return gram_matrix(table, ids, mean=first[0] + torch.stack(sums).sum(dim=0) / rows)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import checked, row_blocks
+from defemb_callbacks.metrics.blocks import CACHED, checked, row_blocks
 from defemb_callbacks.metrics.blocks import unit_rows as unit_rows  # plots.snapshot takes it from here
 from defemb_callbacks.metrics.spectrum import Spectrum
 from defemb_callbacks.metrics.sums import RowSums
@@ -110,9 +110,10 @@ def _float32_tolerance(longest: Tensor, dim: int) -> float:
 def _partition(table: Tensor, ids: Tensor | None, directions: Tensor, both_signs: bool, dtype: torch.dtype) -> Tensor:
     """Z of each column of ``directions``, and with ``both_signs`` of each negated column: ``(1 or 2, k)``, float64."""
     directions = directions.to(dtype)
+    elements = CACHED if directions.shape[1] <= _FEW else _PRODUCT
     total = torch.zeros(2 if both_signs else 1, directions.shape[1], dtype=torch.float64, device=table.device)
-    for block in row_blocks(table, ids, elements=_PRODUCT):
-        terms = (block.to(dtype) @ directions).clamp_(-CLIP, CLIP).exp_()
+    for block in row_blocks(table, ids, dtype=dtype, elements=elements):
+        terms = (block @ directions).clamp_(-CLIP, CLIP).exp_()
         total[0] += terms.sum(dim=0)
         if both_signs:
             total[1] += terms.reciprocal_().sum(dim=0)  # exp(−x) = 1 / exp(x): no second product, no second exp

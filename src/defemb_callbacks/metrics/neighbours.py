@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import unit_rows
+from defemb_callbacks.metrics.blocks import make_unit_, row_blocks, unit_rows
 from defemb_callbacks.metrics.drift import checked_both
 from defemb_callbacks.metrics.groups import Parts
 
 # Rows asked at once, and numbers in a block of cosines or of rows.
-_QUERIES, _BLOCK = 1 << 10, 1 << 21
+_QUERIES, _BLOCK = 1 << 10, 1 << 19
 
 
 def neighbour_overlap(
@@ -170,12 +170,15 @@ def _nearest(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tensor:
     asked = unit_rows(table[queries]).to(dtype)
     cosines = torch.full((len(queries), k), -math.inf, dtype=dtype, device=table.device)
     nearest = queries.new_zeros(len(queries), k)
-    for ids in among.split(max(k, _BLOCK // max(len(queries), table.shape[1]))):
-        block = asked @ unit_rows(table[ids]).to(dtype).T
+    start = 0
+    for rows in row_blocks(table, among, elements=_BLOCK):
+        ids = among[start : start + len(rows)]
+        block = asked @ make_unit_(rows).to(dtype).T
         place = torch.searchsorted(ids, queries).clamp(max=len(ids) - 1)
         itself = (ids[place] == queries).nonzero()[:, 0]
         block[itself, place[itself]] = -math.inf
         best = block.topk(min(k, len(ids)), dim=1, sorted=False)
         cosines, chosen = torch.cat([cosines, best.values], dim=1).topk(k, dim=1, sorted=False)
         nearest = torch.cat([nearest, ids[best.indices]], dim=1).gather(1, chosen)
+        start += len(ids)
     return nearest

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import CACHED, checked, float64_blocks, unit_rows
+from defemb_callbacks.metrics.blocks import CACHED, checked, make_unit_, reciprocal_or_zero, row_blocks
 
 _TRIES = 64
 
@@ -198,16 +198,21 @@ def _directions(table: Tensor, words: Tensor, centred: bool) -> Tensor:
     """Unit rows of ``words``, less their mean if ``centred``, and made unit again: ``(w, d)``."""
     # Computed in float64; then float32 holds a cosine to 1e-7, far finer than the table's own rounding moves it.
     dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
-    sums = [unit_rows(block).sum(dim=0) for block in float64_blocks(table, words)]
-    centre = torch.stack(sums).sum(dim=0) / len(words) if centred else torch.zeros_like(sums[0])
+    centre = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+    if centred:
+        centre = torch.stack([make_unit_(block).sum(dim=0) for block in row_blocks(table, words)]).sum(dim=0)
+        centre /= len(words)
     # Nearer to the centre than the table's dtype, or this sum, can tell, an offset is rounding: no direction at all.
     shortest = max(torch.finfo(table.dtype).eps, 1e-12)
-    directions = []
-    for block in float64_blocks(table, words):
-        offsets = unit_rows(block) - centre
-        lengths = torch.linalg.vector_norm(offsets, dim=1, keepdim=True)
-        directions.append(torch.where(lengths > shortest, offsets / lengths, 0.0).to(dtype))
-    return torch.cat(directions)
+    directions = torch.empty(len(words), table.shape[1], dtype=dtype, device=table.device)
+    start = 0
+    for block in row_blocks(table, words):
+        make_unit_(block).sub_(centre)
+        lengths = torch.linalg.vector_norm(block, dim=1)
+        block *= reciprocal_or_zero(lengths.where(lengths > shortest, 0.0))[:, None]
+        directions[start : start + len(block)] = block
+        start += len(block)
+    return directions
 
 
 def _cosines(directions: Tensor, left: Tensor, right: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import checked, float64_blocks
+from defemb_callbacks.metrics.blocks import checked, row_blocks
 
 # Numbers in a block that is multiplied: enough that the product's threads do not wait for one another.
 _PRODUCT = 1 << 21
@@ -61,9 +61,9 @@ def gram_matrix(table: Tensor, ids: Tensor | None = None, *, mean: Tensor | None
     dim = table.shape[1]
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=table.device)
     step = max(64, -(-dim // 4))
-    for block in float64_blocks(table, ids, elements=_PRODUCT):
+    for block in row_blocks(table, ids, elements=_PRODUCT):
         if mean is not None:
-            block = block - mean
+            block -= mean
         for start in range(0, dim, step):  # the upper triangle in four strips: 5/8 of the full product
             gram[start : start + step, start:].addmm_(block[:, start : start + step].T, block[:, start:])
     return gram.triu() + gram.triu(1).T

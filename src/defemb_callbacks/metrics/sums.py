@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import checked, float64_blocks, row_lengths
+from defemb_callbacks.metrics.blocks import checked, reciprocal_or_zero, row_blocks, row_lengths
 
 
 class RowSums(NamedTuple):
@@ -34,11 +34,11 @@ class RowSums(NamedTuple):
     def of(cls, table: Tensor, ids: Tensor | None = None) -> RowSums:
         """Of all rows of a checked table, or of those that ``ids`` names, in one pass."""
         parts = []
-        for block in float64_blocks(table, ids):
+        for block in row_blocks(table, ids):
             lengths = row_lengths(block)
-            inverse = torch.where(lengths > 0, lengths.reciprocal(), 0.0)
+            unit_total = reciprocal_or_zero(lengths) @ block
             directions = lengths.count_nonzero()
-            parts.append(cls(len(block), directions, lengths.sum(), lengths.max(), block.sum(dim=0), inverse @ block))
+            parts.append(cls(len(block), directions, lengths.sum(), lengths.max(), block.sum(dim=0), unit_total))
         return cls.combined(parts)
 
     @classmethod
