@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.frequency import GROUPS
-from defemb_callbacks.plots.snapshot import evenly
+from defemb_callbacks.metrics.groups import evenly
 from defemb_callbacks.vocabulary import Vocabulary
 
 # The names of the files, of which TensorBoard fixes that of the config.

@@ -25,8 +25,12 @@ class RunRecord:
         report: what was rebuilt, if anything was.
         rebuilt: (r,) int64 ids of the rebuilt tokens.
         glosses: definitions of watched tokens, by id.
-        settings: of the run, by name, where there is no report that tells them.
+        settings: of the run, by name, besides those that the report tells.
         vocabularies: of the snapshots that have another vocabulary than the first, by the snapshot's name.
+        facts: what else is known of each snapshot's model, {snapshot's name: {label: text}}.
+
+    Raises:
+        ValueError: no snapshot.
     """
 
     title: str
@@ -38,7 +42,13 @@ class RunRecord:
     glosses: Mapping[int, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabularies: Mapping[str, Vocabulary] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.snapshots:
             raise ValueError("A record needs at least one snapshot.")
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """Those of the report, then those of the record itself."""
+        return {**(self.report.info.get("settings", {}) if self.report else {}), **self.settings}

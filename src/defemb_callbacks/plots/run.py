@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from defemb_callbacks.plots.figures import plot_metrics, plot_projection, plot_singular_values
+from defemb_callbacks.plots.meanings import OUTPUT, metrics_in
+from defemb_callbacks.plots.page import render_page
 from defemb_callbacks.plots.record import RunRecord
-from defemb_callbacks.plots.snapshot import TableSnapshot
 
 logger = logging.getLogger(__name__)
 
 
 def save_pictures(folder: Path, record: RunRecord) -> list[Path]:
-    """Write the pictures of a record into a folder; returns the paths written.
+    """Write a record into a folder as pictures and as a page for the browser.
+
+    `index.html` shows all and needs no other file. `projection.png` and `singular_values.png` are always there,
+    `metrics.png`, and `output_metrics.png` of an output table that is not tied to the input, where the history has
+    them.
 
     Where matplotlib is missing, a warning names the pip line and nothing is written: a finished training run must not
     fail for a picture.
+
+    Returns:
+        The paths written.
     """
     before = None if record.report is None else record.report.before
-    return save_run_plots(folder, record.history, record.snapshots, before)
-
-
-def save_run_plots(
-    folder: Path,
-    history: Sequence[Mapping[str, Any]],
-    snapshots: Mapping[str, TableSnapshot],
-    before: Mapping[str, float] | None = None,
-) -> list[Path]:
-    """Write `metrics.png`, `singular_values.png` and `projection.png` into a folder; returns the paths written.
-
-    Where matplotlib is missing, a warning names the pip line and nothing is written: a finished training run must not
-    fail for a picture.
-    """
     try:
+        page = render_page(record)
         figures = {
-            "singular_values": plot_singular_values({name: taken.spectrum for name, taken in snapshots.items()}),
-            "projection": plot_projection(snapshots),
+            "projection": plot_projection(record.snapshots, record.rebuilt),
+            "singular_values": plot_singular_values({name: taken.spectrum for name, taken in record.snapshots.items()}),
         }
+        if metrics_in(record.history):
+            figures["metrics"] = plot_metrics(record.history, before)
+        if metrics_in(record.history, OUTPUT):
+            figures["output_metrics"] = plot_metrics(record.history, before, output=True)
     except ImportError as error:
         logger.warning("%s No pictures are saved; plots=False silences this.", error)
         return []
-    if history:
-        figures["metrics"] = plot_metrics(history, before)
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    (folder / "index.html").write_text(page, encoding="utf-8")
+    written = [folder / "index.html"]
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
         written.append(folder / f"{name}.png")

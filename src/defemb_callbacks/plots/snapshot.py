@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.frequency import GROUPS
-from defemb_callbacks.metrics.isotropy import Spectrum, checked, unit_rows
+from defemb_callbacks.metrics.blocks import checked, unit_rows
+from defemb_callbacks.metrics.groups import evenly
 from defemb_callbacks.metrics.measure import spectra_by_group
-from defemb_callbacks.rows import read_table
+from defemb_callbacks.metrics.neighbours import nearest_rows
+from defemb_callbacks.metrics.spectrum import Spectrum
 from defemb_callbacks.vocabulary import Vocabulary
 
-POINTS = 700  # of each group in a projection: more would hide each other
-_BLOCK = 1 << 20  # numbers of the table that are made float64 at once
+POINTS = 250  # of each group in a projection: more would hide each other
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TableSnapshot:
         metrics: `defemb/<metric>/<group>`; may be empty.
         spectrum: (d,) float64 singular values of the rows of "all", the largest first.
         basis: (d, 2) float64, the first two right singular vectors of these rows.
-        points: rows of a sample of each group, (at most 700, d) float32, the same tokens at any time.
-        point_ids: which tokens these are, (at most 700,) int64.
+        points: rows of a sample of each group, (at most 250, d) float32, the same tokens at any time.
+        point_ids: which tokens these are, (at most 250,) int64.
         neighbours: the nearest tokens of each watched token and their cosines, best first.
     """
 
@@ -74,7 +74,6 @@ class TableSnapshot:
             >>> [(token, round(cosine, 3)) for token, cosine in taken.neighbours[0]]
             [(1, 0.995)]
         """
-        table = table if isinstance(table, Tensor) else read_table(table)  # until the callbacks pass tables
         table = checked(table)
         if spectrum is None:
             spectrum = spectra_by_group(table, {"all": groups["all"]})["all"]
@@ -100,22 +99,22 @@ def nearest_tokens(table: Tensor, ids: Tensor, among: Tensor, count: int) -> dic
         table: (n, d), any floating type, any device.
         ids: (w,) int64.
         among: (m,) int64.
-        count: how many for each; fewer where `among` holds fewer.
+        count: how many for each; fewer where `among` holds no more than these.
 
     Example:
         >>> nearest_tokens(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), torch.tensor([0]), torch.arange(3), 2)
         {0: [(2, 1.0), (1, 0.0)]}
     """
-    ids, among = ids.to(table.device), among.to(table.device)
-    asked = unit_rows(table[ids])
-    parts = [asked @ unit_rows(table[block]).T for block in among.split(max(1, _BLOCK // table.shape[1]))]
-    cosines = torch.cat(parts, dim=1) if parts else asked.new_empty(len(ids), 0)
-    cosines = cosines.masked_fill(ids[:, None] == among[None, :], -math.inf)
-    values, places = cosines.topk(min(count, len(among)), dim=1)
-    found = {}
-    for token, row, others in zip(ids.tolist(), values.tolist(), among[places].tolist(), strict=True):
-        found[token] = [(other, value) for other, value in zip(others, row, strict=True) if value > -math.inf]
-    return found
+    count = min(count, len(among) - 1)
+    if count < 1 or not len(ids):
+        return {index: [] for index in ids.tolist()}
+    ids = ids.to(table.device)
+    nearest = nearest_rows(table, ids, among.sort().values, count)
+    directions = unit_rows(table[nearest.flatten()]).unflatten(0, nearest.shape)
+    cosines = torch.einsum("wd,wkd->wk", unit_rows(table[ids]), directions)
+    cosines, order = cosines.sort(dim=1, descending=True, stable=True)
+    rows = zip(nearest.gather(1, order).tolist(), cosines.tolist(), strict=True)
+    return {index: list(zip(*row, strict=True)) for index, row in zip(ids.tolist(), rows, strict=True)}
 
 
 def watched_tokens(candidates: Tensor, groups: Mapping[str, Tensor], vocabulary: Vocabulary, most: int = 10) -> Tensor:
@@ -144,8 +143,3 @@ def watched_tokens(candidates: Tensor, groups: Mapping[str, Tensor], vocabulary:
         if words:
             return evenly(torch.tensor(words), most)
     return torch.zeros(0, dtype=torch.int64)
-
-
-def evenly(ids: Tensor, most: int) -> Tensor:
-    """At most so many of the ids, the first and the last among them."""
-    return ids[torch.linspace(0, len(ids) - 1, min(most, len(ids)), dtype=torch.float64).round().long()]
