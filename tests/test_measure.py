@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.metrics import (
+    TableMeasure,
     average_cosine,
     drift,
     effective_rank,
@@ -18,8 +19,10 @@ from defemb_callbacks.metrics import (
     measure_table,
     pairs_by_group,
     relation_auc,
+    spectra_by_group,
 )
 from defemb_callbacks.metrics.neighbours import nearest_rows, shared
+from defemb_callbacks.metrics.spectrum import Spectrum
 
 N, D = 500, 12
 
@@ -72,6 +75,92 @@ def test_every_metric_of_every_group(
             f"defemb/neighbour_overlap/{name}": float(shares[ids].mean()),
         }
     assert figures == pytest.approx(expected, rel=1e-9)
+
+
+class TestMeasuredAgainAndAgain:
+    def test_equals_the_one_off_function(
+        self, table: Tensor, reference: Tensor, groups: dict[str, Tensor], pairs: Tensor
+    ) -> None:
+        measure = TableMeasure(groups, pairs=pairs, reference=reference, seed=3)
+        for other in (table, 2 * table, table.roll(1, dims=0), table.bfloat16(), table):
+            assert measure.measure(other) == measure_table(other, groups, pairs=pairs, reference=reference, seed=3)
+
+    def test_neither_the_table_nor_the_groups_are_changed(
+        self, table: Tensor, reference: Tensor, groups: dict[str, Tensor], pairs: Tensor
+    ) -> None:
+        before = [tensor.clone() for tensor in (table, reference, pairs, *groups.values())]
+        for dtype in (torch.float32, torch.float64):
+            given = table.to(dtype)
+            copy = given.clone()
+            TableMeasure(groups, pairs=pairs, reference=reference.to(dtype)).measure(given)
+            assert torch.equal(given, copy)
+        assert all(torch.equal(*both) for both in zip(before, (table, reference, pairs, *groups.values()), strict=True))
+
+    def test_spectra_known_already(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        measure = TableMeasure(groups)
+        assert measure.measure(table, spectra_by_group(table, groups)) == measure.measure(table)
+
+    def test_spectra_are_used(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        spectra = spectra_by_group(table, groups)
+        even = {name: Spectrum(torch.ones_like(s.eigenvalues), s.eigenvectors) for name, s in spectra.items()}
+        assert TableMeasure(groups).measure(table, even)["defemb/effective_rank/rare"] == pytest.approx(D)
+
+    def test_neighbours_of_a_sample(self, table: Tensor, reference: Tensor, groups: dict[str, Tensor]) -> None:
+        """Of "all", the mean of its groups by size; and within the stated error of what every row says."""
+        exact = measure_table(table, groups, reference=reference, neighbour_sample=None)
+        figures = measure_table(table, groups, reference=reference, neighbour_sample=60)
+        parts = {"frequent": 140, "medium": 240, "rare": 100}
+        keys = [f"defemb/neighbour_overlap/{name}" for name in ("all", *parts)]
+        assert all(figures[key] == pytest.approx(exact[key], abs=3 * 0.5 / 60**0.5) for key in keys)
+        assert figures != exact
+        weighted = sum(size * figures[f"defemb/neighbour_overlap/{name}"] for name, size in parts.items())
+        rest = (490 * figures["defemb/neighbour_overlap/all"] - weighted) / 10  # rows 10 to 19, in no other group
+        assert 0 <= rest <= 1
+        assert rest == pytest.approx(round(100 * rest) / 100), "a mean over ten rows of tenths"
+
+
+class TestSample:
+    def test_is_the_metrics_of_evenly_spaced_rows(self, table: Tensor, reference: Tensor) -> None:
+        groups = {"all": torch.arange(N), "rare": torch.arange(N).flip(0)[:100]}
+        figures = measure_table(table, groups, reference=reference, sample=34)
+        ids = torch.arange(N - 1, N - 101, -3)
+        assert len(ids) == 34
+        expected = {
+            "defemb/isotropy/rare": isotropy(table[ids]),
+            "defemb/average_cosine/rare": average_cosine(table[ids]),
+            "defemb/effective_rank/rare": effective_rank(table[ids]),
+            "defemb/isoscore/rare": isoscore(table[ids]),
+            "defemb/norm/rare": mean_norm(table[ids]),
+            "defemb/drift/rare": drift(table[ids], reference[ids]),
+        }
+        assert {key: figures[key] for key in expected} == pytest.approx(expected, rel=1e-9)
+
+    def test_large_enough_is_exact(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        assert measure_table(table, groups, sample=N) == measure_table(table, groups)
+
+    def test_always_the_same_rows(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        figures = measure_table(table, groups, sample=50)
+        assert figures == measure_table(table, groups, sample=50, seed=1)
+        assert figures != measure_table(table, groups)
+
+    def test_spectra_of_all_rows_are_not_those_of_the_sample(self, table: Tensor, groups: dict[str, Tensor]) -> None:
+        measure = TableMeasure(groups, sample=50)
+        assert measure.measure(table, spectra_by_group(table, groups)) == measure.measure(table)
+
+    def test_pairs_and_neighbours_are_not_sampled(
+        self, table: Tensor, reference: Tensor, groups: dict[str, Tensor], pairs: Tensor
+    ) -> None:
+        sampled = measure_table(table, groups, pairs=pairs, reference=reference, sample=50)
+        exact = measure_table(table, groups, pairs=pairs, reference=reference)
+        for name in groups:
+            for metric in ("relation_auc", "neighbour_overlap"):
+                assert sampled[f"defemb/{metric}/{name}"] == exact[f"defemb/{metric}/{name}"]
+
+    def test_too_small(self, groups: dict[str, Tensor]) -> None:
+        with pytest.raises(ValueError, match="sample must be at least 2, got 1"):
+            TableMeasure(groups, sample=1)
+        with pytest.raises(ValueError, match="sample must be at least 1, got 0; None asks every row"):
+            TableMeasure(groups, reference=torch.randn(N, D), neighbour_sample=0)
 
 
 def test_python_floats_only(table: Tensor, reference: Tensor, groups: dict[str, Tensor], pairs: Tensor) -> None:

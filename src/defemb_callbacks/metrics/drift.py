@@ -44,7 +44,7 @@ def drift_sums(table: Tensor, reference: Tensor, ids: Tensor | None = None) -> T
         new *= reciprocal_or_zero(lengths)[:, None]
         new -= old.mul_(reciprocal_or_zero(before)[:, None])
         # ½‖ê − r̂‖² is 1 − cosine, but exactly 0 for equal rows, never negative, and exact for small changes.
-        change = new.square_().sum(dim=1) / 2
+        change = (new.square_().sum(dim=1) / 2).clamp(max=2)
         change = change.where((lengths > 0) == (before > 0), 1.0)  # a direction lost or found
         sums += torch.stack([change.sum(), ((lengths > 0) | (before > 0)).sum()])
     return sums

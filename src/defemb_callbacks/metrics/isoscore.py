@@ -75,4 +75,4 @@ def _score(covariance: Tensor) -> float | None:
         return None
     covariance = covariance / largest  # its squares neither overflow nor vanish
     used = covariance.trace().square() / covariance.square().sum()
-    return float((used - 1).clamp(min=0) / (len(covariance) - 1))
+    return float(((used - 1) / (len(covariance) - 1)).clamp(0, 1))  # rounding must not carry it out of its range

@@ -30,8 +30,7 @@ def neighbour_overlap(
 
     (Hamilton, Leskovec and Jurafsky 2016 compare neighbourhoods so to tell a word's change.) In [0, 1]; higher is
     closer to the reference, 1 where every neighbourhood is the same, about k/n by chance. Unchanged by row lengths and
-    by a rotation of either table. Cosines are taken in float32, in float64 for a float64 table; among rows of equal
-    cosine the choice is arbitrary.
+    by a rotation of either table. Among rows of equal cosine the choice is arbitrary.
 
     With more than ``sample`` rows only a seeded random sample of them is asked, always among all rows. The standard
     error is the spread of the rows' shares over √sample: at most 0.5/√1000 = 0.016 at the default. One seed asks the
@@ -101,7 +100,7 @@ def nearest_rows(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tenso
         tensor([[1]])
     """
     queries, among = queries.to(table.device), among.to(table.device)
-    return torch.cat([_nearest(table, asked, among, k) for asked in queries.split(_QUERIES)])
+    return torch.cat([_decided(table, asked, among, k) for asked in queries.split(_QUERIES)])
 
 
 def shared(now: Tensor, before: Tensor) -> Tensor:
@@ -164,12 +163,29 @@ class NeighboursByGroup(NamedTuple):
         }
 
 
-def _nearest(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tensor:
-    # Lengths are divided out in float64, where they cannot overflow; float32 then compares cosines of float32 rows.
-    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+def _decided(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tensor:
+    """`nearest_rows`; in float32, and again in float64 for the queries that float32 cannot decide."""
+    if table.dtype == torch.float64 or not _exact_float32(table.device):
+        return _nearest(table, queries, among, k, torch.float64)[0]
+    nearest, gap = _nearest(table, queries, among, k, torch.float32)
+    # Twice what a cosine of two unit rows may be off by: the rounding of their entries, and √d roundings of the sum.
+    open_ones = (gap <= 2**-23 * (4 * math.sqrt(table.shape[1]) + 4)).nonzero()[:, 0]
+    if len(open_ones):
+        nearest[open_ones] = _nearest(table, queries[open_ones], among, k, torch.float64)[0]
+    return nearest
+
+
+def _exact_float32(device: torch.device) -> bool:
+    """Whether float32 products are float32 products: not TF32 or bfloat16 inside, not under autocast."""
+    highest = torch.get_float32_matmul_precision() == "highest"
+    return device.type == "cpu" and highest and not torch.is_autocast_enabled("cpu")
+
+
+def _nearest(table: Tensor, queries: Tensor, among: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Ids ``(q, k)``, and how much nearer the last of them is than the next row, ``(q,)``."""
     asked = unit_rows(table[queries]).to(dtype)
-    cosines = torch.full((len(queries), k), -math.inf, dtype=dtype, device=table.device)
-    nearest = queries.new_zeros(len(queries), k)
+    cosines = torch.full((len(queries), k + 1), -math.inf, dtype=dtype, device=table.device)
+    nearest = queries.new_zeros(len(queries), k + 1)
     start = 0
     for rows in row_blocks(table, among, elements=_BLOCK):
         ids = among[start : start + len(rows)]
@@ -177,8 +193,8 @@ def _nearest(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tensor:
         place = torch.searchsorted(ids, queries).clamp(max=len(ids) - 1)
         itself = (ids[place] == queries).nonzero()[:, 0]
         block[itself, place[itself]] = -math.inf
-        best = block.topk(min(k, len(ids)), dim=1, sorted=False)
-        cosines, chosen = torch.cat([cosines, best.values], dim=1).topk(k, dim=1, sorted=False)
+        best = block.topk(min(k + 1, len(ids)), dim=1, sorted=False)
+        cosines, chosen = torch.cat([cosines, best.values], dim=1).topk(k + 1, dim=1)
         nearest = torch.cat([nearest, ids[best.indices]], dim=1).gather(1, chosen)
         start += len(ids)
-    return nearest
+    return nearest[:, :k], cosines[:, k - 1] - cosines[:, k]

@@ -59,7 +59,8 @@ class RowSums(NamedTuple):
         count = int(self.directions)
         if count < 2:
             raise ValueError(f"average_cosine needs at least 2 rows that are not zero, got {count} of {self.rows}")
-        return float((self.unit_total @ self.unit_total - count) / (count * (count - 1)))
+        mean = (self.unit_total @ self.unit_total - count) / (count * (count - 1))
+        return float(mean.clamp(-1 / (count - 1), 1))  # rounding must not carry it out of its range
 
     def mean_norm(self) -> float:
         """See the function of this name."""
