@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.metrics import average_cosine, effective_rank, isotropy, mean_norm, singular_values
+from defemb_callbacks.metrics.isotropy import _mean_exp, _possible_extremes
 from defemb_callbacks.metrics.spectrum import Spectrum, gram_matrix
+from defemb_callbacks.metrics.sums import RowSums
 
 METRICS = [isotropy, average_cosine, effective_rank, mean_norm, singular_values]
 
@@ -128,6 +131,46 @@ class TestAgainstReferences:
         monkeypatch.setattr(module, "_partition", rough)
         assert isotropy(table) == pytest.approx(direct_isotropy(table), rel=1e-9)
         assert dtypes == [torch.float32, torch.float64, torch.float64]
+
+
+def heavy_tailed(n: int, d: int) -> Tensor:
+    """A few rows many times as long as the others, on one side."""
+    return random_table(n, d).abs() ** 3
+
+
+class TestDirectionsRuledOut:
+    """Most directions are known to have neither the smallest nor the largest Z before any Z is evaluated."""
+
+    @pytest.mark.parametrize("both_signs", [True, False])
+    @pytest.mark.parametrize("longest", [1e-3, 0.1, 0.5, 1, 2, 4, 8, 16, 49])
+    @pytest.mark.parametrize("make", [random_table, heavy_tailed])
+    def test_those_that_decide_never_are(self, make: Callable[..., Tensor], longest: float, both_signs: bool) -> None:
+        table = make(700, 24)
+        table *= longest / table.norm(dim=1).max()
+        spectrum, sums = Spectrum.of_table(table), RowSums.of(table)
+        exponents = table.double() @ spectrum.eigenvectors
+        partition = torch.stack([exponents.exp().sum(dim=0), (-exponents).exp().sum(dim=0)])[: 1 + both_signs]
+        possible = _possible_extremes(spectrum, sums, both_signs)
+        assert possible[partition.amin(dim=0).argmin()]
+        assert possible[partition.amax(dim=0).argmax()]
+
+    def test_few_remain_of_a_table_like_those_of_transformers(self) -> None:
+        table = random_table(5000, 48, norm=1.4)
+        assert int(_possible_extremes(Spectrum.of_table(table), RowSums.of(table), True).sum()) <= 2
+
+    def test_none_is_where_products_are_clipped(self) -> None:
+        table = random_table(500, 32, norm=1e4)
+        assert _possible_extremes(Spectrum.of_table(table), RowSums.of(table), True).all()
+
+    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+    def test_bounds_are_attained(self, share: float) -> None:
+        """By two values, one of them the end of the interval: no tighter bound knows mean, variance and interval."""
+        end, other = 3.0, -1.0
+        mean = share * end + (1 - share) * other
+        variance = share * (end - mean) ** 2 + (1 - share) * (other - mean) ** 2
+        expected = share * math.exp(end) + (1 - share) * math.exp(other)
+        found = _mean_exp(torch.tensor(mean), torch.tensor(variance), torch.tensor(end))
+        assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 class TestProperties:

@@ -43,6 +43,25 @@ class TestNeighbourOverlap:
         np.testing.assert_allclose(shares.numpy(), direct_shares(table, reference, k))
         assert neighbour_overlap(table, reference, k=k) == pytest.approx(direct_shares(table, reference, k).mean())
 
+    @pytest.mark.parametrize("level", ["high", "medium", "autocast"])
+    def test_coarse_products_are_not_used(self, level: str) -> None:
+        """Users ask for TF32 or bfloat16 products to train faster; that is no reason to measure less exactly."""
+        table = random_table(500) + 3
+        reference = table + 0.5 * random_table(500, seed=1)
+        precision = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest" if level == "autocast" else level)
+            with torch.autocast("cpu", torch.bfloat16, enabled=level == "autocast"):
+                found = neighbour_overlap(table, reference, sample=None)
+        finally:
+            torch.set_float32_matmul_precision(precision)
+        assert found == pytest.approx(direct_shares(table, reference, 10).mean(), abs=1e-12)
+
+    def test_equal_to_the_last_neighbour_where_float32_cannot_tell(self) -> None:
+        table = (random_table().double() + 100).float()  # cosines differ from 1 and from one another by about 1e-5
+        reference = (table + 0.1 * random_table(seed=1)).float()
+        np.testing.assert_allclose(overlap_of_rows(table, reference).numpy(), direct_shares(table, reference, 10))
+
     def test_known_values(self) -> None:
         table = random_table(2000)
         assert neighbour_overlap(table, table) == 1
