@@ -22,7 +22,7 @@ from defemb_callbacks.plots import (
     save_pictures,
     watched_tokens,
 )
-from defemb_callbacks.plots.figures import bases
+from defemb_callbacks.plots.figures import planes
 from defemb_callbacks.plots.meanings import MEANINGS
 from defemb_callbacks.plots.snapshot import nearest_tokens
 from defemb_callbacks.plots.style import COLOURS
@@ -225,12 +225,14 @@ def test_projections_share_axes_and_the_first_basis(snapshots) -> None:
 
 def test_rebuilt_tokens_are_filled_and_kept_ones_hollow(groups, snapshots) -> None:
     rebuilt = groups["rare"][::3]
-    figure = plot_projection(snapshots, rebuilt)
+    figure = plot_projection(snapshots, {"before": rebuilt})
     before = snapshots["before"]
     for filled in (True, False):
         wanted = torch.isin(before.point_ids["rare"], rebuilt) == filled
         expected = before.points["rare"][wanted].double() @ before.basis
         torch.testing.assert_close(torch.as_tensor(_points(figure.axes[0], "rare", filled)), expected)
+    # Where no token was rebuilt, all are hollow: no panel may contradict the legend.
+    assert len(_points(figure.axes[1], "rare", filled=False)) == len(before.points["rare"])
     assert legend_of(figure) == ["frequent", "medium", "rare", "rebuilt", "kept"]
 
 
@@ -249,11 +251,12 @@ def test_another_space_has_a_basis_of_its_own(groups, table, snapshots) -> None:
     narrow = TableSnapshot.take(table[:, :8], groups)
     fewer = TableSnapshot.take(table, {name: ids[::2] for name, ids in groups.items()})
     before, start = snapshots.values()
-    planes = bases({"a": before, "b": start, "c": other, "d": narrow, "e": fewer})
-    assert [plane is before.basis for plane in planes] == [True, True, False, False, False]
-    assert planes[2] is other.basis
-    figure = plot_projection({"a": before, "d": narrow})
-    assert figure.axes[0].get_xlim() != figure.axes[1].get_xlim()
+    found = planes({"a": before, "b": start, "c": other, "d": narrow, "e": fewer})
+    assert [plane is before.basis for plane in found.values()] == [True, True, False, False, False]
+    assert found["c"] is other.basis
+    figure = plot_projection({"a": before, "d": narrow, "b": start})
+    first, second, third = (axis.get_xlim() for axis in figure.axes)
+    assert first == third != second
 
 
 def test_many_tables_find_room(snapshots) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +14,11 @@ import typer
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build import build_definition_embeddings, definitions_of_tokens
+from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import load_definitions
-from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to
-from defemb_callbacks.monitoring.monitor import measure_embeddings
+from defemb_callbacks.embeddings import DefinitionEmbeddings
+from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can mend is one line on stderr and exit code 1."""
     try:
         app(arguments, prog_name="defemb")
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise SystemExit(1) from None
 
@@ -88,31 +87,41 @@ def _with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
 
 
 @app.command("inspect")
-def inspect_model(
+def inspect_models(
     model: Model,
+    other: Annotated[list[str] | None, typer.Argument(help="Checkpoints to compare with MODEL.")] = None,
     definitions: Sources = None,
+    output: Annotated[Path | None, typer.Option(help="Write a page and pictures into this folder.")] = None,
+    projector: Annotated[
+        bool, typer.Option("--projector", help="With --output: also files for TensorBoard's embedding projector.")
+    ] = False,
+    ratings: Annotated[
+        Path | None, typer.Option(help="File of human similarity ratings (word, word, score) to compare with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Show a model's vocabulary, how much of it a dictionary defines, and the metrics of its token embeddings."""
-    network, tokenizer = _load(model, revision, trust_remote_code)
+    """Show a model's vocabulary, how much of it a dictionary defines, and the metrics of its token embeddings.
+
+    Of several models, their metrics side by side.
+    """
+    if projector and output is None:
+        raise ValueError("--projector needs a folder to write into: --output DIR.")
+    config = DefinitionEMBConfig(ratings=None if ratings is None else str(ratings))
     lexicon = load_definitions(definitions or "wordnet")
-    vocabulary = read_vocabulary(tokenizer, len(embedding_weight(network)))
-    defined = definitions_of_tokens(vocabulary, lexicon, most=1)
-    found: dict[str, Any] = {
-        "model": model,
-        "rebuilt": applied_to(network),
-        "vocabulary": dict(Counter(reason or "word" for reason in vocabulary.reasons).most_common()),
-        "dictionary": {
-            "name": lexicon.name,
-            "words": len(lexicon),
-            "defined_words": sum(vocabulary.words[index] is not None for index in defined),
-            "defined_tokens": len(defined),
-        },
-        "metrics": measure_embeddings(network, tokenizer, lexicon),
-    }
-    _say(json.dumps(found, ensure_ascii=False, indent=1) if as_json else _as_text(found))
+    inspections = []
+    for name in [model, *(other or [])]:
+        network, tokenizer = _load(name, revision if name == model else None, trust_remote_code)
+        inspections.append(inspect_embeddings(name, network, tokenizer, lexicon, config))
+    if as_json:
+        found = [inspection.to_dict() for inspection in inspections]
+        _say(json.dumps(found if other else found[0], ensure_ascii=False, indent=1))
+    else:
+        _say(as_text(inspections))
+    if output is not None and PartialState().is_main_process:
+        save_inspections(output, inspections, projector=projector)
+        typer.echo(f"Saved in {output}: open {output / 'index.html'} in a browser.", err=True)
 
 
 @app.command()
@@ -182,28 +191,6 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> tuple[Pre
         raise ValueError(f"transformers has no model class {architecture!r}; --trust-remote-code runs the model's own.")
     model = getattr(transformers, wanted).from_pretrained(name, **settings)
     return model.eval(), AutoTokenizer.from_pretrained(name, **settings)
-
-
-def _as_text(found: dict[str, Any]) -> str:
-    vocabulary, dictionary = found["vocabulary"], found["dictionary"]
-    size, words, defined = sum(vocabulary.values()), vocabulary.get("word", 0), dictionary["defined_words"]
-    lines = [f"{found['model']}: {size:,} tokens"]
-    lines += [f"  {kind:<20}{number:>9,}{number / size:>8.1%}" for kind, number in vocabulary.items()]
-    lines += [
-        "",
-        f"{dictionary['name']} ({dictionary['words']:,} words) defines {defined:,} of {words:,} words "
-        f"({defined / max(words, 1):.1%}), and {dictionary['defined_tokens']:,} tokens in all.",
-        "",
-    ]
-    metrics = dict.fromkeys(key.split("/")[1] for key in found["metrics"])
-    groups = dict.fromkeys(key.split("/")[2] for key in found["metrics"])
-    lines.append("group     " + "".join(f"{metric.replace('_', ' '):>16}" for metric in metrics))
-    for group in groups:
-        values = (found["metrics"].get(f"defemb/{metric}/{group}") for metric in metrics)
-        lines.append(f"{group:<10}" + "".join(" " * 16 if value is None else f"{value:>16.4g}" for value in values))
-    if found["rebuilt"]:
-        lines += ["", f"Rebuilt before: {found['rebuilt']['rebuilt']:,} rows ({found['rebuilt']['strategy']})."]
-    return "\n".join(lines)
 
 
 def _say(text: str) -> None:

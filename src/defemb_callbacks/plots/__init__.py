@@ -3,7 +3,7 @@
 from defemb_callbacks.plots.figures import plot_metrics, plot_projection, plot_singular_values
 from defemb_callbacks.plots.projector import save_projector
 from defemb_callbacks.plots.record import RunRecord
-from defemb_callbacks.plots.run import save_pictures
+from defemb_callbacks.plots.run import save_pictures, write_pictures
 from defemb_callbacks.plots.snapshot import TableSnapshot, watched_tokens
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "save_pictures",
     "save_projector",
     "watched_tokens",
+    "write_pictures",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -172,38 +172,35 @@ def _spectrum_style(number: int, name: str) -> dict[str, Any]:
     return {"label": name, "linewidth": 2} | SNAPSHOT_STYLES[number % len(SNAPSHOT_STYLES)]
 
 
-def plot_projection(snapshots: Mapping[str, TableSnapshot], rebuilt: Tensor | None = None) -> Figure:
+def plot_projection(snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str, Tensor] | None = None) -> Figure:
     """Tokens in the plane of the two main directions, coloured by frequency group, the rebuilt ones filled.
 
-    All panels have the axes of the first one, so that a shift of a group is seen as a shift, as long as they are of
-    one model's table; that of another model has its own.
+    All panels of one model's table have the same directions and the same axes, so that a shift of a group is seen as a
+    shift; the table of another model has its own.
 
     Args:
         snapshots: by name, in order of time.
-        rebuilt: (r,) int64 ids of the rebuilt tokens; without, no token is marked.
+        rebuilt: (r,) int64 ids of the rebuilt tokens of each snapshot, by its name; without, no token is marked.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     columns = min(len(snapshots), 3)
     rows = -(-len(snapshots) // columns)
-    shared = bases(snapshots)
-    one_space = all(basis is shared[0] for basis in shared)
     with figures() as figure_class:
         figure = figure_class(figsize=(4.6 * columns, 4.3 * rows + 0.6), layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False, sharex=one_space, sharey=one_space).flat)
-        for axis, (name, snapshot), basis in zip(axes, snapshots.items(), shared, strict=False):
-            draw_projection(axis, snapshot, basis, rebuilt)
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axis, name in zip(axes, snapshots, strict=False):
+            _draw_projection(axis, name, snapshots, rebuilt)
             axis.set_title(name)
             axis.set_xlabel("first main direction")
-            axis.tick_params(labelbottom=True)
         for axis in axes[len(snapshots) :]:
             axis.remove()
         for axis in axes[: len(snapshots) : columns]:
             axis.set_ylabel("second main direction")
         shown = max(len(points) for taken in snapshots.values() for points in taken.points.values())
         figure.legend(
-            handles=_projection_handles(rebuilt is not None),
+            handles=_projection_handles(bool(rebuilt)),
             loc="outside upper center",
             ncols=5,
             title=f"tokens by frequency, at most {shown} of each group",
@@ -211,10 +208,23 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot], rebuilt: Tensor | No
     return figure
 
 
-def bases(snapshots: Mapping[str, TableSnapshot]) -> list[Tensor]:
+def plot_panel(
+    name: str, snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str, Tensor] | None = None
+) -> Figure:
+    """The panel `name` of `plot_projection` by itself, without title and legend, for a page that has these."""
+    with figures() as figure_class:
+        figure = figure_class(figsize=(3.7, 3.5), layout="constrained")
+        axis = figure.subplots()
+        _draw_projection(axis, name, snapshots, rebuilt)
+        axis.set_xlabel("first main direction")
+        axis.set_ylabel("second main direction")
+    return figure
+
+
+def planes(snapshots: Mapping[str, TableSnapshot]) -> dict[str, Tensor]:
     """The plane of each panel, (d, 2): that of the first snapshot wherever the table lies in the same space."""
     first = next(iter(snapshots.values()))
-    return [first.basis if _same_space(first, taken) else taken.basis for taken in snapshots.values()]
+    return {name: first.basis if _same_space(first, taken) else taken.basis for name, taken in snapshots.items()}
 
 
 def _same_space(first: TableSnapshot, other: TableSnapshot) -> bool:
@@ -228,40 +238,26 @@ def _same_space(first: TableSnapshot, other: TableSnapshot) -> bool:
     return float(torch.cosine_similarity(left, right).mean()) >= SAME_SPACE
 
 
-def plot_panel(
-    snapshot: TableSnapshot, basis: Tensor, rebuilt: Tensor | None, shown: Iterable[Mapping[str, Tensor]]
-) -> Figure:
-    """One panel of `plot_projection`, without title and legend.
-
-    Args:
-        snapshot: whose points are drawn.
-        basis: (d, 2), from `bases`.
-        rebuilt: (r,) int64 ids of the rebuilt tokens; without, no token is marked.
-        shown: the points of all snapshots whose panels have the same axes.
-    """
-    with figures() as figure_class:
-        figure = figure_class(figsize=(3.7, 3.5), layout="constrained")
-        axis = figure.subplots()
-        draw_projection(axis, snapshot, basis, rebuilt)
-        places = torch.cat([points.double() @ basis for table in shown for points in table.values()])
-        margin = 0.05 * (places.amax(dim=0) - places.amin(dim=0)).clamp(min=1e-12)
-        left, bottom = (places.amin(dim=0) - margin).tolist()
-        right, top = (places.amax(dim=0) + margin).tolist()
-        axis.set(xlim=(left, right), ylim=(bottom, top))
-        axis.set_xlabel("first main direction")
-        axis.set_ylabel("second main direction")
-    return figure
-
-
-def draw_projection(axis: Axes, snapshot: TableSnapshot, basis: Tensor, rebuilt: Tensor | None = None) -> None:
-    """The points of one table in the plane of a basis."""
+def _draw_projection(
+    axis: Axes, name: str, snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str, Tensor] | None
+) -> None:
+    """The points of one snapshot, in axes that have room for all snapshots of its space."""
+    bases = planes(snapshots)
     for zero_line in (axis.axhline, axis.axvline):
         zero_line(0, color=LIGHT["faint"], linewidth=1.2, zorder=0)
-    for group, points in snapshot.points.items():
-        marked = torch.isin(snapshot.point_ids[group], _ids(rebuilt))
-        for filled in (False, True):
-            x, y = (points[marked == filled].double() @ basis).T.tolist()
-            axis.plot(x, y, linestyle="", **_point_style(group, filled or rebuilt is None))
+    marked = (rebuilt or {}).get(name, torch.zeros(0, dtype=torch.int64)).cpu()
+    for group, points in snapshots[name].points.items():
+        filled = torch.isin(snapshots[name].point_ids[group], marked) if rebuilt else torch.ones(len(points)).bool()
+        for fill in (False, True):
+            x, y = (points[filled == fill].double() @ bases[name]).T.tolist()
+            axis.plot(x, y, linestyle="", **_point_style(group, fill))
+    alike = [taken.points for other, taken in snapshots.items() if bases[other] is bases[name]]
+    places = torch.cat([points.double() @ bases[name] for table in alike for points in table.values()])
+    low, high = places.amin(dim=0), places.amax(dim=0)
+    margin = 0.05 * (high - low).clamp(min=1e-12)
+    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+    axis.set(xlim=(left, right), ylim=(bottom, top))
+    axis.locator_params(nbins=5)
 
 
 def _projection_handles(marked: bool) -> list[Line2D]:
@@ -285,7 +281,3 @@ def _point_style(group: str, filled: bool) -> dict[str, Any]:
     if filled:  # with a thin edge that tells marks apart where they overlap
         return style | {"markersize": size + 0.5, "markeredgewidth": 0.3, "markeredgecolor": LIGHT["paper"]}
     return style | {"markersize": size - 0.4, "markerfacecolor": "none", "markeredgewidth": 0.7}
-
-
-def _ids(ids: Tensor | None) -> Tensor:
-    return torch.zeros(0, dtype=torch.int64) if ids is None else ids.cpu()

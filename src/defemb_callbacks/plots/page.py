@@ -79,9 +79,13 @@ def _what_was_done(record: RunRecord) -> str:
 
 def _measured(record: RunRecord) -> str:
     *others, last = (f"<strong>{escape(name)}</strong>" for name in record.snapshots)
-    text = f"The token embeddings, {', '.join(others)} and {last}." if others else f"The token embeddings, {last}."
+    listed = f"{', '.join(others)} and {last}" if others else last
+    # The facts are those of models; without them, the snapshots are times: "at train start and at train end".
+    text = f"The token embeddings of {listed}." if record.facts else f"The token embeddings {listed}."
     if record.rebuilt is not None and len(record.rebuilt):
-        text += f" <strong>{len(record.rebuilt):,}</strong> of them differ, as they were rebuilt from definitions."
+        text += (
+            f" Those of <strong>{len(record.rebuilt):,}</strong> tokens differ, as they were rebuilt from definitions."
+        )
     return text
 
 
@@ -133,4 +137,4 @@ def _in_short(record: RunRecord) -> str:
             items.append(f"<li><strong>{group.capitalize()} tokens:</strong> {', '.join(parts)}</li>")
     if not items:
         return ""
-    return f"<p>In short, from “{escape(names[0])}” to “{escape(names[-1])}”:</p><ul>{''.join(items)}</ul>"
+    return f"<p>In short, “{escape(names[-1])}” against “{escape(names[0])}”:</p><ul>{''.join(items)}</ul>"

@@ -49,6 +49,18 @@ class RunRecord:
             raise ValueError("A record needs at least one snapshot.")
 
     @property
+    def rebuilt_by_snapshot(self) -> dict[str, Tensor]:
+        """`rebuilt` for each snapshot in whose vocabulary it counts; empty where no token was rebuilt."""
+        if self.rebuilt is None or not len(self.rebuilt):
+            return {}
+        same = self.vocabulary.fingerprint
+        return {
+            name: self.rebuilt
+            for name in self.snapshots
+            if self.vocabularies.get(name, self.vocabulary).fingerprint == same
+        }
+
+    @property
     def all_settings(self) -> dict[str, Any]:
         """Those of the report, then those of the record itself."""
         return {**(self.report.info.get("settings", {}) if self.report else {}), **self.settings}

@@ -10,10 +10,10 @@ from typing import Any
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS
 from defemb_callbacks.plots.figures import (
-    bases,
     legend_of_metrics,
     legend_of_projection,
     legend_of_singular_values,
+    planes,
     plot_metric,
     plot_panel,
     plot_singular_values,
@@ -152,14 +152,9 @@ def _examples(tokens: Sequence[str], number: int = 6) -> str:
 
 def projection(record: RunRecord) -> str:
     """The tokens as points in the plane, a panel for each snapshot."""
-    marked = record.rebuilt if record.rebuilt is not None and len(record.rebuilt) else None
-    planes = bases(record.snapshots)
-    shared = all(plane is planes[0] for plane in planes)
-    panels = ""
-    for number, (name, plane) in enumerate(zip(record.snapshots, planes, strict=True)):
-        taken = record.snapshots[name]
-        same_axes = [other.points for other in record.snapshots.values()] if shared else [taken.points]
-        figure = plot_panel(taken, plane, marked, same_axes)
+    bases, panels = list(planes(record.snapshots).values()), ""
+    for number, name in enumerate(record.snapshots):
+        figure = plot_panel(name, record.snapshots, record.rebuilt_by_snapshot)
         alt = f"Tokens as points in two dimensions, coloured by frequency group: {name}."
         panels += picture(figure, f"projection-{number}", alt, heading=escape(name))
     most = max(len(points) for taken in record.snapshots.values() for points in taken.points.values())
@@ -167,15 +162,15 @@ def projection(record: RunRecord) -> str:
         f"Each mark is a token, at most {most} of each group. Its place is given by the two directions in which the "
         "embeddings reach farthest. "
     )
-    if len(planes) > 1 and shared:
+    if any(basis is not bases[0] for basis in bases):
+        caption += "Embeddings of different models lie in different spaces and have directions of their own. "
+    elif len(bases) > 1:
         caption += f"All panels have the directions of “{escape(next(iter(record.snapshots)))}”. "
-    elif len(planes) > 1:
-        caption += "The models’ embeddings lie in different spaces, so each panel has directions of its own. "
     caption += (
         "Where groups lie apart, vectors tell how frequent a token is and not only what it means. A dense clump is "
         "made of tokens that the model can hardly tell apart."
     )
-    marks = legend(legend_of_projection(marked is not None), "projection-mark")
+    marks = legend(legend_of_projection(bool(record.rebuilt_by_snapshot)), "projection-mark")
     return f'{marks}<div class="panels">{panels}</div><p class="small muted">{caption}</p>'
 
 
