@@ -1,0 +1,134 @@
+"""What the Trainer's progress displays make of rows with our metrics: a few figures, and nothing breaks."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, PrinterCallback, Trainer
+
+from defemb_callbacks import DefinitionEMBCallback, EmbeddingMonitorCallback
+from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
+
+EVALUATING = {"eval_strategy": "steps", "eval_steps": 4}
+SHOWN = {"defemb/isotropy/all", "defemb/isotropy/rare"}  # without a dictionary there is no relation_auc
+
+
+def monitor(**settings: Any) -> EmbeddingMonitorCallback:
+    return EmbeddingMonitorCallback(None, monitor_steps=2, plots=False, **settings)
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_a_printed_row_has_a_few_figures(trainer, capsys, disable_tqdm) -> None:
+    run = trainer(monitor(), disable_tqdm=disable_tqdm, **EVALUATING)
+    run.train()
+    printed = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    history = run.state.log_history
+    assert len(printed) == len(history)
+    for row, full in zip(printed, history, strict=True):
+        ours = {key for key in full if key.startswith("defemb/")}
+        assert {key for key in row if key.startswith("defemb/")} == (SHOWN if ours else set())
+        assert {key for key in row if "eval_" in key} == {key for key in full if "eval_" in key}
+    assert [row["step"] for row in history if "defemb/norm/all" in row] == [2, 4, 6, 8]
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the notebook's progress display, and what it would show: it needs IPython only for that."""
+    shown: list[str] = []
+
+    class Output:
+        def update(self, html: str) -> None:
+            shown.append(html)
+
+    display = ModuleType("IPython.display")
+    display.HTML = str
+    display.display = lambda html, display_id=None: shown.append(html) or Output()
+    parent = ModuleType("IPython")
+    parent.display = display
+    monkeypatch.setitem(sys.modules, "IPython", parent)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.delitem(sys.modules, "transformers.utils.notebook", raising=False)
+    yield import_module("transformers.utils.notebook").NotebookProgressCallback, shown
+    sys.modules.pop("transformers.utils.notebook", None)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_the_table_of_a_notebook_stays_narrow(trainer, notebook, attached, evaluating) -> None:
+    progress, shown = notebook
+    callback = monitor()
+    run = trainer(callback, **(EVALUATING if evaluating else {}))
+    run.remove_callback(PrinterCallback)
+    run.add_callback(progress)
+    if attached:
+        callback.attach(run)
+    run.train()
+    columns = re.findall(r"<th>(.*?)</th>", shown[-1])
+    assert columns[:2] == ["Step", "Training Loss"]
+    cells = re.findall(r"<td>(.*?)</td>", shown[-1])
+    if not evaluating:
+        assert len(columns) == 2
+        assert len(cells) == 2 * 8
+        return
+    assert columns[2:] == ["Validation Loss", "Defemb/isotropy/all", "Defemb/isotropy/rare"]
+    evaluated = [row for row in run.state.log_history if "eval_loss" in row]
+    for column, key in ((3, "eval_defemb/isotropy/all"), (4, "eval_defemb/isotropy/rare")):
+        assert cells[column::5] == [f"{row[key]:.6f}" for row in evaluated]
+
+
+# Two processes
+
+MARK = "--- with the callback ---"
+
+
+def worker(folder: Path) -> None:
+    """What each process runs: a Trainer without the callback, the mark on both streams, a Trainer with it."""
+    tokenizer = wordpiece_tokenizer()
+    for callbacks in ([], [DefinitionEMBCallback(tiny_glossary(), monitor_steps=2)]):
+        if callbacks:
+            for stream in (sys.stdout, sys.stderr):
+                stream.write(f"{MARK}\n")
+                stream.flush()
+        trainer = Trainer(
+            tiny_bert(tokenizer, BertForSequenceClassification),
+            training_args(folder / "run", report_to=["tensorboard"], disable_tqdm=False, **EVALUATING),
+            train_dataset=tiny_dataset(tokenizer),
+            eval_dataset=tiny_dataset(tokenizer, 8),
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        assert trainer.args.world_size == 2
+        trainer.train()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_only_the_main_process_shows_anything(tmp_path) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--redirects", "3"]
+    command += ["--log-dir", str(tmp_path / "logs"), "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    done = subprocess.run([*command, __file__, str(tmp_path)], env=env, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = {}
+    for rank in (0, 1):
+        for stream in ("stdout", "stderr"):
+            [file] = (tmp_path / "logs").rglob(f"{rank}/{stream}.log")
+            _, mark, after[rank, stream] = file.read_text().partition(f"{MARK}\n")
+            assert mark
+    assert "defemb/isotropy/rare" in after[0, "stdout"]
+    assert after[1, "stdout"] == after[1, "stderr"] == ""
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
