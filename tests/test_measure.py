@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,3 +291,37 @@ class TestErrors:
     def test_table(self, groups: dict[str, Tensor]) -> None:
         with pytest.raises(TypeError, match="floating-point"):
             measure_table(torch.ones(N, D, dtype=torch.int64), groups)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of a process")
+def test_a_half_precision_table_is_never_copied_as_a_whole() -> None:
+    """In a process of its own: the most memory held, less what was held before, with every metric in use."""
+    script = """
+import sys, torch
+from pathlib import Path
+from defemb_callbacks.metrics import TableMeasure
+
+def held(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def measure(n):
+    table = torch.empty(n, 256, dtype=torch.bfloat16).uniform_(-1, 1)
+    pairs = torch.randint(n // 2, (5000, 2)) + torch.tensor([0, n // 2])
+    ids = torch.arange(n)
+    groups = {"all": ids, "frequent": ids[: n // 3], "rare": ids[n // 3 :]}
+    made = TableMeasure(groups, pairs=pairs, reference=table.clone())
+    before = held("VmRSS")
+    made.measure(table)
+    return table.nbytes, held("VmHWM") - before
+
+measure(1000)
+print(*measure(int(sys.argv[1])))
+"""
+    command = [sys.executable, "-c", script, "300000"]
+    source = str(Path(__file__).resolve().parents[1] / "src")
+    environment = os.environ | {"PYTHONPATH": source}
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    table_bytes, extra_bytes = map(int, output.split())
+    assert extra_bytes < table_bytes / 2, "a float32 copy would take twice the table"

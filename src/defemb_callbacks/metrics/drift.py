@@ -13,6 +13,7 @@ def drift(table: Tensor, reference: Tensor) -> float:
 
     .. math:: \frac{1}{n} \sum_i \Big(1 - \frac{e_i \cdot r_i}{\lVert e_i \rVert \lVert r_i \rVert}\Big)
 
+    (The displacement of Hamilton, Leskovec and Jurafsky 2016, without their rotation: these are rows of one table.)
     In [0, 2]: 0 where no direction has changed, 1 where directions are unrelated. Unchanged by row lengths.
     A row that is zero on one side only has lost its direction and counts 1; a row that is zero on both is left out.
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.metrics.blocks import CACHED, checked, row_blocks
-from defemb_callbacks.metrics.blocks import unit_rows as unit_rows  # plots.snapshot takes it from here
 from defemb_callbacks.metrics.spectrum import Spectrum
 from defemb_callbacks.metrics.sums import RowSums
 
@@ -79,7 +78,8 @@ def _possible_extremes(spectrum: Spectrum, sums: RowSums, both_signs: bool) -> T
 
     The products x = c·e of a direction have the mean c·Σe/n, the mean square λ/n, and lie in [−b, b] with b the length
     of the longest row. Among all distributions of which this is true, the mean of eˣ is largest where one value is b
-    and all the others are equal, and smallest where one is −b (Markov; Karlin and Studden 1966, chapter 4).
+    and all the others are equal, and smallest where one is −b (the inequalities of Chebyshev and Markov; Karlin and
+    Studden 1966).
     """
     bound = sums.longest * (1 + 1e-6) + 1e-30  # so that no rounding makes b − mean zero
     if bound > CLIP:

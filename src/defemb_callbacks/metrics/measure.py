@@ -66,7 +66,11 @@ class TableMeasure:
         reference: the table of an earlier time, ``(n, d)``. It is kept, not copied: pass a copy if it will change.
         ratings: human ratings of pairs of tokens; each belongs to the group of its rarer word.
         sample: measure at most that many rows of each group, evenly spaced in the group's order, so always the same
-            ones. ``None`` is exact. Pairs, and the rows among which neighbours are sought, are not sampled.
+            ones; pairs, and the rows among which neighbours are sought, are not sampled. ``None`` is exact. Of the
+            table of all-MiniLM-L6-v2, 30,522 × 384, a sample of 5,000 moves I(E) by 0.014, the average cosine by 0.0002
+            and the norm by 0.1 % (root mean square), and lowers the effective rank by 0.7 % and IsoScore by 0.013; one
+            of 1,000 by 0.013, 0.001, 0.4 %, 5.7 % and 0.088 (``benchmarks/metrics.py``). The last two, which count
+            directions, are too low by about d/sample: take at least 10 d.
         neighbour_sample: rows asked for their neighbours in each group, always the same ones. The standard error is at
             most 0.5/√200 = 0.035 in one group at one time; ``"all"`` is the mean of its groups, weighted by their
             sizes. ``None`` asks every row.

@@ -28,9 +28,9 @@ def neighbour_overlap(
 
     .. math:: \frac{1}{n} \sum_i \frac{\lvert N_k(e_i) \cap N_k(r_i) \rvert}{k}
 
-    (Hamilton, Leskovec and Jurafsky 2016 compare neighbourhoods so to tell a word's change.) In [0, 1]; higher is
-    closer to the reference, 1 where every neighbourhood is the same, about k/n by chance. Unchanged by row lengths and
-    by a rotation of either table. Among rows of equal cosine the choice is arbitrary.
+    with N_k the k nearest (Gonen, Jawahar, Seddah and Goldberg 2020 find words of changed use by it). In [0, 1]; higher
+    is closer to the reference, 1 where every neighbourhood is the same, about k/n by chance. Unchanged by row lengths
+    and by a rotation of either table. Among rows of equal cosine the choice is arbitrary.
 
     With more than ``sample`` rows only a seeded random sample of them is asked, always among all rows. The standard
     error is the spread of the rows' shares over √sample: at most 0.5/√1000 = 0.016 at the default. One seed asks the
