@@ -347,6 +347,15 @@ def test_human_ratings(trainer, tmp_path) -> None:
         EmbeddingMonitorCallback(None, ratings="nowhere.txt")
 
 
+def test_a_second_trainer_is_not_attached_to(trainer) -> None:
+    callback = EmbeddingMonitorCallback(None, monitor_steps=4, plots=False)
+    callback.attach(trainer(callback))
+    run = trainer(callback, report_to=["tensorboard"])
+    run.train()
+    folder = Path(run.args.output_dir)
+    assert [step for step, _ in scalars(folder, "train/defemb/isotropy/all")] == [0, 4, 8]
+
+
 # Files
 
 

@@ -32,19 +32,23 @@ def test_python_snippets_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert "Rebuilt 18," in done.stdout
     assert (tmp_path / "outputs/quickstart/defemb/metrics.png").is_file()
+    assert (tmp_path / "outputs/quickstart/defemb/index.html").is_file()
+    assert "definition-emb" in (tmp_path / "outputs/quickstart/final/README.md").read_text(encoding="utf-8")
     assert (tmp_path / "outputs/rebuilt/model.safetensors").is_file()
 
 
 @pytest.mark.slow
 def test_commands_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_path: Path, shared_cache: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("defemb ")]
-    assert [command.split()[1] for command in commands] == ["inspect", "build", "apply"]
+    assert [command.split()[1] for command in commands] == ["inspect", "build", "apply", "inspect"]
     environment = ALL_CORES | {"DEFEMB_CACHE": str(shared_cache)}
     for command in commands:
         words = [sys.executable, "-m", "defemb_callbacks", *command.replace(HUB_ID, str(minilm_dir)).split()[1:]]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs/checkpoint/model.safetensors").is_file()
+    assert (tmp_path / "outputs/page/index.html").is_file()
+    assert (tmp_path / "outputs/page/projector/projector_config.pbtxt").is_file()
 
 
 def test_tables_are_those_of_the_results() -> None:

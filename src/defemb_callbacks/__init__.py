@@ -5,6 +5,7 @@ from defemb_callbacks.callback import DefinitionEMBCallback
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
+from defemb_callbacks.model_card import update_model_card
 from defemb_callbacks.monitoring import EmbeddingMonitorCallback, measure_embeddings
 from defemb_callbacks.reconstruction import DefinitionEMBMixin, with_definition_head
 from defemb_callbacks.report import RebuildReport
@@ -21,5 +22,6 @@ __all__ = [
     "build_definition_embeddings",
     "load_definitions",
     "measure_embeddings",
+    "update_model_card",
     "with_definition_head",
 ]

@@ -79,7 +79,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self.monitor: EmbeddingMonitor | None = None
         self._watching = False
         self.report: RebuildReport | None = None
-        self._attached = False
+        self._callbacks: list[TrainerCallback] | None = None  # the Trainer's, once attached
         self._reporters: ForwardingReporters | None = None
         self._snapshots: dict[str, TableSnapshot] = {}
         self._rebuilt_ids: Tensor | None = None
@@ -95,7 +95,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
             trainer.add_callback(self)
         callbacks.remove(self)
         callbacks.insert(0, self)
-        self._attached = True
+        self._callbacks = callbacks
         return self
 
     def on_init_end(
@@ -107,6 +107,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Find the tokenizer, so that a missing one is told before anything is loaded or trained."""
+        self._callbacks = None  # of another Trainer, where this is not the first one
         self._find_tokenizer(processing_class)
 
     def _find_tokenizer(self, processing_class: Any) -> None:
@@ -178,7 +179,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         """Before the first step, now that every tracker has begun its run, send the metrics of the start."""
         if not self._watching or self._reporters is not None or not state.is_world_process_zero:
             return
-        self._reporters = ForwardingReporters(args)
+        self._reporters = ForwardingReporters(args, self._callbacks)
         if state.global_step == 0:  # what a resumed run starts from, it has logged before
             self._reporters.log(args, state, control, self._figures, model=model)
 
@@ -213,8 +214,9 @@ class EmbeddingMonitorCallback(TrainerCallback):
         # The Trainer has put a copy of the row into the history; `logs` goes to whichever callbacks come later. These
         # are the trackers when attached, else only the progress bar, which prints the whole row.
         state.log_history[-1].update(metrics)
-        logs.update(metrics if self._attached else shown)
-        if metrics and self._reporters is not None and not self._attached:
+        attached = self._callbacks is not None
+        logs.update(metrics if attached else shown)
+        if metrics and self._reporters is not None and not attached:
             self._reporters.log(args, state, control, metrics, model=model)
 
     def _is_due(self, state: TrainerState, logs: dict[str, Any]) -> bool:
