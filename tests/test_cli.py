@@ -91,6 +91,37 @@ def test_inspect_prints_tables(run, checkpoint, glossary) -> None:
     assert "Rebuilt before" not in text
 
 
+def test_inspect_compares_models(run, checkpoint, glossary, tmp_path) -> None:
+    new, embeddings = tmp_path / "new", tmp_path / "embeddings"
+    run("build", checkpoint, "--output", embeddings, "--definitions", glossary)
+    run("apply", checkpoint, embeddings, "--output", new)
+    text = run("inspect", checkpoint, new, "--definitions", glossary)
+    assert text.splitlines()[0].split() == ["model", "new"]
+    assert "66 tokens have other embeddings than in model." in text
+    found = json.loads(run("inspect", checkpoint, new, "--definitions", glossary, "--json"))
+    assert [model["model"] for model in found] == [str(checkpoint), str(new)]
+    assert found[0] == json.loads(run("inspect", checkpoint, "--definitions", glossary, "--json"))
+    assert found[1]["rebuilt"]["rebuilt"] == 66
+
+
+def test_inspect_writes_a_page(run, checkpoint, glossary, tmp_path) -> None:
+    text = run("inspect", checkpoint, "--definitions", glossary, "--output", tmp_path / "page", "--projector", "--json")
+    assert json.loads(text)["model"] == str(checkpoint)  # nothing else is printed
+    assert "Token embeddings of model" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert (tmp_path / "page" / "projection.png").is_file()
+    assert (tmp_path / "page" / "projector" / "model" / "projector_config.pbtxt").is_file()
+
+
+def test_inspect_compares_with_human_ratings(run, refused, checkpoint, glossary, tokenizer, tmp_path) -> None:
+    words = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 3)
+    pairs = zip(words, words[7:], strict=False)
+    (tmp_path / "ratings.csv").write_text("".join(f"{a},{b},{len(a) + len(b)}\n" for a, b in pairs))
+    arguments = ("inspect", checkpoint, "--definitions", glossary, "--json", "--ratings")
+    metrics = json.loads(run(*arguments, tmp_path / "ratings.csv"))["metrics"]
+    assert -1 <= metrics["defemb/rating_correlation/all"] <= 1
+    assert "missing.csv" in refused(*arguments, tmp_path / "missing.csv")
+
+
 def test_several_dictionaries_are_joined(run, checkpoint, glossary, tmp_path) -> None:
     (tmp_path / "more.tsv").write_text("word\tdefinition\nlamp\ta thing that gives light\n", encoding="utf-8")
     text = run("inspect", checkpoint, "--definitions", glossary, "--definitions", tmp_path / "more.tsv")
@@ -156,9 +187,17 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
         "holds no definition embeddings": ("apply", checkpoint, checkpoint, *output),
         "blend=3.0 is not between 0 and 1": ("apply", checkpoint, tmp_path, *output, "--blend", 3),
         "is MODEL itself": ("apply", checkpoint, tmp_path, "--output", checkpoint),
+        "--projector needs a folder": ("inspect", checkpoint, "--projector"),
     }.items():
         assert word in refused(*arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_missing_matplotlib_is_one_line_too(refused, checkpoint, glossary, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    error = refused("inspect", checkpoint, "--definitions", glossary, "--output", tmp_path / "page")
+    assert 'pip install "defemb-callbacks[plots]"' in error
+    assert not (tmp_path / "page").exists()
 
 
 def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpoint) -> None:

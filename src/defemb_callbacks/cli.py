@@ -104,7 +104,7 @@ def inspect_models(
 ) -> None:
     """Show a model's vocabulary, how much of it a dictionary defines, and the metrics of its token embeddings.
 
-    Of several models, their metrics side by side.
+    Several models are shown side by side.
     """
     if projector and output is None:
         raise ValueError("--projector needs a folder to write into: --output DIR.")
@@ -114,14 +114,14 @@ def inspect_models(
     for name in [model, *(other or [])]:
         network, tokenizer = _load(name, revision if name == model else None, trust_remote_code)
         inspections.append(inspect_embeddings(name, network, tokenizer, lexicon, config))
+    if output is not None and PartialState().is_main_process:
+        save_inspections(output, inspections, projector=projector)
     if as_json:
         found = [inspection.to_dict() for inspection in inspections]
         _say(json.dumps(found if other else found[0], ensure_ascii=False, indent=1))
     else:
-        _say(as_text(inspections))
-    if output is not None and PartialState().is_main_process:
-        save_inspections(output, inspections, projector=projector)
-        typer.echo(f"Saved in {output}: open {output / 'index.html'} in a browser.", err=True)
+        saved = "" if output is None else f"\n\nSaved in {output}. Open {output / 'index.html'} in a browser."
+        _say(as_text(inspections) + saved)
 
 
 @app.command()

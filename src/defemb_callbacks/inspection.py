@@ -18,6 +18,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
 from defemb_callbacks.embeddings import applied_to
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups
+from defemb_callbacks.metrics.blocks import unit_rows
 from defemb_callbacks.monitoring import measure_embeddings
 from defemb_callbacks.plots import RunRecord, TableSnapshot, save_projector, watched_tokens, write_pictures
 from defemb_callbacks.plots.meanings import OUTPUT, meaning_of, metrics_in
@@ -158,7 +159,8 @@ def rebuilt_tokens(inspections: Sequence[Inspection]) -> Tensor | None:
 def _turned(table: Tensor, other: Tensor) -> Tensor:
     rows = 1 << 14
     pairs = zip(table.split(rows), other.split(rows), strict=True)
-    return torch.cat([1 - torch.cosine_similarity(a.double(), b.double()) > REBUILT for a, b in pairs])
+    # Half the squared distance of unit vectors is 1 - cosine, and 0 where both are zero rows.
+    return torch.cat([(unit_rows(a) - unit_rows(b)).square().sum(dim=1) / 2 > REBUILT for a, b in pairs])
 
 
 def record_of(inspections: Sequence[Inspection]) -> RunRecord:

@@ -67,3 +67,8 @@ def legend(entries: Mapping[str, Figure], name: str) -> str:
 def note(text: str) -> str:
     """Small print; `text` is plain, and may be empty."""
     return f'<br><span class="small muted">{escape(text)}</span>' if text else ""
+
+
+def isolated(token: str) -> str:
+    """A token among other text: one that is written from right to left must not turn what stands beside it."""
+    return f"<bdi>{escape(token)}</bdi>"

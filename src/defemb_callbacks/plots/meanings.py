@@ -26,13 +26,13 @@ class Meaning:
     title: str
     scale: str
     text: str
-    better: Literal["higher", "lower", "nearer to 0"] | None = None
+    better: Literal["higher", "nearer to 0"] | None = None
     form: str = "{:.3f}"
 
     @property
     def direction(self) -> str:
         """Which way is better, as a phrase with its arrow."""
-        arrows = {"higher": "↑", "lower": "↓", "nearer to 0": "→ 0:"}
+        arrows = {"higher": "↑", "nearer to 0": "→ 0:"}
         return f"{arrows[self.better]} {self.better} is better" if self.better else "no direction is better by itself"
 
     def write(self, value: float) -> str:
@@ -53,12 +53,13 @@ class Meaning:
             >>> MEANINGS["average_cosine"].verdict(-0.3, 0.1), MEANINGS["norm"].verdict(1.0, 1.2)
             ('better', 'higher')
         """
+        if self.better == "nearer to 0":
+            before, after = -abs(before), -abs(after)
         if self.write(before) == self.write(after):
             return "same"
         if self.better is None:
             return "higher" if after > before else "lower"
-        gain = {"higher": after - before, "lower": before - after, "nearer to 0": abs(before) - abs(after)}[self.better]
-        return "better" if gain > 0 else "worse"
+        return "better" if after > before else "worse"
 
 
 MEANINGS = {

@@ -18,7 +18,7 @@ from defemb_callbacks.plots.figures import (
     plot_panel,
     plot_singular_values,
 )
-from defemb_callbacks.plots.html import legend, note, picture, table
+from defemb_callbacks.plots.html import isolated, legend, note, picture, table
 from defemb_callbacks.plots.meanings import meaning_of, metrics_in
 from defemb_callbacks.plots.record import RunRecord
 from defemb_callbacks.vocabulary import LETTER, NUMBER, PADDING, PIECE, SPECIAL, SYMBOL, UNUSED
@@ -147,7 +147,7 @@ def rebuilt(record: RunRecord) -> str:
 def _examples(tokens: Sequence[str], number: int = 6) -> str:
     # From the middle of the vocabulary: the first tokens are seldom typical.
     start = max(0, len(tokens) // 2 - number // 2)
-    return " ".join(f"<code>{escape(repr(token)[1:-1])}</code>" for token in tokens[start : start + number] if token)
+    return " ".join(f"<code>{isolated(repr(token)[1:-1])}</code>" for token in tokens[start : start + number] if token)
 
 
 def projection(record: RunRecord) -> str:
@@ -207,7 +207,7 @@ def neighbours(record: RunRecord) -> str:
     columns = [name for name in record.snapshots if any(name in near for near in found.values())]
     rows = []
     for word, by_name in found.items():
-        cells = [f"<strong>{escape(word)}</strong>{note(glosses.get(word, ''))}"]
+        cells = [f"<strong>{isolated(word)}</strong>{note(glosses.get(word, ''))}"]
         known = {text for text, _ in by_name.get(columns[0], ())}
         for name in columns:
             near = by_name.get(name, [])
@@ -220,7 +220,7 @@ def neighbours(record: RunRecord) -> str:
 
 
 def _neighbour(text: str, cosine: float, new: bool) -> str:
-    word = f"<b>{escape(text)}</b>" if new else escape(text)
+    word = f"<b>{isolated(text)}</b>" if new else isolated(text)
     return f'<span class="one">{word} <span class="small muted">{cosine:.2f}</span></span>'
 
 

@@ -94,8 +94,10 @@ def _themed(style: str, tag: str) -> str:
     kept = {}
     for declaration in filter(None, (part.strip() for part in style.split(";"))):
         key, value = (part.strip() for part in declaration.split(":", 1))
-        if key == "font":  # "10px 'DejaVu Sans', …": the page's own fonts, at this size
+        if key == "font":  # "10px 'DejaVu Sans', …"
             key, value = "font-size", value.split()[0]
+        if key == "font-family":  # the page has its own
+            continue
         kept[key] = _COLOUR.sub(_variable, value)
     if tag == "text":
         kept.setdefault("fill", "var(--ink)")
