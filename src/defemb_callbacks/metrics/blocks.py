@@ -11,7 +11,7 @@ LARGEST = 1e140  # sums of squares of larger float64 entries would overflow; no 
 SHORTEST = 1e-145  # squares of shorter float64 rows would vanish; every float32 row that is not zero is longer
 
 # Numbers in a block: on the CPU few enough to stay in its cache, elsewhere enough to be worth a launch.
-CACHED, LAUNCHED = 1 << 17, 1 << 24
+CACHED, LAUNCHED = 1 << 17, 1 << 22
 
 
 def checked(table: Tensor, name: str = "table") -> Tensor:
