@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # For example: make test PYTEST_ARGS="tests/test_rows.py -x"; with PYTEST_ARGS='-m ""' the slow tests run too.
 PYTEST_ARGS ?=
-BENCHMARKS := choices encode isotropy sst2 wordsim
+BENCHMARKS := choices encode metrics monitoring sst2 wordsim
 
 RUN := $(VENV)/bin/python
 
@@ -16,7 +16,7 @@ help:
 	@echo "make demo   rebuild real embeddings in a real Trainer run and show what that changed"
 	@echo "make test   the tests and doctests, all but the slow ones"
 	@echo "make lint   ruff and mypy"
-	@echo "make bench  every benchmark; make bench-isotropy: one of: $(BENCHMARKS)"
+	@echo "make bench  every benchmark; make bench-metrics: one of: $(BENCHMARKS)"
 	@echo "make clean  remove what these made, $(VENV) included"
 
 demo: wordnet $(VENV)/.installed-demo

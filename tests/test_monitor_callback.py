@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from defemb_callbacks import Definition, DefinitionEMBCallback, EmbeddingMonitor
 from defemb_callbacks.definitions import Relation
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.metrics import isotropy, mean_norm
+from defemb_callbacks.monitoring import EmbeddingMonitor
+from defemb_callbacks.monitoring.schedule import MeasuringSchedule
 from defemb_callbacks.plots import RunRecord
 from defemb_callbacks.rows import embedding_weight, read_table
 from defemb_callbacks.vocabulary import read_vocabulary
@@ -42,7 +44,7 @@ def related_lexicon() -> Lexicon:
         Definition(word, f"{words[7 * i % len(words)]} of {words[(i + 5) % len(words)]} {i}")
         for i, word in enumerate(words)
     ]
-    relations = [Relation(left, right, "hypernym") for left, right in pairwise(words)]
+    relations = [Relation(left, right, "hypernym") for left, right in itertools.pairwise(words)]
     return Lexicon.from_definitions(definitions, name="related", relations=relations)
 
 
@@ -164,37 +166,65 @@ def test_a_resumed_run_sends_its_start_no_second_time(trainer, tmp_path) -> None
 # Evaluations
 
 
-def test_an_evaluation_carries_the_headlines_in_its_row_and_result(trainer, any_cost) -> None:
+def test_an_evaluation_carries_the_headlines_in_its_row_and_result(trainer) -> None:
     results: list[dict[str, float]] = []
 
     class Look(TrainerCallback):
         def on_evaluate(self, *args: Any, metrics: Any = None, **kwargs: Any) -> None:
             results.append(dict(metrics))
 
-    run = trainer(EmbeddingMonitorCallback(related_lexicon()), Look, eval_strategy="steps", eval_steps=4)
+    callback = EmbeddingMonitorCallback(related_lexicon(), monitor_steps=4)
+    run = trainer(callback, Look, eval_strategy="steps", eval_steps=3)
     run.train()
     rows = [row for row in run.state.log_history if "eval_loss" in row]
-    assert [row["step"] for row in rows] == [4, 8]
+    assert [row["step"] for row in rows] == [3, 6, 8]
     for row, result in zip(rows, results, strict=True):
         ours = {key: value for key, value in row.items() if "defemb" in key}
         assert ours.keys() == {f"eval_{key}" for key in HEADLINES}
         assert ours.items() <= result.items()
-        of_loss = next(other for other in run.state.log_history if other["step"] == row["step"] and "loss" in other)
-        assert all(of_loss[key.removeprefix("eval_")] == value for key, value in ours.items())
 
 
-def test_of_several_data_sets_one_row_carries_them(trainer, any_cost) -> None:
-    run = trainer(EmbeddingMonitorCallback(None), eval_strategy="steps", eval_steps=4)
+def test_an_evaluation_in_a_measured_step_measures_no_second_time(trainer, monkeypatch) -> None:
+    measured: list[Any] = []
+    measure = EmbeddingMonitor.measure
+    monkeypatch.setattr(EmbeddingMonitor, "measure", lambda self, model: measured.append(0) or measure(self, model))
+    callback = EmbeddingMonitorCallback(None, monitor_steps=4, plots=False)
+    run = trainer(callback, eval_strategy="steps", eval_steps=4)
+    run.train()
+    assert len(measured) == 3  # start, 4, 8
+    rows = {
+        name: row for row in run.state.log_history if row["step"] == 4 for name in ("loss", "eval_loss") if name in row
+    }
+    assert rows["eval_loss"]["eval_defemb/isotropy/all"] == rows["loss"]["defemb/isotropy/all"]
+
+
+def test_of_several_data_sets_one_row_carries_them(trainer) -> None:
+    run = trainer(EmbeddingMonitorCallback(None, monitor_steps=4), eval_strategy="steps", eval_steps=4)
     run.eval_dataset = {"one": run.eval_dataset, "two": run.eval_dataset}
     run.train()
     rows = [row for row in run.state.log_history if any("_loss" in key and "eval" in key for key in row)]
     assert ["eval_defemb/isotropy/all" in row for row in rows] == [True, False, True, False]
 
 
-def test_without_means_an_evaluation_is_not_measured(trainer) -> None:
+def test_by_default_evaluations_are_left_alone(trainer, any_cost) -> None:
     run = trainer(EmbeddingMonitorCallback(None), eval_strategy="steps", eval_steps=4)
     run.train()
-    assert [row["step"] for row in run.state.log_history if "eval_defemb/isotropy/all" in row] == [8]
+    assert measured_steps(run)
+    assert not any(key.startswith("eval_defemb") for row in run.state.log_history for key in row)
+
+
+@pytest.mark.parametrize("settings", [{}, {"monitor_steps": 3}])
+@pytest.mark.parametrize("data_sets", [1, 2])
+def test_the_trainers_model_card_can_be_written(trainer, monkeypatch, tmp_path, settings, data_sets) -> None:
+    """Its table takes its columns from the first evaluation, and stops at a row with more."""
+    answers = itertools.cycle([False, True])
+    monkeypatch.setattr(MeasuringSchedule, "is_affordable", lambda self: next(answers))
+    run = trainer(EmbeddingMonitorCallback(None, plots=False, **settings), eval_strategy="steps", eval_steps=2)
+    if data_sets == 2:
+        run.eval_dataset = {"one": run.eval_dataset, "two": run.eval_dataset}
+    run.train()
+    run.create_model_card()
+    assert (tmp_path / "run" / "README.md").is_file()
 
 
 @pytest.mark.parametrize("name", ["defemb/drift/rare", "eval_defemb/drift/rare"])
@@ -338,7 +368,7 @@ def test_an_untied_output_table_is_measured_too(tokenizer, tmp_path) -> None:
 def test_human_ratings(trainer, tmp_path) -> None:
     words = [word for word in WORDS if word.isalpha()]
     file = tmp_path / "ratings.txt"
-    file.write_text("".join(f"{left}\t{right}\t{i % 7}\n" for i, (left, right) in enumerate(pairwise(words))))
+    file.write_text("".join(f"{left}\t{right}\t{i % 7}\n" for i, (left, right) in enumerate(itertools.pairwise(words))))
     run = trainer(EmbeddingMonitorCallback(None, ratings=str(file), monitor_steps=8, plots=False))
     run.train()
     [row] = [row for row in run.state.log_history if "defemb/rating_correlation/all" in row]

@@ -28,8 +28,12 @@ def monitor(**settings: Any) -> EmbeddingMonitorCallback:
 
 
 @pytest.mark.parametrize("disable_tqdm", [True, False])
-def test_a_printed_row_has_a_few_figures(trainer, capsys, disable_tqdm) -> None:
-    run = trainer(monitor(), disable_tqdm=disable_tqdm, **EVALUATING)
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_printed_row_has_a_few_figures(trainer, capsys, disable_tqdm, attached) -> None:
+    callback = monitor()
+    run = trainer(callback, disable_tqdm=disable_tqdm, **EVALUATING)
+    if attached:
+        callback.attach(run)
     run.train()
     printed = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     history = run.state.log_history

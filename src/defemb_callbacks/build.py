@@ -130,7 +130,9 @@ def _build(
     )
 
 
-def definitions_of_tokens(vocabulary: Vocabulary, lexicon: Lexicon, most: int) -> dict[int, list[Definition]]:
+def definitions_of_tokens(
+    vocabulary: Vocabulary, lexicon: Lexicon, most: int, among: Iterable[int] | None = None
+) -> dict[int, list[Definition]]:
     """The best definitions of each token that has any, by token id in growing order.
 
     Words are looked up as words. All tokens, also word pieces, numbers and symbols, are asked for literally in
@@ -140,12 +142,12 @@ def definitions_of_tokens(vocabulary: Vocabulary, lexicon: Lexicon, most: int) -
         vocabulary: from `read_vocabulary`.
         lexicon: the dictionary.
         most: definitions of a token from each dictionary.
+        among: ids of the tokens to look up; all if None.
     """
     found: dict[int, list[Definition]] = {}
-    for index, (token, word, reason) in enumerate(
-        zip(vocabulary.tokens, vocabulary.words, vocabulary.reasons, strict=True)
-    ):
-        if reason in OUTSIDE_TEXT:
+    for index in range(len(vocabulary)) if among is None else sorted(among):
+        token, word = vocabulary.tokens[index], vocabulary.words[index]
+        if vocabulary.reasons[index] in OUTSIDE_TEXT:
             continue
         definitions = [] if word is None else lexicon.lookup(word, ignore_case=vocabulary.uncased)
         # What a glossary says of the literal token adds to what other dictionaries say of the word.

@@ -19,6 +19,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
+from defemb_callbacks.model_card import update_model_card
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -174,6 +175,7 @@ def apply(
     if PartialState().is_main_process:
         network.save_pretrained(output)
         tokenizer.save_pretrained(output)
+        update_model_card(output, done)
         if report is not None:
             report.write_text(done.to_json(), encoding="utf-8")
     _say(f"{done}\n\nSaved in {output}.")

@@ -20,7 +20,7 @@ from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
-from defemb_callbacks.metrics import measure_table
+from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.report import GroupSummary, RebuildReport
 from defemb_callbacks.rows import bare_model, check_rows, embedding_weight, read_table, write_rows
 from defemb_callbacks.vocabulary import Vocabulary
@@ -130,9 +130,10 @@ class DefinitionEmbeddings:
             groups=group_of_token[ids],
             centre=before[groups["all"].to(before.device)].double().mean(dim=0).cpu(),
         )
-        figures_before = measure_table(before, groups, pairs=self.pairs)
+        measure = TableMeasure(groups, pairs=self.pairs)
+        figures_before = measure.measure(before)
         write_rows(model, ids, rows)
-        figures_after = measure_table(read_table(model), groups, pairs=self.pairs)
+        figures_after = measure.measure(weight)
 
         settings = {name: getattr(config, name) for name in APPLY_FIELDS}
         applied = {

@@ -124,7 +124,7 @@ def model_card_section(report: RebuildReport) -> str:
         >>> model_card_section(report).splitlines()[0]
         '## Token embeddings rebuilt from definitions'
     """
-    total, table = report.groups["all"], report._group_table()
+    total, table = report.groups["all"], report.group_table()
     paragraphs = [
         "## Token embeddings rebuilt from definitions",
         f"{total.rebuilt:,} of {total.tokens:,} token embeddings were rebuilt from dictionary definitions, by the "

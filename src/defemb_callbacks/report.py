@@ -77,7 +77,7 @@ class RebuildReport:
         lines = [f"Rebuilt {total.rebuilt:,} of {total.tokens:,} token embeddings from definitions{source}."]
         if "r_squared" in self.info:
             lines.append(f"Share of the old rows' variation that definitions explain: {self.info['r_squared']:.3f}.")
-        lines += ["", *_aligned(self._group_table())]
+        lines += ["", *_aligned(self.group_table())]
         if self.skipped:
             lines += ["", f"Kept as they were: {sum(map(len, self.skipped.values())):,}"]
             by_number = sorted(self.skipped.items(), key=lambda item: -len(item[1]))
@@ -85,7 +85,8 @@ class RebuildReport:
             lines += _aligned(rows, last_left=True)
         return "\n".join(lines)
 
-    def _group_table(self) -> list[list[str]]:
+    def group_table(self) -> list[list[str]]:
+        """Heading and rows of the table by frequency group, as text; a metric is shown as before → after."""
         shown = [
             column for column in COLUMNS if any(f"defemb/{column[1]}/{group}" in self.after for group in self.groups)
         ]

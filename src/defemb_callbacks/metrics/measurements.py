@@ -20,7 +20,7 @@ from torch import Tensor
 from defemb_callbacks.metrics import isotropy, relation_auc
 
 try:
-    import evaluate  # type: ignore[import-untyped]
+    import evaluate
 except ImportError as error:
     raise ImportError(
         'These measurements need the library evaluate: pip install "defemb-callbacks[examples]". '

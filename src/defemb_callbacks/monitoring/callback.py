@@ -16,9 +16,11 @@ from transformers import (
     TrainingArguments,
 )
 
+from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.frequency import count_tokens
+from defemb_callbacks.monitoring.headlines import HEADLINES, shield_screen
 from defemb_callbacks.monitoring.monitor import EmbeddingMonitor
 from defemb_callbacks.monitoring.reporters import ForwardingReporters
 from defemb_callbacks.monitoring.schedule import MeasuringSchedule
@@ -32,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 MOMENTS = ("before the rebuild", "at train start", "at train end")
 
-# What stands in the progress bar and beside an evaluation's metrics; all metrics would be a wall of figures.
-HEADLINES = tuple(f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc") for group in ("all", "rare"))
-
 
 class EmbeddingMonitorCallback(TrainerCallback):
     """Logs isotropy and meaning of a model's token embeddings by frequency group, in the rows of the loss.
@@ -42,9 +41,10 @@ class EmbeddingMonitorCallback(TrainerCallback):
     The keys are `defemb/<metric>/<group>`, see `measure_table`; those of an output table that is not tied to the input
     are `defemb/output_<metric>/<group>`. They stand in `state.log_history` and in every tracker of `report_to`, which
     also get those of the train start, at its step. A few stand in the progress bar. Evaluations get these few too, as
-    `eval_defemb/…`, so that `metric_for_best_model="defemb/isotropy/rare"` works; a callback that reads an evaluation's
-    metrics itself, such as `EarlyStoppingCallback`, must come later in the list. At the end of training, pictures and a
-    page are in `output_dir/defemb/`.
+    `eval_defemb/…`, where `monitor_steps` is set or the best checkpoint is chosen by one of our metrics:
+    `metric_for_best_model="defemb/isotropy/rare"`. A callback that reads an evaluation's metrics itself, such as
+    `EarlyStoppingCallback`, must come later in the list. At the end of training, pictures and a page are in
+    `output_dir/defemb/`.
 
     Unless `monitor_steps` says when, the embeddings are measured at the start, at the end, and between in at most 20
     rows of the log, as long as measuring takes less than 1 % of the time.
@@ -95,6 +95,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
             trainer.add_callback(self)
         callbacks.remove(self)
         callbacks.insert(0, self)
+        if self._callbacks is not callbacks:
+            shield_screen(callbacks)
         self._callbacks = callbacks
         return self
 
@@ -142,7 +144,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
                 )
             return
         self._schedule = MeasuringSchedule(self.config.monitor_steps, state.max_steps)
-        self._evaluated_step = -1
+        self._logged_step, self._evaluated_step = state.global_step, -1
         self._evaluated: dict[str, float] = {}
         with self._schedule.measuring(state.global_step):
             self._vocabulary, pairs = self._vocabulary_and_pairs(model)
@@ -207,6 +209,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
             metrics = self._at_evaluation(state, model)
             shown = metrics
         elif self._is_due(state, logs):
+            self._logged_step = state.global_step
             metrics = self._measure(state, model)
             shown = {key: metrics[key] for key in HEADLINES if key in metrics}
         else:
@@ -221,7 +224,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
 
     def _is_due(self, state: TrainerState, logs: dict[str, Any]) -> bool:
         if "train_runtime" in logs:  # the last row: that of the whole run
-            return state.global_step > self._schedule.last_step
+            return state.global_step > self._logged_step
         return "loss" in logs and self._schedule.is_due(state.global_step)
 
     def _measure(self, state: TrainerState, model: Any) -> dict[str, float]:
@@ -240,8 +243,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
         if state.global_step == self._evaluated_step:
             return {}
         self._evaluated_step, self._evaluated = state.global_step, {}
-        known = state.global_step == self._schedule.last_step
-        if known or self._best_metric or self._schedule.is_affordable():
+        # All evaluations or none: the Trainer's model card makes a table whose columns are those of the first one.
+        if self._best_metric or self.config.monitor_steps:
             figures = self._measure(state, model)
             wanted = dict.fromkeys((*HEADLINES, self._best_metric))
             self._evaluated = {f"eval_{key}": figures[key] for key in wanted if key in figures}
@@ -290,16 +293,11 @@ class EmbeddingMonitorCallback(TrainerCallback):
         save_pictures(Path(str(args.output_dir), "defemb"), record)
 
     def _glosses(self) -> dict[int, str]:
-        """The first definition of each watched token."""
         lexicon = self._lexicon()
         if lexicon is None:
             return {}
-        vocabulary = self._vocabulary
-        found = {
-            index: lexicon.lookup(vocabulary.words[index] or "", ignore_case=vocabulary.uncased)
-            for index in self._watched.tolist()
-        }
-        return {index: definitions[0].gloss for index, definitions in found.items() if definitions}
+        found = definitions_of_tokens(self._vocabulary, lexicon, most=1, among=self._watched.tolist())
+        return {index: definitions[0].gloss for index, definitions in found.items()}
 
     def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
         if self.config.frequency != "training_data" and not self.config.only_training_tokens:
