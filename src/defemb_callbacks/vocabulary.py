@@ -106,7 +106,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int | None = None)
         reasons.append(reason)
     # Tokens that a user added do not tell of the tokenizer's own case.
     own = (word for index, word in enumerate(words) if word and index not in added)
-    uncased = not any(char.isupper() for word in own for char in word)
+    uncased = not any(char.isupper() for word in own if not word.islower() for char in word)
     return Vocabulary(tuple(tokens), tuple(words), tuple(reasons), uncased)
 
 
@@ -131,10 +131,16 @@ def _why_no_word(token: str, text: str, starts: bool) -> str | None:
         return PADDING
     if _UNUSED.fullmatch(token):
         return UNUSED
+    if text.isascii() and text.isalpha():  # most tokens: nothing else to ask, so that a vocabulary is read at once
+        return _why_no_letters(text, starts)
     if any(char.isnumeric() for char in text) and not _BYTE.fullmatch(token):
         return NUMBER
     if _BYTE.fullmatch(token) or not any(char.isalpha() for char in text):
         return SYMBOL
+    return _why_no_letters(text, starts)
+
+
+def _why_no_letters(text: str, starts: bool) -> str | None:
     if not starts:
         return PIECE
     return LETTER if len(text) == 1 else None
