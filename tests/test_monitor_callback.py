@@ -74,7 +74,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def any_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if measuring took no time: in a run of milliseconds, 1 % of the time is too little for any."""
+    """As if measuring took no time: in a run of milliseconds its share of the time is too little for any."""
     monkeypatch.setattr("defemb_callbacks.monitoring.schedule.BUDGET", 1e9)
 
 

@@ -47,14 +47,14 @@ def test_cheap_measuring_is_done_20_times_evenly(clock) -> None:
     assert run(schedule, clock, 1000, step_seconds=1.0, measure_seconds=0.1) == list(range(50, 1001, 50))
 
 
-@pytest.mark.parametrize("measure_seconds", [0.6, 1.0, 2.0, 5.0])
-def test_dear_measuring_keeps_within_a_hundredth_of_the_time(clock, measure_seconds) -> None:
+@pytest.mark.parametrize("measure_seconds", [0.3, 0.5, 1.0, 2.5])
+def test_dear_measuring_keeps_within_its_share_of_the_time(clock, measure_seconds) -> None:
     schedule = MeasuringSchedule(None, 1000)
     measured = run(schedule, clock, 1000, step_seconds=1.0, measure_seconds=measure_seconds)
     between = [step for step in measured if step < 1000]
     assert measured[-1] == 1000
-    assert (1 + len(between)) * measure_seconds <= 0.01 * (1000 + schedule.seconds)
-    assert len(between) >= int(0.01 * 1000 / measure_seconds) - 2
+    assert (1 + len(between)) * measure_seconds <= 0.005 * (1000 + schedule.seconds)
+    assert len(between) >= int(0.005 * 1000 / measure_seconds) - 2
     assert schedule.seconds == pytest.approx((1 + len(measured)) * measure_seconds)
 
 

@@ -102,7 +102,7 @@ class DefinitionEMBConfig:
         default=None,
         metadata={
             "help": "Measure the embeddings every so many steps; by default at the start, at the end, and between in "
-            "at most 20 rows of the log, as long as that takes less than 1 % of the time. 0 switches the metrics off."
+            "at most 20 rows of the log, as long as that takes less than 0.5 % of the time. 0 switches the metrics off."
         },
     )
     monitor_sample: int | None = field(

@@ -47,7 +47,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
     `output_dir/defemb/`.
 
     Unless `monitor_steps` says when, the embeddings are measured at the start, at the end, and between in at most 20
-    rows of the log, as long as measuring takes less than 1 % of the time.
+    rows of the log, as long as measuring takes less than 0.5 % of the time.
 
     Args:
         definitions: a dictionary whose relations between words tell whether the embeddings keep their meaning; all that
