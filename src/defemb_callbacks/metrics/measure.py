@@ -178,11 +178,26 @@ class TableMeasure:
             for name, correlation in self._rated.correlations(table, fewest=FEWEST_PAIRS).items():
                 if name in sums:
                     figures[f"defemb/rating_correlation/{name}"] = correlation
-        if self._reference is not None:
-            changes = {name: drift_sums(table, self._reference, ids) for name, ids in parts.items()}
-            for name in sums:
-                change, counted = torch.stack([changes[part] for part in self._parts.of[name]]).sum(dim=0).tolist()
-                figures[f"defemb/drift/{name}"] = change / counted
+        if self._reference is not None and torch.equal(table, self._reference):
+            figures |= self._unmoved(sums)
+        elif self._reference is not None:
+            figures |= self._moves(table, self._reference, parts, sums)
+        return figures
+
+    def _unmoved(self, sums: Mapping[str, RowSums]) -> dict[str, float]:
+        """What comes of a table that is the reference still, as at the start of a run or where it is frozen."""
+        with_neighbours = self._neighbours.of if self._neighbours is not None else {}
+        figures = {f"defemb/drift/{name}": 0.0 for name in sums}
+        return figures | {f"defemb/neighbour_overlap/{name}": 1.0 for name in sums if with_neighbours.get(name)}
+
+    def _moves(
+        self, table: Tensor, reference: Tensor, parts: Mapping[str, Tensor], sums: Mapping[str, RowSums]
+    ) -> dict[str, float]:
+        figures = {}
+        changes = {name: drift_sums(table, reference, ids) for name, ids in parts.items()}
+        for name in sums:
+            change, counted = torch.stack([changes[part] for part in self._parts.of[name]]).sum(dim=0).tolist()
+            figures[f"defemb/drift/{name}"] = change / counted
         if self._neighbours is not None and sums:
             for name, overlap in self._neighbours.overlaps(table).items():
                 if name in sums:
