@@ -268,6 +268,12 @@ def test_integers_are_no_vectors() -> None:
         fit_whitening(torch.ones(4, 4, dtype=torch.int64))
 
 
+@pytest.mark.parametrize(("width", "directions"), [(12, 1), (100, 1), (101, 2)])
+def test_directions_of_the_authors(width: int, directions: int) -> None:
+    fitter = fitted(anisotropic(300, width))
+    assert torch.equal(fitter.top_removal().transform, fitter.top_removal(directions).transform)
+
+
 def test_one_vector_alone() -> None:
     vectors = anisotropic()
     whitening = fit_whitening(vectors)

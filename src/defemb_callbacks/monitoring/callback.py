@@ -165,7 +165,9 @@ class EmbeddingMonitorCallback(TrainerCallback):
         return vocabulary, None if lexicon is None else related_tokens(vocabulary, lexicon)
 
     def _lexicon(self) -> Lexicon | None:
-        return None if self.definitions is None else load_definitions(self.definitions)
+        if self._loaded is None and self.definitions is not None:
+            self._loaded = load_definitions(self.definitions)
+        return self._loaded
 
     def _start_figures(self, state: TrainerState, model: Any, monitor: EmbeddingMonitor) -> dict[str, float]:
         if not (self.config.plots and state.is_world_process_zero):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -133,15 +134,19 @@ class WhiteningFitter:
         deviations = self.covariance.diagonal().sqrt()
         return self._calibration(deviations.where(deviations > 0, 1.0).reciprocal().diag(), method="standardization")
 
-    def top_removal(self, directions: int) -> LinearCalibration:
+    def top_removal(self, directions: int | None = None) -> LinearCalibration:
         """Vectors less their mean and less their share of the strongest principal directions; their width stays.
 
-        Source: Mu and Viswanath, "All-but-the-Top", ICLR 2018, who remove about d / 100.
+        Source: Mu and Viswanath, "All-but-the-Top", ICLR 2018.
+
+        Args:
+            directions: how many; `None` is the authors' d / 100, rounded up.
 
         Raises:
             ValueError: fewer than two vectors, or directions not from 1 to d − 1.
         """
         dim = len(self._seen(2).mean)
+        directions = math.ceil(dim / 100) if directions is None else directions
         if not 1 <= directions < dim:
             raise ValueError(f"directions must be from 1 to {dim - 1}, one less than the width, got {directions}")
         top = self._spectrum[1][:, :directions]
