@@ -78,6 +78,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self.config = DefinitionEMBConfig.resolve(config, config_overrides)
         self.monitor: EmbeddingMonitor | None = None
         self._watching = False
+        self._loaded: Lexicon | None = None
         self.report: RebuildReport | None = None
         self._callbacks: list[TrainerCallback] | None = None  # the Trainer's, once attached
         self._reporters: ForwardingReporters | None = None
