@@ -386,6 +386,35 @@ def test_a_second_trainer_is_not_attached_to(trainer) -> None:
     assert [step for step, _ in scalars(folder, "train/defemb/isotropy/all")] == [0, 4, 8]
 
 
+def test_a_second_trainer_shows_nothing_of_the_first_ones_model(trainer, tmp_path, monkeypatch) -> None:
+    records: list[RunRecord] = []
+    monkeypatch.setattr(
+        "defemb_callbacks.monitoring.callback.save_pictures", lambda folder, record: records.append(record)
+    )
+    callback = DefinitionEMBCallback(tiny_glossary())
+    first = trainer(callback)
+    first.train()
+    trainer(callback, model=first.model).train()  # a second run of one model
+    first.model.save_pretrained(tmp_path / "saved")
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
+    trainer(callback, model=loaded).train()  # rebuilt before, by nobody knows what
+    assert ["before the rebuild" in record.snapshots for record in records] == [True, True, False]
+    assert [record.rebuilt is None for record in records] == [False, False, True]
+    assert [record.report is None for record in records] == [False, False, True]
+
+
+def test_the_history_of_a_resumed_run_is_in_order(trainer, monkeypatch) -> None:
+    records: list[RunRecord] = []
+    monkeypatch.setattr(
+        "defemb_callbacks.monitoring.callback.save_pictures", lambda folder, record: records.append(record)
+    )
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    trainer(EmbeddingMonitorCallback(None, monitor_steps=2), StopAtStep4, **saving).train()
+    trainer(EmbeddingMonitorCallback(None, monitor_steps=2), **saving).train(resume_from_checkpoint=True)
+    assert [row["step"] for row in records[0].history] == [0, 2, 4]
+    assert [row["step"] for row in records[1].history] == [2, 4, 4, 6, 8]
+
+
 # Files
 
 

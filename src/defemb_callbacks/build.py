@@ -159,6 +159,14 @@ def definitions_of_tokens(
     return found
 
 
+def first_glosses(vocabulary: Vocabulary, lexicon: Lexicon | None, ids: Tensor) -> dict[int, str]:
+    """The first definition of each of these tokens that has one, by id; none without a dictionary."""
+    if lexicon is None:
+        return {}
+    found = definitions_of_tokens(vocabulary, lexicon, most=1, among=ids.tolist())
+    return {index: definitions[0].gloss for index, definitions in found.items()}
+
+
 def fingerprint_weights(model: PreTrainedModel) -> str:
     """Hex string of all weights that definitions pass through: the backbone without its pooler.
 

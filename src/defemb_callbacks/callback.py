@@ -84,7 +84,13 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         **kwargs: Any,
     ) -> None:
         """Rebuild now, before anything copies the weights: optimizers and shards are made of what stands there then."""
+        seen_before = self._rebuilt is not None and self._rebuilt() is model
+        snapshots, rebuilt_ids = self._snapshots, self._rebuilt_ids
         super().on_init_end(args, state, control, processing_class=processing_class, **kwargs)
+        if seen_before:  # a second Trainer for one model: what was done to it still holds
+            self._snapshots, self._rebuilt_ids = snapshots, rebuilt_ids
+        else:
+            self.embeddings, self.report = self._given, None
         needs_data = self.config.frequency == "training_data" or self.config.only_training_tokens
         if not needs_data:
             self._rebuild(args, state, model, counts=None)

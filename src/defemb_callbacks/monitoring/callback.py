@@ -16,11 +16,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.build import definitions_of_tokens
+from defemb_callbacks.build import first_glosses
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.frequency import count_tokens
-from defemb_callbacks.monitoring.headlines import HEADLINES, shield_screen
+from defemb_callbacks.monitoring.headlines import HEADLINES, own_metric, shield_screen
 from defemb_callbacks.monitoring.monitor import EmbeddingMonitor
 from defemb_callbacks.monitoring.reporters import ForwardingReporters
 from defemb_callbacks.monitoring.schedule import MeasuringSchedule
@@ -110,7 +110,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Find the tokenizer, so that a missing one is told before anything is loaded or trained."""
-        self._callbacks = None  # of another Trainer, where this is not the first one
+        # Of another Trainer, where this is not the first one.
+        self._callbacks, self._snapshots, self._rebuilt_ids = None, {}, None
         self._find_tokenizer(processing_class)
 
     def _find_tokenizer(self, processing_class: Any) -> None:
@@ -137,7 +138,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         counts = self._counts(model, train_dataloader)
         self._before_training(args, state, model, counts)
         self._watching, self._reporters = False, None
-        self._best_metric = _own_metric(args.metric_for_best_model)
+        self._best_metric = own_metric(args.metric_for_best_model)
         if self.config.monitor_steps == 0:
             if self._best_metric:
                 raise ValueError(
@@ -145,7 +146,8 @@ class EmbeddingMonitorCallback(TrainerCallback):
                 )
             return
         self._schedule = MeasuringSchedule(self.config.monitor_steps, state.max_steps)
-        self._logged_step, self._evaluated_step = state.global_step, -1
+        self._start_step = self._logged_step = state.global_step
+        self._evaluated_step = -1
         self._evaluated: dict[str, float] = {}
         with self._schedule.measuring(state.global_step):
             self._vocabulary, pairs = self._vocabulary_and_pairs(model)
@@ -282,33 +284,20 @@ class EmbeddingMonitorCallback(TrainerCallback):
         except ValueError as error:  # NaN: no reason for a run that is over to fail
             logger.warning("No pictures are saved, as the embeddings cannot be measured: %s", error)
             return
-        start = {"step": 0, **self._snapshots["at train start"].metrics}
+        start = {"step": self._start_step, **self._snapshots["at train start"].metrics}
         rows = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
         record = RunRecord(
             title=getattr(model, "name_or_path", "") or type(model).__name__,
             snapshots={name: self._snapshots[name] for name in MOMENTS if name in self._snapshots},
             vocabulary=self._vocabulary,
-            history=[start, *rows],
+            history=sorted([start, *rows], key=lambda row: row["step"]),
             report=self.report,
             rebuilt=self._rebuilt_ids,
-            glosses=self._glosses(),
+            glosses=first_glosses(self._vocabulary, self._lexicon(), self._watched),
         )
         save_pictures(Path(str(args.output_dir), "defemb"), record)
-
-    def _glosses(self) -> dict[int, str]:
-        lexicon = self._lexicon()
-        if lexicon is None:
-            return {}
-        found = definitions_of_tokens(self._vocabulary, lexicon, most=1, among=self._watched.tolist())
-        return {index: definitions[0].gloss for index, definitions in found.items()}
 
     def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
         if self.config.frequency != "training_data" and not self.config.only_training_tokens:
             return None
         return count_tokens(train_dataloader.dataset, len(embedding_weight(model)))
-
-
-def _own_metric(metric_for_best_model: str | None) -> str | None:
-    """The key of ours that the best checkpoint is chosen by."""
-    key = (metric_for_best_model or "").removeprefix("eval_")
-    return key if key.startswith("defemb/") else None

@@ -28,3 +28,14 @@ def shield_screen(callbacks: list[TrainerCallback]) -> None:
     """
     screens = [position for position, callback in enumerate(callbacks) if isinstance(callback, SCREENS)]
     callbacks.insert(screens[0] if screens else len(callbacks), OnlyHeadlines())
+
+
+def own_metric(metric_for_best_model: str | None) -> str | None:
+    """The key of ours that the best checkpoint is chosen by, if it is one.
+
+    Example:
+        >>> own_metric("eval_defemb/isotropy/rare"), own_metric("eval_loss")
+        ('defemb/isotropy/rare', None)
+    """
+    key = (metric_for_best_model or "").removeprefix("eval_")
+    return key if key.startswith("defemb/") else None
