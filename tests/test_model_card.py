@@ -114,7 +114,7 @@ def test_the_licence_note_stands_where_wordnet_was_used(definitions: str, noted:
 def test_names_of_folders_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     Path("outputs", "model").mkdir(parents=True)
-    for name in (str(tmp_path), "outputs/model", "./model", "/home/somebody/model", ""):
+    for name in (str(tmp_path), "outputs/model", "./model", "../model", ""):
         section = model_card_section(with_info(model=name))
         assert "Embeddings of" not in section
         assert not name or f"`{name}`" not in section
