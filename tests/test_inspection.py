@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_what_cannot_be_compared_has_no_rebuilt_tokens(plain, rebuilt, cased, un
     assert rebuilt_tokens([plain, untied]) is None  # neither was rebuilt
     assert rebuilt_tokens([rebuilt, rebuilt]) is None  # both by the same rebuild
     assert rebuilt_tokens([rebuilt, cased]) is None  # another tokenizer
+    shifted = replace(rebuilt.vocabulary, tokens=rebuilt.vocabulary.tokens[::-1])
+    assert rebuilt_tokens([plain, replace(rebuilt, vocabulary=shifted)]) is None  # another order
     wide = tiny_bert(tokenizer, hidden_size=64)
     note_applied(wide, {"rebuilt": 1, "strategy": "blend"})
     assert rebuilt_tokens([plain, inspect_embeddings("wide", wide, tokenizer, lexicon)]) is None
@@ -156,6 +159,17 @@ def test_models_of_other_tokenizers_are_asked_for_the_same_words(plain, cased) -
     assert asked[0] == asked[1] != []
     assert record.rebuilt is None
     assert record.rebuilt_by_snapshot == {}
+
+
+def test_only_words_that_all_models_know_are_watched(plain) -> None:
+    words = plain.vocabulary.words
+    unknown = {words[index] for index in plain.groups["rare"].tolist()} - {None}
+    renamed = tuple(f"{word}x" if word in unknown else word for word in words)
+    other = replace(plain, vocabulary=replace(plain.vocabulary, words=renamed))
+    first, second = record_of([plain, other]).snapshots.values()
+    assert first.neighbours.keys() == second.neighbours.keys()
+    assert first.neighbours
+    assert not unknown & {words[index] for index in first.neighbours}
 
 
 def test_the_table_of_a_model_is_measured_with_its_settings(tokenizer, lexicon, tmp_path) -> None:

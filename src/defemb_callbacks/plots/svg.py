@@ -41,8 +41,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
     from matplotlib import rc_context
 
     written = io.BytesIO()
-    # With a salt of its own, the same figure gives the same ids in every run.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none"}):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(written.getvalue())
     _drop(root, "metadata", "style")
