@@ -110,6 +110,21 @@ def metrics(result: dict[str, Any]) -> str:
     return table([f"{shape} float32, 2 CPU cores", "measured"], rows)
 
 
+def monitoring(result: dict[str, Any]) -> str:
+    run = result["sst2"]
+    found = run["monitor"]
+    share = found["hook_share"]
+    rows = [
+        ["in the callback: before the first step", f"{share['start']:.2%}"],
+        ["in the callback: while training", f"{share['during']:.2%}"],
+        ["in the callback: pictures and page at the end", f"{share['end']:.2%}"],
+        ["in the callback, together", f"**{share['total']:.2%}**"],
+        ["time with it, as a multiple of the time without (one pair, noisy)", f"{found['mean_time_ratio']:.3f}"],
+    ]
+    what = f"SST-2, {run['sentences']:,} sentences, {run['steps']:,} steps, all-MiniLM-L6-v2, 2 CPU cores"
+    return table([what, "share of training time"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "supersense": ("supersense.json", supersense),
     "wordsim": ("wordsim.json", wordsim),
@@ -119,6 +134,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "weights": ("choices.json", weights),
     "speed": ("encode.json", speed),
     "metrics": ("metrics.json", metrics),
+    "monitoring": ("monitoring.json", monitoring),
 }
 
 

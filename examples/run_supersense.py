@@ -108,7 +108,7 @@ def run(
         report_to=["tensorboard"],
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    callback = DefinitionEMBCallback()
+    callback = DefinitionEMBCallback(monitor_steps=40)  # by default a run as short as this is measured at its ends only
     train, test = data
     trainer = Trainer(
         model,
@@ -189,7 +189,7 @@ def main() -> None:
     (output / "results.json").write_text(json.dumps(result | {"accuracy": results}, indent=1) + "\n")
     (output / "results.md").write_text(table + "\n")
     picture(results, output / "accuracy.png")
-    print(f"\n{table}\n\nPictures: {output}/accuracy.png and {output}/definitions-0/defemb/*.png")
+    print(f"\n{table}\n\nPicture: {output}/accuracy.png. Of the callback: {output}/definitions-0/defemb/index.html")
 
 
 if __name__ == "__main__":

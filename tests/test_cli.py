@@ -16,8 +16,9 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassifi
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, build_definition_embeddings, measure_embeddings
 from defemb_callbacks.cli import main
+from defemb_callbacks.model_card import model_card_section
 from defemb_callbacks.rows import read_table
-from tiny import tiny_bert, tiny_glossary, wordpiece_tokenizer
+from tiny import WORDS, tiny_bert, tiny_glossary, wordpiece_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,7 @@ def test_apply_saves_an_ordinary_checkpoint_with_its_head(run, glossary, tokeniz
     torch.testing.assert_close(dict(loaded.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
     assert AutoTokenizer.from_pretrained(tmp_path / "new").get_vocab() == tokenizer.get_vocab()
     assert text.startswith(str(report).splitlines()[0])
+    assert model_card_section(report) in (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == json.loads(report.to_json())
 
 
@@ -173,6 +175,33 @@ def test_a_rebuilt_model_is_told_and_kept_unless_forced(run, refused, checkpoint
     run("apply", new, embeddings, "--output", again, "--force")
     tables = [read_table(BertForSequenceClassification.from_pretrained(folder)) for folder in (new, again)]
     assert not torch.equal(*tables)
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """120 different texts, one a line."""
+    words = [word for word in WORDS if word.isalpha()]
+    lines = [" ".join(words[(7 * i + j * j) % len(words)] for j in range(3 + i % 5)) for i in range(120)]
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def test_calibrate_saves_a_sentence_transformer(run, checkpoint, texts, tmp_path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason="the extra sentence is not installed")
+    options = ("--output", tmp_path / "calibrated", "--pooling", "layer:1", "--components", 8, "--force")
+    printed = run("calibrate", checkpoint, texts, *options)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "calibrated"), device="cpu")
+    vectors = model.encode(texts.read_text(encoding="utf-8").splitlines(), convert_to_tensor=True)
+    assert vectors.shape == (120, 8)
+    torch.testing.assert_close(vectors.mean(dim=0), torch.zeros(8), atol=1e-3, rtol=0)
+    assert printed.startswith("Uniformity ")
+    assert f"Saved in {tmp_path / 'calibrated'}." in printed
+
+
+def test_calibrate_refuses_settings_of_another_method(refused, checkpoint, texts, tmp_path) -> None:
+    options = ("--output", tmp_path / "calibrated", "--method", "flow", "--components", 8)
+    assert "--components is for whitening, not for flow" in refused("calibrate", checkpoint, texts, *options)
 
 
 def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:

@@ -165,6 +165,12 @@ def test_full_shrinkage_keeps_every_angle() -> None:
     torch.testing.assert_close(cosines, expected, atol=1e-5, rtol=0)
 
 
+def test_signs_are_not_left_to_chance() -> None:
+    transform = fit_whitening(anisotropic()).transform
+    largest = transform.gather(0, transform.abs().argmax(dim=0, keepdim=True))
+    assert (largest > 0).all()
+
+
 def test_few_vectors_are_whitened_better_with_shrinkage() -> None:
     truth, sample = anisotropic(20_000, seed=1).double(), anisotropic(20_000, seed=1)[:16].double()
 

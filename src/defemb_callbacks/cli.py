@@ -181,6 +181,38 @@ def apply(
     _say(f"{done}\n\nSaved in {output}.")
 
 
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a sentence-transformers or transformers model.")],
+    texts: Annotated[Path, typer.Argument(help="One text a line, like those that will be compared.")],
+    output: Output,
+    method: Annotated[str, typer.Option(metavar="whitening|flow|standardization|top_removal")] = "whitening",
+    pooling: Annotated[
+        str | None, typer.Option(help="last, first_last, last_two, layer:N or static; default: the model's own.")
+    ] = None,
+    components: Annotated[
+        int | None, typer.Option(help="With whitening: keep so many principal directions; default all.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on where calibration is expected to harm.")] = False,
+) -> None:
+    """Make sentence embeddings isotropic: fit a whitening or a flow to texts, and save a SentenceTransformer with it.
+
+    What calibration is likely to do is told first, from the texts; contrastively trained models are better left alone.
+    """
+    from defemb_callbacks.sentence.calibrate import calibrate as fit  # needs an extra
+
+    if components is not None and method != "whitening":
+        raise ValueError(f"--components is for whitening, not for {method}.")
+    lines = texts.read_text(encoding="utf-8").splitlines()
+    settings = {} if components is None else {"components": components}
+    done = fit(model, lines, method, pooling=pooling, force=force, **settings)  # type: ignore[arg-type]
+    done.model.save_pretrained(str(output))
+    changes = [
+        f"  {name.replace('_', ' '):<16}{done.before[name]:>9.3f} → {done.after[name]:.3f}" for name in done.after
+    ]
+    _say("\n".join([done.advice.reason, "", *changes, "", f"Saved in {output}."]))
+
+
 def _load(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of the class that its checkpoint was saved from, so that its task head is kept, and its tokenizer."""
     settings = {"revision": revision, "trust_remote_code": trust_remote_code}

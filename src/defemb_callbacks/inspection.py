@@ -264,18 +264,13 @@ def _one_as_text(inspection: Inspection) -> str:
         f"({defined / max(words, 1):.1%}), and {len(inspection.glosses):,} tokens in all.",
         "",
     ]
-    metrics = dict.fromkeys(key.split("/")[1] for key in inspection.metrics)
-    groups = dict.fromkeys(key.split("/")[2] for key in inspection.metrics)
-    widths = [max(16, len(metric) + 2) for metric in metrics]
-    lines.append(
-        "group     " + "".join(f"{m.replace('_', ' '):>{width}}" for m, width in zip(metrics, widths, strict=True))
-    )
-    for group in groups:
+    metrics = list(dict.fromkeys(key.split("/")[1] for key in inspection.metrics))
+    width = max(16, *(len(metric) + 2 for metric in metrics))
+    lines.append("group     " + "".join(f"{metric.replace('_', ' '):>{width}}" for metric in metrics))
+    for group in dict.fromkeys(key.split("/")[2] for key in inspection.metrics):
         values = (inspection.metrics.get(f"defemb/{metric}/{group}") for metric in metrics)
-        cells = zip(values, widths, strict=True)
-        lines.append(
-            f"{group:<10}" + "".join(" " * width if value is None else f"{value:>{width}.4g}" for value, width in cells)
-        )
+        cells = ("" if value is None else f"{value:.4g}" for value in values)
+        lines.append(f"{group:<10}" + "".join(f"{cell:>{width}}" for cell in cells))
     if inspection.applied:
         lines += ["", f"Rebuilt before: {inspection.applied['rebuilt']:,} rows ({inspection.applied['strategy']})."]
     return "\n".join(lines)

@@ -44,7 +44,7 @@ def plot_metrics(
         figure = figure_class(figsize=(11, 3 * rows + 0.6), layout="constrained")
         axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
         for axis, metric in zip(axes, shown, strict=False):
-            draw_metric(axis, metric, history, before)
+            _draw_metric(axis, metric, history, before)
             meaning = meaning_of(metric)
             axis.set_title(f"{meaning.title}  ({meaning.scale})" if meaning.scale else meaning.title)
         for axis in axes[len(shown) :]:
@@ -62,13 +62,13 @@ def plot_metric(metric: str, history: Sequence[Mapping[str, Any]], before: Mappi
     with figures() as figure_class:
         figure = figure_class(figsize=(3.7, 2.4), layout="constrained")
         axis = figure.subplots()
-        draw_metric(axis, metric, history, before)
+        _draw_metric(axis, metric, history, before)
         axis.set_xlabel("training step")
         axis.set_ylabel(meaning_of(metric).title)
     return figure
 
 
-def draw_metric(
+def _draw_metric(
     axis: Axes, metric: str, history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None
 ) -> None:
     """The lines of one metric."""

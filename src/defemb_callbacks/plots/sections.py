@@ -90,7 +90,7 @@ def _values(record: RunRecord, metric: str, title: str) -> str:
     rows = []
     for group, key in keys.items():
         first, *others = (figures.get(key) for figures in measured.values())
-        if first is None and not any(others):
+        if first is None and all(value is None for value in others):
             continue
         cells = [_value_of(metric, first)]
         for value in others:

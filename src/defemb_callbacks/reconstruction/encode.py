@@ -122,7 +122,7 @@ def word_features(
     uses = torch.bincount(texts.text, minlength=len(texts.input_ids))
     first_use = uses.cumsum(0) - uses
     result: Tensor | None = None
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         batches = equal_length_batches([len(ids) for ids in texts.input_ids], batch_size)
         weights = _lower_precision(model, texts, batches[len(batches) // 2], precision)
         progress = tqdm(total=texts.tokens, desc="Encoding definitions", unit="token", unit_scale=True, disable=None)
@@ -216,7 +216,7 @@ def _has_bfloat16(device: str) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Eval mode, which also keeps NEFTune's noise out; afterwards each module is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.reconstruction.encode import _evaluating, equal_length_batches
+from defemb_callbacks.reconstruction.encode import equal_length_batches, evaluating
 from defemb_callbacks.reconstruction.mixin import backbone_of
 from defemb_callbacks.rows import embedding_weight
 
@@ -172,7 +172,7 @@ def encode_texts(
     table = embedding_weight(model).detach() if pooling == STATIC else None
     vectors = torch.empty(len(texts), config.hidden_size if table is None else table.shape[1])
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.no_grad(),
         tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=None) as progress,
     ):

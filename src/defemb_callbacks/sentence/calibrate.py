@@ -1,0 +1,173 @@
+"""From a model and texts to a calibrated `SentenceTransformer`.
+
+Not imported by `defemb_callbacks.sentence`, as sentence-transformers is an extra.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from defemb_callbacks.metrics import average_cosine, effective_rank, isoscore
+from defemb_callbacks.sentence.advice import FEWEST, CalibrationAdvice, calibration_advice, uniformity
+from defemb_callbacks.sentence.fit import fit_flow
+from defemb_callbacks.sentence.flow import EmbeddingFlow
+from defemb_callbacks.sentence.linear import LinearCalibration
+from defemb_callbacks.sentence.modules import SentenceTransformer, Transformer, calibration_module, pooling_modules
+from defemb_callbacks.sentence.whitening import WhiteningFitter
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["whitening", "flow", "standardization", "top_removal"]
+# Texts whose vectors are held at once, where not all of them are needed.
+_CHUNK = 4096
+
+
+class CalibrationRefused(ValueError):
+    """Calibration is expected to harm, and was not forced."""
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """What `calibrate` gives.
+
+    Attributes:
+        model: from texts to calibrated vectors.
+        advice: what was measured on the uncalibrated vectors of a sample, and concluded.
+        before: uniformity, average cosine, IsoScore and effective rank of these vectors.
+        after: the same of the calibrated ones.
+    """
+
+    model: SentenceTransformer
+    advice: CalibrationAdvice
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def calibrate(
+    model: str | Path | SentenceTransformer,
+    texts: Sequence[str],
+    method: Method = "whitening",
+    *,
+    pooling: str | None = None,
+    sample: int = 1000,
+    force: bool = False,
+    batch_size: int = 32,
+    **settings: Any,
+) -> CalibratedModel:
+    """Fit a calibration to the sentence embeddings of texts, and put it at the end of their encoder.
+
+    No labels are needed, and the encoder stays as it is. `calibration_advice` looks at the vectors of a sample first.
+
+    Save the result with `.model.save_pretrained(folder)`. Unless it is a flow, it then loads with
+    `SentenceTransformer(folder)`, also where this package is not installed; for a flow see `FlowCalibration`.
+
+    Args:
+        model: folder or hub id of a checkpoint of sentence-transformers or transformers, or a `SentenceTransformer`,
+            whose modules become part of the result.
+        texts: like those that will be compared; empty ones and repetitions are left out.
+        method: "whitening", "flow", "standardization" or "top_removal".
+        pooling: see `pooling_modules`; `None` keeps the model's own modules, or for a checkpoint of transformers those
+            that sentence-transformers gives it.
+        sample: how many texts the advice is based on.
+        force: go on where the advice is that calibration harms.
+        batch_size: texts encoded at once.
+        **settings: of the method: see `WhiteningFitter` for "whitening" (components, shrinkage) and "top_removal"
+            (directions), `fit_flow` for "flow".
+
+    Raises:
+        TypeError: `texts` is a single string, or a setting that the method does not have.
+        ValueError: fewer than 100 different texts; an unknown method or pooling; a setting outside its range.
+        CalibrationRefused: calibration is expected to harm, and `force` is not set; a `ValueError`.
+
+    Example:
+        >>> calibrated = calibrate("bert-base-uncased", sentences, pooling="first_last")  # doctest: +SKIP
+        >>> calibrated.model.save_pretrained("bert-base-whitened")  # doctest: +SKIP
+    """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+    fit: Callable[..., Any] = fit_flow if method == "flow" else getattr(WhiteningFitter, method)
+    inspect.signature(fit).bind_partial(None, **settings)
+    if isinstance(texts, str):
+        raise TypeError("texts must be a sequence of strings, got one string; put it into a list")
+    texts = list(dict.fromkeys(text for text in texts if text.strip()))
+    if len(texts) < FEWEST:
+        raise ValueError(f"calibration needs at least {FEWEST} different texts, got {len(texts)}")
+    encoder = sentence_encoder(model, pooling)
+    step = max(1, len(texts) // sample)
+    vectors = torch.cat(list(_encoded(encoder, texts[::step], batch_size)))
+    for name, value in settings.items():
+        if name in ("components", "directions") and value is not None and not 1 <= value <= vectors.shape[1]:
+            raise ValueError(f"{name} must be from 1 to the width {vectors.shape[1]}, got {value}")
+    advice = calibration_advice(vectors)
+    if advice.verdict == "harms" and not force:
+        raise CalibrationRefused(f"{advice.reason} Nothing was done; force=True calibrates nevertheless.")
+    logger.info(advice.reason)
+    calibration: LinearCalibration | EmbeddingFlow
+    if method == "flow":
+        calibration = fit_flow(torch.cat(list(_encoded(encoder, texts, batch_size))), **settings)
+    else:
+        fitter = WhiteningFitter()
+        for chunk in _encoded(encoder, texts, batch_size):
+            fitter.update(chunk)
+        calibration = fit(fitter, **settings)
+    with torch.no_grad():
+        after = _isotropy(calibration(vectors))
+    return CalibratedModel(with_calibration(encoder, calibration), advice, _isotropy(vectors), after)
+
+
+def sentence_encoder(model: str | Path | SentenceTransformer, pooling: str | None = None) -> SentenceTransformer:
+    """What `calibrate` calibrates: a model, or its Transformer with another pooling.
+
+    Raises:
+        ValueError: an unknown pooling, a layer that is not there, or a model that does not start with a Transformer.
+    """
+    encoder = SentenceTransformer(str(model)) if isinstance(model, (str, Path)) else model
+    if pooling is None:
+        return encoder
+    if not isinstance(encoder[0], Transformer):
+        kind = type(encoder[0]).__name__
+        raise ValueError(f"pooling={pooling!r} reads a Transformer, but the model starts with {kind}; leave it out")
+    return _like(encoder, pooling_modules(encoder[0], pooling))
+
+
+def with_calibration(
+    encoder: SentenceTransformer, calibration: LinearCalibration | EmbeddingFlow
+) -> SentenceTransformer:
+    """The modules of an encoder and, after them, a calibration that was fitted on its vectors."""
+    return _like(encoder, [*encoder, calibration_module(calibration)])
+
+
+def _like(encoder: SentenceTransformer, modules: list[Any]) -> SentenceTransformer:
+    return SentenceTransformer(
+        modules=modules,
+        device=str(encoder.device),
+        prompts={name: prompt for name, prompt in encoder.prompts.items() if prompt is not None},
+        default_prompt_name=encoder.default_prompt_name,
+        similarity_fn_name=encoder.similarity_fn_name,
+    )
+
+
+def _encoded(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Iterator[Tensor]:
+    """The vectors, float32 on the CPU, chunk by chunk."""
+    with tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=None) as progress:
+        for start in range(0, len(texts), _CHUNK):
+            chunk = texts[start : start + _CHUNK]
+            # What comes after these modules sees whole vectors.
+            with encoder.truncate_embeddings(None):
+                vectors = encoder.encode(chunk, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
+            yield vectors.float().cpu()
+            progress.update(len(chunk))
+
+
+def _isotropy(vectors: Tensor) -> dict[str, float]:
+    metrics = (uniformity, average_cosine, isoscore, effective_rank)
+    return {metric.__name__: metric(vectors) for metric in metrics}

@@ -1,0 +1,381 @@
+"""Fitting finds more than a Gaussian, resumes, and leaves the encoder as it was."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from scipy.stats import multivariate_normal, spearmanr
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, TrainerCallback
+
+from defemb_callbacks.sentence import fit as module
+from defemb_callbacks.sentence.fit import fit_flow, fit_flow_on_texts, flow_training_arguments
+from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig
+from defemb_callbacks.sentence.pooling import encode_texts
+from tiny import tiny_bert, tiny_dataset, wordpiece_tokenizer
+
+
+def arguments(output_dir: Path | str = "flow", **overrides: object):
+    """The defaults, one epoch, quiet, on the CPU."""
+    return flow_training_arguments(
+        str(output_dir), **{"num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True} | overrides
+    )
+
+
+def bananas(n: int, dim: int, *, correlated: bool, seed: int = 0) -> Tensor:
+    """Every second coordinate bends with the one before it; correlated only if mixed."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, dim, generator=generator)
+    bent = torch.arange(1, dim, 2)
+    x[:, bent] = (x[:, bent - 1] ** 2 - 1) + 0.3 * x[:, bent]
+    if correlated:
+        mixing = torch.randn(dim, dim, generator=torch.Generator().manual_seed(99))
+        x = x @ mixing / dim**0.5
+    return x * 0.2 + 1
+
+
+def gaussian_nats(train: Tensor, held_out: Tensor) -> float:
+    """Mean log-density of the held-out vectors under the Gaussian of the others, by scipy, in nats per dimension."""
+    train, held_out = train.double(), held_out.double()
+    gaussian = multivariate_normal(train.mean(0).numpy(), train.T.cov(correction=0).numpy())
+    return float(gaussian.logpdf(held_out.numpy()).mean()) / train.shape[1]
+
+
+@torch.no_grad()
+def nats(flow: EmbeddingFlow, held_out: Tensor) -> float:
+    return float(flow.log_prob(held_out).mean()) / flow.config.latent_dim
+
+
+@pytest.mark.parametrize("coupling", ["additive", "affine"])
+@pytest.mark.parametrize("dim", [7, 33])
+@pytest.mark.parametrize(
+    ("sizes", "correlated"), [({}, False), ({"levels": 3}, False), ({"components": "all"}, True)], ids=str
+)
+def test_a_fitted_flow_beats_the_best_gaussian_on_held_out_vectors(tmp_path, sizes, correlated, dim, coupling):
+    """Without principal axes only where there is nothing linear to find: permutations and narrow couplings are slow."""
+    data = bananas(3_000, dim, correlated=correlated)
+    train, held_out = data[:2_000], data[2_000:]
+    sizes = {name: dim if value == "all" else value for name, value in sizes.items()}
+    config = EmbeddingFlowConfig(dim, coupling=coupling, **sizes)
+    flow = fit_flow(train, config, arguments(tmp_path, num_train_epochs=6, learning_rate=1e-2))
+    assert not flow.training
+    gain = nats(flow, held_out) - gaussian_nats(train, held_out)
+    assert gain > 0.02
+
+
+def test_the_whole_truth_is_found_where_it_is_within_reach(tmp_path):
+    """One banana: the flow comes most of the way from the best Gaussian to the true density, whose entropy is known."""
+    data = bananas(6_000, 2, correlated=False)
+    config = EmbeddingFlowConfig(2, levels=1, depth=4)
+    flow = fit_flow(data[:5_000], config, arguments(tmp_path, num_train_epochs=4, learning_rate=1e-2))
+    entropy = torch.log(2 * torch.pi * torch.e * torch.tensor([1.0, 0.3]) ** 2 * 0.2**2) / 2
+    print(nats(flow, data[5_000:]))
+    truth, gaussian = -float(entropy.mean()), gaussian_nats(data[:5_000], data[5_000:])
+    assert gaussian < truth - 0.4
+    assert truth - 0.1 < nats(flow, data[5_000:]) < truth + 0.03  # the held-out vectors are a sample
+
+
+def test_fitting_twice_gives_the_same_flow_and_the_sugar_is_the_same(tmp_path):
+    data = bananas(300, 7, correlated=True)
+    config = EmbeddingFlowConfig(7)
+    flows = [fit_flow(data, config, arguments(tmp_path)), EmbeddingFlow.fit(data, config, args=arguments(tmp_path))]
+    assert torch.equal(flows[0](data), flows[1](data))
+    assert not torch.equal(flows[0](data), EmbeddingFlow(config).initialize(data)(data))
+
+
+def test_the_start_is_taken_from_the_data_before_the_first_step(tmp_path):
+    data = bananas(300, 7, correlated=True)
+    config = EmbeddingFlowConfig(7)
+    flow = fit_flow(data, config, arguments(tmp_path, max_steps=1, learning_rate=0.0))
+    assert torch.equal(flow(data), EmbeddingFlow(config).initialize(data)(data))
+
+
+def test_defaults_are_the_principal_preset_and_the_settings_of_the_paper(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        module, "flow_training_arguments", lambda path: flow_training_arguments(path, use_cpu=True, num_train_epochs=1)
+    )
+    flow = fit_flow(bananas(300, 12, correlated=True))
+    assert flow.config == EmbeddingFlowConfig.preset("principal", 12)
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    args = flow_training_arguments()
+    assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-3, 0.01, 1.0)
+    assert (args.lr_scheduler_type, args.per_device_train_batch_size) == ("constant", 64)
+
+
+def test_arguments_reach_the_trainer_as_they_are(tmp_path):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append((args, state.max_steps))
+
+    args = arguments(tmp_path, max_steps=3, adam_beta2=0.9)
+    before = args.to_dict()
+    fit_flow(bananas(300, 7, correlated=True), EmbeddingFlowConfig(7), args, callbacks=[Look()])
+    ((found, steps),) = seen
+    assert found is args
+    assert steps == 3
+    assert args.to_dict() == before
+
+
+def test_decay_spares_shifts_and_scales(tmp_path):
+    """With a learning rate of 0 but for decay there would be no way to tell; a huge decay tells."""
+    decayed = []
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model, optimizer, **kwargs):
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+            for group in optimizer.param_groups:
+                if group["weight_decay"]:
+                    decayed.extend(names[id(parameter)] for parameter in group["params"])
+
+    fit_flow(
+        bananas(300, 7, correlated=True), EmbeddingFlowConfig(7), arguments(tmp_path, max_steps=1), callbacks=[Look()]
+    )
+    assert decayed
+    assert all(".net." in name and name.endswith("weight") for name in decayed)
+
+
+def test_a_dataset_on_disk_gives_the_flow_of_its_tensor(tmp_path):
+    data = bananas(300, 7, correlated=True)
+    Dataset.from_dict({"text": ["x"] * 300, "vectors": data.tolist()}).save_to_disk(tmp_path / "vectors")
+    config = EmbeddingFlowConfig(7, components=5)
+    from_disk = fit_flow(Dataset.load_from_disk(tmp_path / "vectors"), config, arguments(tmp_path))
+    assert torch.equal(from_disk(data), fit_flow(data, config, arguments(tmp_path))(data))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_vectors_of_any_precision_give_a_float32_flow(tmp_path, dtype):
+    data = bananas(300, 7, correlated=True).to(dtype)
+    config = EmbeddingFlowConfig(7, components=5)
+    flow = fit_flow(data, config, arguments(tmp_path))
+    assert flow(data).dtype == torch.float32
+    assert torch.equal(flow(data), fit_flow(data.float(), config, arguments(tmp_path))(data))
+
+
+def test_mixed_precision_leaves_the_flow_exact(tmp_path):
+    data = bananas(300, 7, correlated=True)
+    plain, mixed = (fit_flow(data, EmbeddingFlowConfig(7), arguments(tmp_path, bf16=bf16)) for bf16 in (False, True))
+    assert torch.equal(plain(data), mixed(data))
+
+
+def test_held_out_vectors_are_evaluated(tmp_path):
+    data = bananas(400, 7, correlated=True)
+    losses = []
+
+    class Look(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            losses.append(metrics["eval_loss"])
+
+    args = arguments(tmp_path, eval_strategy="epoch", num_train_epochs=2, per_device_eval_batch_size=100)
+    flow = fit_flow(data[:300], EmbeddingFlowConfig(7), args, eval_vectors=data[300:], callbacks=[Look()])
+    assert len(losses) == 2
+    assert losses[-1] == pytest.approx(-nats(flow, data[300:]), abs=1e-5)
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+    data = bananas(300, 7, correlated=True)
+    config = EmbeddingFlowConfig(7, components=7)
+    saving = {"num_train_epochs": 3, "save_strategy": "epoch"}
+    whole = fit_flow(data, config, arguments(tmp_path / "whole", **saving))
+
+    class Stop(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    broken = fit_flow(data, config, arguments(tmp_path / "broken", **saving), callbacks=[Stop()])
+    assert not torch.equal(broken(data), whole(data))
+    resumed = fit_flow(data, config, arguments(tmp_path / "broken", **saving), resume_from_checkpoint=True)
+    assert torch.equal(resumed(data), whole(data))
+
+
+# On texts
+
+
+def tiny_texts(tokenizer) -> list[str]:
+    ids = list(tiny_dataset(tokenizer, 300)["input_ids"])
+    return sorted(set(tokenizer.batch_decode(ids, skip_special_tokens=True)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return wordpiece_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def texts(tokenizer):
+    return tiny_texts(tokenizer)
+
+
+def test_texts_give_the_flow_of_their_vectors(tmp_path, tokenizer, texts):
+    model = tiny_bert(tokenizer)
+    config = EmbeddingFlowConfig(32, components=8)
+    vectors = encode_texts(model, tokenizer, texts, "first_last", max_length=64)
+    expected = fit_flow(vectors, config, arguments(tmp_path))
+    found = fit_flow_on_texts(model, tokenizer, texts, config, arguments(tmp_path), pooling="first_last")
+    assert torch.equal(found(vectors), expected(vectors))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_the_encoder_stays_as_it_was(tmp_path, tokenizer, texts, dropout):
+    model = tiny_bert(tokenizer, BertForMaskedLM)
+    model.train()
+    model.bert.encoder.layer[0].eval()
+    model.bert.embeddings.requires_grad_(False)
+    weights = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    config = EmbeddingFlowConfig(32, components=8)
+    fit_flow_on_texts(model, tokenizer, texts, config, arguments(tmp_path), dropout=dropout)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_dropout_encodes_each_text_anew_each_time(tmp_path, tokenizer, texts):
+    """Without dropout in the model's own config, both ways are one; with it, the flow has seen the noise."""
+    config = EmbeddingFlowConfig(32, components=8)
+    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for rate in (0.0, 0.3):
+        model = tiny_bert(tokenizer, **settings | {"hidden_dropout_prob": rate})
+        once, anew = (
+            fit_flow_on_texts(model, tokenizer, texts, config, arguments(tmp_path, num_train_epochs=3), dropout=dropout)
+            for dropout in (False, True)
+        )
+        vectors = encode_texts(model, tokenizer, texts, max_length=64)
+        if rate == 0.0:
+            torch.testing.assert_close(anew(vectors), once(vectors), rtol=0, atol=1e-4)
+        else:
+            assert (anew(vectors) - once(vectors)).abs().mean() > 0.01
+            # Vectors with noise need more room: those without it lie further inside.
+            assert anew(vectors).square().mean() < once(vectors).square().mean()
+
+
+# What cannot be
+
+
+def test_vectors_that_cannot_be_fitted_are_refused_before_any_work(tmp_path, monkeypatch):
+    def no_work(*args, **kwargs):
+        raise AssertionError("a Trainer was made")
+
+    monkeypatch.setattr(module, "Trainer", no_work)
+    good = bananas(300, 7, correlated=True)
+    broken = good.clone()
+    broken[299, 3] = float("nan")
+    config = EmbeddingFlowConfig(7)
+    with pytest.raises(ValueError, match="vector 299 has NaN or infinity"):
+        fit_flow(broken, config)
+    with pytest.raises(ValueError, match="vector 299 has NaN or infinity"):
+        fit_flow(good, config, eval_vectors=broken)
+    monkeypatch.setattr(module, "_CHECKED_AT_ONCE", 128)
+    with pytest.raises(ValueError, match="vector 299 has NaN or infinity"):
+        fit_flow(Dataset.from_dict({"vectors": broken.tolist()}), config)
+    with pytest.raises(ValueError, match="no column 'vectors', it has text, embedding"):
+        fit_flow(Dataset.from_dict({"text": ["a"], "embedding": [[1.0]]}), config)
+    with pytest.raises(TypeError, match="vectors must be a floating-point tensor, got float64"):
+        fit_flow(good.double().numpy(), config)
+    with pytest.raises(ValueError, match=r"vectors must be \(n, d\), got \(7,\)"):
+        fit_flow(good[0])
+    with pytest.raises(ValueError, match=r"vectors must be \(n, 8\), got \(300, 7\)"):
+        fit_flow(good, EmbeddingFlowConfig(8))
+    with pytest.raises(ValueError, match="too few vectors: 4, and this flow needs at least 5"):
+        fit_flow(good[:4], EmbeddingFlowConfig(7, components=4))
+
+
+def test_texts_that_cannot_be_fitted_are_refused(tmp_path, tokenizer, texts):
+    model = tiny_bert(tokenizer)
+    with pytest.raises(TypeError, match="got one string"):
+        fit_flow_on_texts(model, tokenizer, "the dog")
+    for dropout in (False, True):
+        with pytest.raises(ValueError, match="texts is empty"):
+            fit_flow_on_texts(model, tokenizer, [], dropout=dropout)
+    with pytest.raises(ValueError, match="'static' passes no dropout"):
+        fit_flow_on_texts(model, tokenizer, texts, pooling="static", dropout=True)
+
+
+# Slow
+
+
+def worker(folder: Path) -> None:
+    """What each of two processes runs."""
+    tokenizer = wordpiece_tokenizer()
+    data = bananas(300, 7, correlated=True)
+    flows = {"vectors": fit_flow(data, EmbeddingFlowConfig(7, components=7), arguments(folder))}
+    texts = tiny_texts(tokenizer)
+    sizes = EmbeddingFlowConfig(32, components=8)
+    flows["texts"] = fit_flow_on_texts(tiny_bert(tokenizer), tokenizer, texts, sizes, arguments(folder), dropout=True)
+    assert torch.distributed.get_world_size() == 2
+    rank = torch.distributed.get_rank()
+    for name, flow in flows.items():
+        save_file(flow.state_dict(), folder / f"{name}-{rank}.safetensors")
+    # A process that exits while gloo's threads still run may be aborted by them.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_fit_one_flow(tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("vectors", "texts"):
+        first, second = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in (0, 1))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    # Each process has read its share: together as many rows a step as one process would with twice the batch.
+    data = bananas(300, 7, correlated=True)
+    alone = EmbeddingFlow(EmbeddingFlowConfig(7, components=7)).initialize(data)
+    start = {name: tensor for name, tensor in alone.state_dict().items() if "net" not in name and "shift" not in name}
+    found = load_file(tmp_path / "vectors-0.safetensors")
+    assert torch.equal(found["axes.axes"], start["axes.axes"])
+    assert torch.equal(found["levels.0.steps.0.norm.spread"], start["levels.0.steps.0.norm.spread"])
+
+
+@pytest.mark.slow
+def test_real_embeddings(data_dir, minilm_dir, all_cores, tmp_path):
+    """STS-B by all-MiniLM-L6-v2's layer 3: nearer to a density than any Gaussian, and to people than raw cosines."""
+    rows = []
+    for split in ("train", "validation"):
+        with (data_dir / "stsb" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
+            rows.append([(first, second, float(score)) for first, second, score in csv.reader(file)])
+    sentences = list(dict.fromkeys(text for split in rows for row in split for text in row[:2]))
+    model, tokenizer = AutoModel.from_pretrained(minilm_dir), AutoTokenizer.from_pretrained(minilm_dir)
+    vectors = encode_texts(model, tokenizer, sentences, "layer:3")
+
+    half = len(vectors) // 2
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
+    train, held_out = vectors[order[:half]], vectors[order[half:]]
+    # LayerNorm leaves 383 directions; the density of the rest is no density.
+    for components in (383, 128):
+        flow = fit_flow(train, EmbeddingFlowConfig(384, components=components), arguments(tmp_path, num_train_epochs=5))
+        within = [flow.axes(part) for part in (train, held_out)]
+        assert nats(flow, held_out) > gaussian_nats(*within)
+
+    position = {sentence: row for row, sentence in enumerate(sentences)}
+    pairs = torch.tensor([[position[first], position[second]] for first, second, _ in rows[1]])
+    scores = [score for *_, score in rows[1]]
+
+    def spearman(z: Tensor) -> float:
+        return float(spearmanr(torch.cosine_similarity(z[pairs[:, 0]], z[pairs[:, 1]]).tolist(), scores).statistic)
+
+    flow = fit_flow(vectors, args=arguments(tmp_path, num_train_epochs=5))
+    with torch.no_grad():
+        z = flow(vectors)
+    assert spearman(vectors) == pytest.approx(0.630, abs=0.005)
+    assert spearman(z) > 0.783  # the best whitening
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
