@@ -78,7 +78,6 @@ def test_the_whole_truth_is_found_where_it_is_within_reach(tmp_path):
     config = EmbeddingFlowConfig(2, levels=1, depth=4)
     flow = fit_flow(data[:5_000], config, arguments(tmp_path, num_train_epochs=4, learning_rate=1e-2))
     entropy = torch.log(2 * torch.pi * torch.e * torch.tensor([1.0, 0.3]) ** 2 * 0.2**2) / 2
-    print(nats(flow, data[5_000:]))
     truth, gaussian = -float(entropy.mean()), gaussian_nats(data[:5_000], data[5_000:])
     assert gaussian < truth - 0.4
     assert truth - 0.1 < nats(flow, data[5_000:]) < truth + 0.03  # the held-out vectors are a sample
