@@ -78,7 +78,7 @@ def test_two_processes_have_the_same_rows(tmp_path: Path, frequency: str) -> Non
 
     run = tmp_path / "run"
     assert sorted(path.name for path in (run / "defemb").iterdir()) == [
-        *("metrics.png", "projection.png", "report.json", "singular_values.png")
+        *("index.html", "metrics.png", "projection.png", "report.json", "singular_values.png")
     ]
     assert len(list(run.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours, of the main process
     histories = [json.loads((tmp_path / f"history-{rank}.json").read_text()) for rank in (0, 1)]
