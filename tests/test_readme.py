@@ -48,7 +48,7 @@ def test_commands_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_path: Pa
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs/checkpoint/model.safetensors").is_file()
     assert (tmp_path / "outputs/page/index.html").is_file()
-    assert (tmp_path / "outputs/page/projector/projector_config.pbtxt").is_file()
+    assert (tmp_path / "outputs/page/projector/checkpoint/projector_config.pbtxt").is_file()
 
 
 def test_tables_are_those_of_the_results() -> None:
