@@ -364,6 +364,17 @@ def test_a_run_without_a_rebuild_is_told_so(record) -> None:
     assert "“Better” and “worse” compare with “at train start”." in reader.text
 
 
+def test_a_group_that_was_measured_later_only_has_its_row(record, snapshots) -> None:
+    """Zero is a value, and one that is missing is none."""
+    first, last = (replace(snapshots[name], metrics={}) for name in (NAME, "at train end"))
+    first.metrics["defemb/drift/all"] = 0.25
+    last.metrics.update({"defemb/drift/all": 0.5, "defemb/drift/rare": 0.0})
+    page = render_page(replace(record, snapshots={"then": first, "now": last}, history=(), report=None))
+    rows = re.findall(r'<tr><th scope="row">(all|rare|medium)</th>(.*?)</tr>', page)
+    assert [group for group, _ in rows] == ["all", "rare"]
+    assert rows[1][1] == '<td class="number">–</td><td class="number">0</td>'
+
+
 def test_models_of_other_vocabularies_are_matched_by_word(record, vocabulary) -> None:
     """The same words in another order: id 0 here is another word there."""
     tokens = vocabulary.tokens[::-1]

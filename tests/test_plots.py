@@ -142,9 +142,11 @@ def test_a_history_without_metrics_is_refused() -> None:
 
 
 def test_singular_values_are_relative_to_the_largest() -> None:
-    figure = plot_singular_values({"before": torch.tensor([4.0, 2.0, 1.0]), "train end": torch.tensor([1.0, 1.0, 0.5])})
+    figure = plot_singular_values(
+        {"_before": torch.tensor([4.0, 2.0, 1.0]), "train end": torch.tensor([1.0, 1.0, 0.5])}
+    )
     [axis] = figure.axes
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["before", "train end"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["_before", "train end"]
     assert [line.get_ydata().tolist() for line in axis.lines] == [[1, 0.5, 0.25], [1, 1, 0.5]]
     assert axis.get_yscale() == "log"
     assert axis.get_xlabel()

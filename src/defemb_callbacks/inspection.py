@@ -265,7 +265,7 @@ def _one_as_text(inspection: Inspection) -> str:
         "",
     ]
     metrics = list(dict.fromkeys(key.split("/")[1] for key in inspection.metrics))
-    width = max(16, *(len(metric) + 2 for metric in metrics))
+    width = max([16, *(len(metric) + 2 for metric in metrics)])
     lines.append("group     " + "".join(f"{metric.replace('_', ' '):>{width}}" for metric in metrics))
     for group in dict.fromkeys(key.split("/")[2] for key in inspection.metrics):
         values = (inspection.metrics.get(f"defemb/{metric}/{group}") for metric in metrics)

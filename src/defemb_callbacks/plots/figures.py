@@ -164,7 +164,7 @@ def plot_singular_values(spectra: Mapping[str, Tensor], *, small: bool = False) 
         axis.set_ylabel("singular value, relative to the largest")
         if not small:
             axis.set_title("Singular values of the embedding table  (a slow fall: many directions in use)")
-            axis.legend()
+            axis.legend(handles=list(axis.lines))  # named, as names with an underscore in front are left out otherwise
     return figure
 
 
