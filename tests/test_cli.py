@@ -195,7 +195,7 @@ def test_calibrate_saves_a_sentence_transformer(run, checkpoint, texts, tmp_path
     vectors = model.encode(texts.read_text(encoding="utf-8").splitlines(), convert_to_tensor=True)
     assert vectors.shape == (120, 8)
     torch.testing.assert_close(vectors.mean(dim=0), torch.zeros(8), atol=1e-3, rtol=0)
-    assert printed.startswith("Uniformity ")
+    assert printed.startswith("The vectors have uniformity ")
     assert f"Saved in {tmp_path / 'calibrated'}." in printed
 
 
