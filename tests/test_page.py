@@ -296,6 +296,11 @@ def test_new_neighbours_are_bold(page, record, vocabulary) -> None:
     assert f"{cosine:.2f}" in last
 
 
+def test_the_projection_says_what_its_marks_are(reader) -> None:
+    assert "Filled marks are the rebuilt tokens" in reader.text
+    assert f"All panels have the directions of “{NAME}”." in reader.text
+
+
 def test_settings_are_explained(reader) -> None:
     assert "blend_floor" not in reader.text  # not among this report's settings
     assert "Weight of the new direction in the row of the least frequent token." in reader.text
@@ -353,6 +358,7 @@ def test_the_least_record_is_a_page_too(snapshots, vocabulary) -> None:
     for absent in ("Metrics", "rebuilt tokens", "Nearest neighbours", "Settings", "In short", "better"):
         assert absent not in reader.text
     assert "The embeddings as a picture" in reader.text
+    assert "Filled marks" not in reader.text
 
 
 def test_a_run_without_a_rebuild_is_told_so(record) -> None:

@@ -162,6 +162,8 @@ def projection(record: RunRecord) -> str:
         f"Each mark is a token, at most {most} of each group. Its place is given by the two directions in which the "
         "embeddings reach farthest. "
     )
+    if record.rebuilt_by_snapshot:
+        caption += "Filled marks are the rebuilt tokens, the same ones in every panel of this vocabulary. "
     if any(basis is not bases[0] for basis in bases):
         caption += "Embeddings of different models lie in different spaces and have directions of their own. "
     elif len(bases) > 1:
