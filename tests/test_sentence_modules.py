@@ -225,6 +225,15 @@ def test_calibrate_keeps_the_modules_prompts_and_similarity_of_a_model(checkpoin
     torch.testing.assert_close(vectors_of(given), vectors)
 
 
+def test_another_pooling_leaves_a_given_model_as_it_is(checkpoint: Path) -> None:
+    given = encoder(checkpoint, "last")
+    before = vectors_of(given)
+    for pooling in ("layer:1", "first_last"):
+        calibrate(given, TEXTS, pooling=pooling)
+    assert torch.equal(vectors_of(given), before)
+    assert not given[0].config.output_hidden_states
+
+
 def test_calibrate_sees_vectors_whole(checkpoint: Path) -> None:
     model = sentence_encoder(str(checkpoint))
     model.truncate_dim = 8
@@ -261,7 +270,16 @@ def test_advice_is_based_on_a_sample_from_all_over(checkpoint: Path, spread_out:
 def test_advice_is_logged(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "defemb_callbacks"):
         advice = calibrate(str(checkpoint), TEXTS).advice
-    assert advice.reason in caplog.text
+    assert [(row.levelname, row.message) for row in caplog.records if row.name.startswith("defemb")] == [
+        ("INFO", advice.reason)
+    ]
+
+
+def test_forced_harm_is_a_warning(
+    checkpoint: Path, spread_out: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrate(str(checkpoint), TEXTS, force=True)
+    assert any(row.levelname == "WARNING" and "likely to harm" in row.message for row in caplog.records)
 
 
 @pytest.mark.parametrize(

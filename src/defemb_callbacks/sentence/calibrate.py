@@ -5,6 +5,7 @@ Not imported by `defemb_callbacks.sentence`, as sentence-transformers is an extr
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -71,8 +72,8 @@ def calibrate(
     `SentenceTransformer(folder)`, also where this package is not installed; for a flow see `FlowCalibration`.
 
     Args:
-        model: folder or hub id of a checkpoint of sentence-transformers or transformers, or a `SentenceTransformer`,
-            whose modules become part of the result.
+        model: folder or hub id of a checkpoint of sentence-transformers or transformers, or a `SentenceTransformer`. It
+            stays as it is; its modules become part of the result, with another pooling a copy of its Transformer.
         texts: like those that will be compared; empty ones and repetitions are left out.
         method: "whitening", "flow", "standardization" or "top_removal".
         pooling: see `pooling_modules`; `None` keeps the model's own modules, or for a checkpoint of transformers those
@@ -110,7 +111,7 @@ def calibrate(
     advice = calibration_advice(vectors)
     if advice.verdict == "harms" and not force:
         raise CalibrationRefused(f"{advice.reason} Nothing was done; force=True calibrates nevertheless.")
-    logger.info(advice.reason)
+    logger.log(logging.INFO if advice.verdict == "helps" else logging.WARNING, advice.reason)
     calibration: LinearCalibration | EmbeddingFlow
     if method == "flow":
         calibration = fit_flow(torch.cat(list(_encoded(encoder, texts, batch_size))), **settings)
@@ -125,7 +126,7 @@ def calibrate(
 
 
 def sentence_encoder(model: str | Path | SentenceTransformer, pooling: str | None = None) -> SentenceTransformer:
-    """What `calibrate` calibrates: a model, or its Transformer with another pooling.
+    """What `calibrate` calibrates: a model, or its Transformer with another pooling. A given model stays as it is.
 
     Raises:
         ValueError: an unknown pooling, a layer that is not there, or a model that does not start with a Transformer.
@@ -136,7 +137,8 @@ def sentence_encoder(model: str | Path | SentenceTransformer, pooling: str | Non
     if not isinstance(encoder[0], Transformer):
         kind = type(encoder[0]).__name__
         raise ValueError(f"pooling={pooling!r} reads a Transformer, but the model starts with {kind}; leave it out")
-    return _like(encoder, pooling_modules(encoder[0], pooling))
+    transformer = copy.deepcopy(encoder[0]) if encoder is model else encoder[0]
+    return _like(encoder, pooling_modules(transformer, pooling))
 
 
 def with_calibration(
