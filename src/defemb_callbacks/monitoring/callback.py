@@ -287,7 +287,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         start = {"step": self._start_step, **self._snapshots["at train start"].metrics}
         rows = [row for row in state.log_history if any(key.startswith("defemb/") for key in row)]
         record = RunRecord(
-            title=getattr(model, "name_or_path", "") or type(model).__name__,
+            title=f"Token embeddings of {Path(getattr(model, 'name_or_path', '')).name or type(model).__name__}",
             snapshots={name: self._snapshots[name] for name in MOMENTS if name in self._snapshots},
             vocabulary=self._vocabulary,
             history=sorted([start, *rows], key=lambda row: row["step"]),
