@@ -30,10 +30,16 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from defemb_callbacks.sentence import WhiteningFitter, calibration_advice, encode_texts
+from defemb_callbacks.sentence import (
+    EmbeddingFlow,
+    EmbeddingFlowConfig,
+    WhiteningFitter,
+    calibration_advice,
+    encode_texts,
+    fit_flow,
+)
 from defemb_callbacks.sentence.calibrate import sentence_encoder, with_calibration
-from defemb_callbacks.sentence.fit import fit_flow, flow_training_arguments
-from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig
+from defemb_callbacks.sentence.fit import flow_training_arguments
 
 POOLINGS = ("static", "layer:3", "layer:5", "first_last", "last")
 PRESETS = ("principal", "paper", "code")

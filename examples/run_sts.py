@@ -27,9 +27,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, HfArgumentParser
 
-from defemb_callbacks.sentence import WhiteningFitter, calibration_advice, encode_texts
-from defemb_callbacks.sentence.fit import fit_flow, flow_training_arguments
-from defemb_callbacks.sentence.flow import EmbeddingFlowConfig
+from defemb_callbacks.sentence import EmbeddingFlowConfig, WhiteningFitter, calibration_advice, encode_texts, fit_flow
+from defemb_callbacks.sentence.fit import flow_training_arguments
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 COLUMNS = {
