@@ -36,3 +36,9 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def held_mb(field: str) -> float:
+    """Linux's account of this process. Not `getrusage`, whose maximum begins with what the parent process held."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))

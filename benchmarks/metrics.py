@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
-from common import RESULTS, add_model_argument, environment, find_model
+from common import RESULTS, add_model_argument, environment, find_model, held_mb
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -167,12 +167,6 @@ def extra_peak_mb(what: str, rows: int, dim: int, norm: float) -> float:
     before = held_mb("VmRSS")
     MEMORY_OF[what](table, groups)
     return held_mb("VmHWM") - before
-
-
-def held_mb(field: str) -> float:
-    """Linux's account of this process. Not `getrusage`, whose maximum begins with what the parent process held."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))
 
 
 def by_rows(sizes: list[int], dim: int, repeats: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import DATA, RESULTS, add_model_argument, environment, find_model
+from common import DATA, RESULTS, add_model_argument, environment, find_model, held_mb
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -134,7 +133,7 @@ def encode_ratios(model_name: str, texts: list[str], preset: str, rounds: int) -
 def stream(count: int) -> dict[str, float]:
     """Seconds and extra peak memory of fitting a whitening to a stream of `count` vectors, in this process."""
     batch = torch.randn(STREAM_BATCH, STREAM_WIDTH)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = held_mb("VmRSS")
     fitter = WhiteningFitter()
     seconds = 0.0
     for first in range(0, count, STREAM_BATCH):
@@ -143,14 +142,13 @@ def stream(count: int) -> dict[str, float]:
         fitter.update(batch[: count - first])
         seconds += time.perf_counter() - start
     fitter.whitening(256)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"vectors": fitter.count, "width": STREAM_WIDTH, "seconds": seconds, "extra_mib": (after - before) / 1024}
+    return {"vectors": fitter.count, "width": STREAM_WIDTH, "seconds": seconds, "extra_mb": held_mb("VmHWM") - before}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_argument(parser)
-    parser.add_argument("--parts", nargs="+", default=["quality", "fit", "encode", "stream"], help="what to measure")
+    parser.add_argument("--parts", nargs="+", default=["fit", "encode", "stream", "quality"], help="what to measure")
     parser.add_argument("--poolings", nargs="+", default=list(POOLINGS))
     parser.add_argument("--presets", nargs="*", default=list(PRESETS), help="flows to fit")
     parser.add_argument("--rounds", type=int, default=5)
@@ -165,30 +163,31 @@ def main() -> None:
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     left, right, scores = read_pairs("validation")
     texts = [*left, *right, *read_pairs("train")[0], *read_pairs("train")[1]]
-    result: dict[str, Any] = {"environment": environment(), "sentences": len(texts), "pairs": len(scores)}
-    if "quality" in arguments.parts:
-        result["quality"] = {}
-        for pooling in arguments.poolings:
-            vectors = encode_texts(model, tokenizer, texts, pooling, max_length=64)
-            result["quality"][pooling] = quality(vectors, scores, arguments.presets)
-            print(pooling, json.dumps(result["quality"][pooling], indent=1))
+    # Parts that are not measured now keep their figures.
+    known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
+    result: dict[str, Any] = {**known, "environment": environment(), "sentences": len(texts), "pairs": len(scores)}
+
+    def keep(part: str, figures: dict[str, Any]) -> None:
+        print(part, json.dumps(figures, indent=1), flush=True)
+        result[part] = figures
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     if "fit" in arguments.parts:
         vectors = encode_texts(model, tokenizer, texts[:6000], "layer:3", max_length=64)
-        result["fit_seconds"] = {
-            "sentences": 6000,
-            "width": vectors.shape[1],
-            **fit_seconds(vectors, arguments.presets),
-        }
-        print(result["fit_seconds"])
+        seconds = fit_seconds(vectors, arguments.presets)
+        keep("fit_seconds", {"sentences": len(vectors), "width": vectors.shape[1], **seconds})
     if "encode" in arguments.parts:
-        result["encode"] = encode_ratios(name, texts[:2000], arguments.presets[0], arguments.rounds)
-        print(result["encode"])
+        keep("encode", encode_ratios(name, texts[:2000], arguments.presets[0], arguments.rounds))
     if "stream" in arguments.parts:
         command = [sys.executable, __file__, "--stream", "--vectors", str(arguments.vectors)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        result["stream"] = json.loads(output.splitlines()[-1])
-        print(result["stream"])
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        keep("stream", json.loads(output.splitlines()[-1]))
+    if "quality" in arguments.parts:
+        found = dict(known.get("quality", {}))
+        for pooling in arguments.poolings:
+            vectors = encode_texts(model, tokenizer, texts, pooling, max_length=64)
+            found[pooling] = quality(vectors, scores, arguments.presets)
+            keep("quality", found)
 
 
 if __name__ == "__main__":

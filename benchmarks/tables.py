@@ -84,7 +84,7 @@ def speed(result: dict[str, Any]) -> str:
         ["cold build against the bare forward pass, bfloat16 autocast", f"{ratio['bfloat16_autocast']:.2f}"],
         ["the same against weights cast to bfloat16", f"{ratio['bfloat16_weights']:.2f}"],
         ["warm start (load and apply), seconds", f"{result['warm_start_seconds']:.1f}"],
-        ["extra peak memory of a cold build, MiB", f"{result['extra_peak_mib']:,.0f}"],
+        ["extra peak memory of a cold build, MB", f"{result['extra_peak_mb']:,.0f}"],
     ]
     return table(["all-MiniLM-L6-v2, whole vocabulary, WordNet, 2 CPU cores", "measured"], rows)
 
