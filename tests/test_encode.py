@@ -156,7 +156,7 @@ def test_bfloat16_is_close_to_float32(family):
 
 
 def test_auto_takes_bfloat16_only_where_it_agrees(bert, monkeypatch, caplog):
-    monkeypatch.setattr(encode, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(encode, "has_fast_bfloat16", lambda device: True)
     exact, rounded = (features_of(*bert, precision=precision) for precision in ("float32", "bfloat16"))
     monkeypatch.setattr(encode, "AGREEMENT", -1.0)
     assert torch.equal(features_of(*bert, precision="auto"), rounded)
@@ -167,7 +167,7 @@ def test_auto_takes_bfloat16_only_where_it_agrees(bert, monkeypatch, caplog):
 
 
 def test_auto_takes_float32_where_bfloat16_would_be_emulated(bert, monkeypatch):
-    monkeypatch.setattr(encode, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(encode, "has_fast_bfloat16", lambda device: False)
     assert torch.equal(features_of(*bert, precision="auto"), features_of(*bert, precision="float32"))
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.cache import cache_root, cached, fingerprint
+from defemb_callbacks.cache import cache_root, cached, fingerprint, verify_manifest
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
-from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import related_tokens
@@ -25,7 +27,7 @@ from defemb_callbacks.word_pairs import related_tokens
 logger = logging.getLogger(__name__)
 
 # Part of every cache key; to be raised when the same input comes to give other rows.
-BUILD_VERSION = "2"
+BUILD_VERSION = "3"
 
 
 def build_definition_embeddings(
@@ -36,9 +38,13 @@ def build_definition_embeddings(
 ) -> DefinitionEmbeddings:
     """Reconstruct the embeddings of a model's tokens from their definitions.
 
-    The frozen model reads each definition once, and a linear map from what it reads to its pretrained embeddings is
-    solved in closed form. Each token's vector comes from a map that has not seen that token's embedding. The model is
-    not changed. The result is kept on disk, under a key made of weights, tokenizer, dictionary and settings.
+    With `method="ridge"` the frozen model reads each definition once, and a linear map from what it reads to its
+    pretrained embeddings is solved in closed form. Each token's vector comes from a map that has not seen that token's
+    embedding. With `method="learned"` a copy of the model is trained to do this (see `learned_rows`). The model is not
+    changed. The result is kept on disk, under a key made of weights, tokenizer, dictionary and settings.
+
+    Under `accelerate launch` or `torchrun` each process calls this and gets the same rows: ridge's are made once on
+    each machine, a constructor is trained by all processes together.
 
     Args:
         model: any Hugging Face model; its task head plays no part.
@@ -72,9 +78,6 @@ def build_definition_embeddings(
     lexicon = load_definitions(definitions)
     vocabulary = read_vocabulary(tokenizer, len(weight))
 
-    def build() -> DefinitionEmbeddings:
-        return _build(model, tokenizer, lexicon, vocabulary, config)
-
     key = fingerprint(
         BUILD_VERSION,
         fingerprint_weights(model),
@@ -85,9 +88,21 @@ def build_definition_embeddings(
         config.build_fingerprint,
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
-    return cached(
-        root / "embeddings" / key, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained
-    )
+    folder = root / "embeddings" / key
+
+    def build() -> DefinitionEmbeddings:
+        return _build(model, tokenizer, lexicon, vocabulary, config, root / "constructors" / key)
+
+    def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
+        return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
+
+    if config.method == "ridge" or all(gather_object([verify_manifest(folder) is None])):
+        return kept(build)
+    # All processes train together, so none may wait at the cache's lock for another one.
+    embeddings = build()
+    if PartialState().is_local_main_process:
+        kept(lambda: embeddings)
+    return embeddings
 
 
 def _build(
@@ -96,6 +111,7 @@ def _build(
     lexicon: Lexicon,
     vocabulary: Vocabulary,
     config: DefinitionEMBConfig,
+    folder: Path,
 ) -> DefinitionEmbeddings:
     found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
     if not found:
@@ -105,29 +121,46 @@ def _build(
         )
     ids = torch.tensor(list(found))
     words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
-    texts = definition_texts(words, list(found.values()), tokenizer, min(config.max_length, tokenizer.model_max_length))
-    logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
-    features = word_features(
-        model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision
-    )
-    old = embedding_weight(model).detach()[ids.to(model.device)].float().cpu()
-    fitted = cross_fitted_rows(features, old)
-    return DefinitionEmbeddings(
-        ids=ids,
-        rows=fitted.rows,
-        vocabulary=vocabulary,
-        pairs=related_tokens(vocabulary, lexicon),
-        info={
-            "model": model.name_or_path,
-            "method": config.method,
-            "definitions": lexicon.name,
-            "definitions_read": len(texts.text),
-            "texts_encoded": len(texts.input_ids),
-            "tokens_encoded": texts.tokens,
-            "ridge_strength": fitted.strength,
-            "r_squared": fitted.r_squared,
-        },
-    )
+    max_length = min(config.max_length, tokenizer.model_max_length)
+    if config.method == "learned":
+        learned = learned_rows(
+            model,
+            tokenizer,
+            ids,
+            list(zip(words, found.values(), strict=True)),
+            folder,
+            more=lambda: single_words(lexicon, config.definitions_per_token),
+            max_length=max_length,
+            precision=config.precision,
+            settings=config.constructor_config,
+        )
+        rows, details = learned.rows, learned.info
+    else:
+        texts = definition_texts(words, list(found.values()), tokenizer, max_length)
+        logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
+        features = word_features(
+            model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision
+        )
+        fitted = cross_fitted_rows(features, embedding_weight(model).detach()[ids.to(model.device)].float().cpu())
+        rows, details = fitted.rows, {"ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
+        details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
+    info = {
+        "model": model.name_or_path,
+        "method": config.method,
+        "definitions": lexicon.name,
+        "definitions_read": sum(map(len, found.values())),
+        **details,
+    }
+    return DefinitionEmbeddings(ids, rows, vocabulary, related_tokens(vocabulary, lexicon), info)
+
+
+def single_words(lexicon: Lexicon, most: int) -> list[tuple[str, list[Definition]]]:
+    """Every word of a dictionary that is written without a space, and its best definitions from each source."""
+    return [
+        (word, [found for found in lexicon.lookup(word) if found.rank <= most])
+        for word in lexicon.words
+        if not any(char.isspace() or char == "_" for char in word)
+    ]
 
 
 def definitions_of_tokens(

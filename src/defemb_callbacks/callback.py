@@ -8,7 +8,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -132,9 +131,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         embeddings = self._given
         if embeddings is None:
             # Built anew for each model, as a `model_init` may give other weights each time.
-            # One process of each machine builds, the others find the result in the cache.
-            with PartialState().local_main_process_first():
-                embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
+            embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
         else:
             embeddings.check_tokenizer(read_vocabulary(self._tokenizer, len(embedding_weight(model))))
         ids = embeddings.chosen(self.config, counts)

@@ -140,8 +140,7 @@ def build(
     network, tokenizer = _load(model, revision, trust_remote_code)
     state = PartialState()
     network.to(state.device)
-    with state.local_main_process_first():  # the others read what it has put into the cache
-        embeddings = build_definition_embeddings(network, tokenizer, definitions or "wordnet", config)
+    embeddings = build_definition_embeddings(network, tokenizer, definitions or "wordnet", config)
     if state.is_main_process:
         embeddings.save_pretrained(output)
     info = embeddings.info

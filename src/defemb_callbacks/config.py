@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from defemb_callbacks.cache import fingerprint
+from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig
 
 FeatureName = Literal["mean", "first", "mask", "bag"]
 
@@ -44,9 +46,16 @@ class DefinitionEMBConfig:
         ValueError: blend=3 is not between 0 and 1.
     """
 
-    method: Literal["ridge"] = field(
+    method: Literal["ridge", "learned"] = field(
         default="ridge",
-        metadata={"help": "How definitions become vectors: 'ridge' solves a cross-fitted linear map in closed form."},
+        metadata={
+            "help": "How definitions become vectors: 'ridge' solves a cross-fitted linear map in closed form; "
+            "'learned' trains a constructor (the paper)."
+        },
+    )
+    constructor: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "With 'learned': settings of the constructor, as JSON or as a file of JSON."},
     )
     features: list[str] = field(
         default_factory=lambda: ["mean", "bag"],
@@ -122,6 +131,10 @@ class DefinitionEMBConfig:
 
     def __post_init__(self) -> None:
         self._check_choices()
+        if self.constructor is not None:
+            self.constructor = ConstructorConfig.read(self.constructor).to_dict()
+            if self.method != "learned":
+                raise ValueError(f"constructor= is of method='learned', but method={self.method!r}.")
         if isinstance(self.features, str):  # type: ignore[unreachable]
             raise ValueError(f"features={self.features!r} must be a list, such as [{self.features!r}].")
         self.features, self.group_edges = list(self.features), list(self.group_edges)  # of a tuple, too
@@ -161,9 +174,49 @@ class DefinitionEMBConfig:
         return asdict(self)
 
     @property
+    def constructor_config(self) -> ConstructorConfig:
+        """The settings of the learned constructor."""
+        return ConstructorConfig.read(self.constructor)
+
+    @property
     def build_fingerprint(self) -> str:
         """Hex string of the settings that change the reconstructed vectors."""
-        return fingerprint(*(f"{name}={getattr(self, name)!r}" for name in BUILD_FIELDS))
+        parts = [f"{name}={getattr(self, name)!r}" for name in BUILD_FIELDS]
+        if self.method == "learned":
+            parts.append(json.dumps(self.constructor_config.to_dict(), sort_keys=True))
+        return fingerprint(*parts)
+
+    @classmethod
+    def paper(cls, name: str, **overrides: Any) -> DefinitionEMBConfig:
+        """The paper's settings for one of its models: a learned constructor, and full replacement by its vectors.
+
+        Where the paper says nothing, the defaults stand: definitions are written as `definition_prompt` does, and 2 %
+        of the words are held out to watch the constructor.
+
+        Args:
+            name: "roberta-base", "bart-large", "t5-large" or "t5gemma-l-ul2".
+            **overrides: other settings; `only_training_tokens=True` is the paper's task-specific replacement.
+
+        Raises:
+            ValueError: any other name.
+
+        Example:
+            >>> config = DefinitionEMBConfig.paper("bart-large")
+            >>> config.strategy, config.constructor_config.training["max_steps"]
+            ('replace', 250000)
+        """
+        if name not in PAPER_SETTINGS:
+            raise ValueError(f"The paper's models are {', '.join(PAPER_SETTINGS)}, not {name!r}.")
+        max_length, constructor = PAPER_SETTINGS[name]
+        settings: dict[str, Any] = {
+            "method": "learned",
+            "constructor": constructor,
+            "definitions_per_token": 1,
+            "max_length": max_length,
+            "strategy": "replace",
+            "rescale": False,
+        }
+        return cls(**settings | overrides)
 
     @classmethod
     def resolve(cls, config: DefinitionEMBConfig | None, overrides: dict[str, Any]) -> DefinitionEMBConfig:

@@ -1,26 +1,68 @@
-"""A dictionary definition as text for a model to read."""
+"""A definition as text for a model to read, by what the model and its tokenizer are."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Literal
 
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from defemb_callbacks.definitions import Definition
 
+Family = Literal["encoder", "encoder-decoder", "decoder"]
 
-def mask_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands for the defined word: the tokenizer's mask token, or "" if it has none.
+# T5 was trained to see up to a hundred of them; DefinitionEMB uses these.
+_SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """How a model reads: both ways ("encoder"), left to right ("decoder"), or the one after the other.
+
+    Told from its configuration and from transformers' registry of model types.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+        >>> family_of(BertModel(BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)))
+        'encoder'
+        >>> family_of(GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)))
+        'decoder'
+    """
+    config = type(model.config)
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    only_causal = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
+    return "decoder" if only_causal or getattr(model.config, "is_decoder", False) else "encoder"
+
+
+def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What may stand in a text for the sub-tokens of the defined word, from the first one on; `()` if nothing can.
+
+    The mask token; else the sentinels of T5, one for each sub-token, the fourth also for those after it; else an entry
+    that is spelled like a mask (Gemma has one that its tokenizer does not call so).
 
     Example:
         >>> from tokenizers import Tokenizer, models
         >>> from transformers import PreTrainedTokenizerFast
         >>> backend = Tokenizer(models.WordLevel({"[MASK]": 0}, unk_token="[MASK]"))
-        >>> mask_text(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]"))
-        '[MASK]'
+        >>> slot_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]"))
+        ('[MASK]',)
     """
-    return tokenizer.mask_token or ""
+    if tokenizer.mask_token is not None:
+        return (tokenizer.mask_token,)
+    known = tokenizer.get_vocab()
+    sentinels = tuple(token for token in _SENTINELS if token in known)
+    return sentinels or tuple(token for token in ("<mask>", "[MASK]") if token in known)[:1]
+
+
+def mask_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands for the defined word where one token is enough: the first of `slot_tokens`, or ""."""
+    return next(iter(slot_tokens(tokenizer)), "")
 
 
 def definition_prompt(definition: Definition, word: str, mask: str) -> str:

@@ -114,7 +114,8 @@ def word_features(
         (words, len(features) · d) float32, on the CPU.
     """
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int64, device=model.device)
-    mask_id = -1 if tokenizer.mask_token_id is None else tokenizer.mask_token_id
+    mask = mask_text(tokenizer)
+    mask_id = tokenizer.get_vocab()[mask] if mask else -1
     table = embedding_weight(model).detach()
     words = int(texts.word.max()) + 1
     # Which words use a text: positions in `use_order`, text by text.
@@ -191,7 +192,7 @@ def _lower_precision(
     model: PreTrainedModel, texts: DefinitionTexts, batch: list[int], precision: str
 ) -> dict[str, Tensor] | None:
     """The backbone's weights in bfloat16, if that is asked for, or if it is fast here and gives the same states."""
-    if precision == "float32" or (precision == "auto" and not _has_bfloat16(model.device.type)):
+    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(model.device.type)):
         return None
     # autocast would make the same copies, and convert every activation besides.
     backbone = backbone_of(model)
@@ -208,7 +209,8 @@ def _lower_precision(
     return None
 
 
-def _has_bfloat16(device: str) -> bool:
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether a kind of device computes in bfloat16 itself."""
     # Emulated bfloat16 would be slower than float32.
     if device == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

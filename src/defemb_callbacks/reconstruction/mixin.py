@@ -1,4 +1,4 @@
-"""A definition head on top of any Hugging Face encoder: the model of DefinitionEMB."""
+"""A definition head on top of any Hugging Face model: the constructor of DefinitionEMB."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from defemb_callbacks.rows import embedding_weight
@@ -31,6 +31,7 @@ def last_states(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    decoder_input_ids: Tensor | None = None,
 ) -> Tensor:
     """Last hidden states, (batch, length, d), of a model's backbone, whatever head it carries.
 
@@ -39,6 +40,8 @@ def last_states(
         input_ids: (batch, length) int64.
         attention_mask: (batch, length); not needed where nothing is padded.
         weights: used in place of the backbone's own, by name, e.g. copies of lower precision.
+        decoder_input_ids: (batch, decoder length) int64, of an encoder-decoder whose decoder is to be read; its states
+            are given then. What is padded there, at the end, is seen by nothing before it.
 
     Example:
         >>> import torch
@@ -50,6 +53,16 @@ def last_states(
     backbone = backbone_of(model)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True}
     output = backbone(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
+    states = output.last_hidden_state
+    if decoder_input_ids is None:
+        return states
+    output = model.get_decoder()(
+        input_ids=decoder_input_ids,
+        encoder_hidden_states=states,
+        encoder_attention_mask=attention_mask,
+        use_cache=False,
+        return_dict=True,
+    )
     return output.last_hidden_state
 
 
@@ -60,17 +73,23 @@ class DefinitionEMBMixin:
 
     Attributes:
         definition_head: linear map without bias from the hidden width to the width of the embeddings.
+        definition_targets: (vocabulary, d), the rows to reconstruct where they are not those of the model's own input
+            table, because that table is trained; else `None`.
     """
 
     definition_head: nn.Linear
     definition_mask_id: int | None
+    definition_targets: Tensor | None
+    # The loss below divides by the Trainer's count of targets over all processes and accumulated batches.
+    accepts_loss_kwargs = True
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Embeddings of the masked words of a batch.
 
         Args:
-            batch: `input_ids`, (batch, length), and optionally `attention_mask`, and `target_mask`, (batch, length)
-                bool: the positions to read, by default those of the mask token.
+            batch: `input_ids`, (batch, length), and optionally `attention_mask`; for an encoder-decoder
+                `decoder_input_ids`, (batch, decoder length), if its decoder is to be read; and `target_mask`, bool, of
+                the shape of what is read: the positions to read, by default those of the mask token.
 
         Returns:
             (n, d): one row for each position, in reading order, in the type of the head's weight.
@@ -79,7 +98,12 @@ class DefinitionEMBMixin:
             ValueError: there is no position to read.
         """
         targets = self._targets(batch)
-        states = last_states(self, batch["input_ids"], batch.get("attention_mask"))  # type: ignore[arg-type]
+        states = last_states(
+            self,  # type: ignore[arg-type]
+            batch["input_ids"],
+            batch.get("attention_mask"),
+            decoder_input_ids=batch.get("decoder_input_ids"),
+        )
         return self.definition_head(states[targets].to(self.definition_head.weight.dtype))
 
     def _targets(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -101,6 +125,7 @@ class DefinitionEMBMixin:
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         target_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
         """With `labels`, the loss of reconstructing these tokens' pretrained rows; without, the model's own forward.
@@ -113,7 +138,8 @@ class DefinitionEMBMixin:
             attention_mask: (batch, length).
             labels: int64, the token of each masked position in reading order, (n,).
             target_mask: as in [`reconstruct`].
-            **kwargs: for the model's own forward; with `labels` they play no part.
+            num_items_in_batch: targets over which the loss is averaged, where these are part of more; default n.
+            **kwargs: for the model's own forward; with `labels` only `decoder_input_ids` plays a part.
 
         Returns:
             `loss`, a scalar, and `logits`, the reconstructed rows, (n, d).
@@ -124,24 +150,15 @@ class DefinitionEMBMixin:
         if labels is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "target_mask": target_mask}
+        batch["decoder_input_ids"] = kwargs.get("decoder_input_ids")
         rows = self.reconstruct(batch)  # type: ignore[arg-type]
         if labels.shape != (len(rows),):
             raise ValueError(f"The batch holds {len(rows)} masked words, but labels has shape {tuple(labels.shape)}.")
-        pretrained = embedding_weight(self).detach()[labels].to(rows.dtype)  # type: ignore[arg-type]
-        return ModelOutput(loss=nn.functional.mse_loss(rows, pretrained) * 100 / rows.shape[1], logits=rows)
-
-
-def is_encoder(model: PreTrainedModel) -> bool:
-    """Whether a model reads text in both directions, told from transformers' own registry of model types.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> is_encoder(BertModel(BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)))
-        True
-    """
-    config = type(model.config)
-    only_causal = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
-    return not (model.config.is_encoder_decoder or getattr(model.config, "is_decoder", False) or only_causal)
+        table = self.definition_targets
+        table = embedding_weight(self).detach() if table is None else table  # type: ignore[arg-type]
+        error = (rows.float() - table[labels].float()).square().mean(dim=1).sum()
+        loss = error / (len(rows) if num_items_in_batch is None else num_items_in_batch) * 100 / rows.shape[1]
+        return ModelOutput(loss=loss, logits=rows)
 
 
 def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = None) -> PreTrainedModel:
@@ -150,11 +167,12 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
     Its weights are those of `model`, not copies; `model` itself stays as it is. The head starts from N(0, 1/d).
 
     Args:
-        model: an encoder with any task head.
-        mask_token_id: the tokenizer's `mask_token_id`, where definitions leave the word out.
+        model: any model that reads text, with any task head.
+        mask_token_id: the tokenizer's `mask_token_id`, where definitions leave the word out; elsewhere batches say with
+            `target_mask` what to read.
 
     Raises:
-        TypeError: not an encoder (encoder-decoders and decoders have no masked word to read), or wrapped already.
+        TypeError: the model has a definition head already.
 
     Example:
         >>> import torch
@@ -166,8 +184,6 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
         >>> model(input_ids=torch.tensor([[1, 9, 2]]), labels=torch.tensor([5])).loss.ndim
         0
     """
-    if not is_encoder(model):
-        raise TypeError(f"{type(model).__name__} is not an encoder; the definition head reads a masked word's state.")
     original = type(model)
     if isinstance(model, DefinitionEMBMixin):
         raise TypeError(f"{original.__name__} has a definition head already.")
@@ -179,8 +195,17 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
     }
     wrapped.config = copy.deepcopy(model.config)  # saving writes the class name into it
     weight = embedding_weight(model)
-    width, hidden = weight.shape[1], model.config.get_text_config().hidden_size
+    width, hidden = weight.shape[1], _width_of_states(model)
     wrapped.definition_head = nn.Linear(hidden, width, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.normal_(wrapped.definition_head.weight, std=hidden**-0.5)
+    wrapped.register_buffer("definition_targets", None)
     wrapped.__dict__["definition_mask_id"] = mask_token_id
+    # The Trainer counts labels as a causal language model would shift them, where it takes the loss for one.
+    wrapped.__dict__["loss_type"] = None
     return wrapped
+
+
+def _width_of_states(model: PreTrainedModel) -> int:
+    """Of an encoder-decoder the decoder's, where the two differ."""
+    config = model.config.get_text_config(decoder=True) if model.config.is_encoder_decoder else model.config
+    return config.get_text_config().hidden_size

@@ -1,0 +1,113 @@
+"""The learned constructor beside the closed form: how near to embeddings that neither has seen, in what time.
+
+    python benchmarks/learned.py
+
+Of the words of all-MiniLM-L6-v2 that WordNet defines a fifth is held out. Both methods learn from the others and make
+the vectors of those; "centred cosine" is the mean cosine to their pretrained rows, less the pretrained rows' mean.
+"Share of bare" is the speed of the Trainer's steps against the bare forward and backward pass of the same model on
+unpadded batches of the same texts, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, add_model_argument, environment, find_model
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, TrainerCallback
+
+from defemb_callbacks import DefinitionEMBConfig, load_definitions
+from defemb_callbacks.build import definitions_of_tokens
+from defemb_callbacks.constructor_config import ConstructorConfig
+from defemb_callbacks.reconstruction import definition_texts, learned_rows, word_features
+from defemb_callbacks.reconstruction.learned import held_out_words
+from defemb_callbacks.reconstruction.ridge import NormalEquations, cross_fitted_rows
+from defemb_callbacks.rows import read_table
+from defemb_callbacks.vocabulary import read_vocabulary
+
+HELD_OUT = 0.2
+SETUPS: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "learned, head drawn at random": {"head": "random"},
+    "learned, low-rank adapters": {"lora_r": 16, "training": {"learning_rate": 5e-4}},
+}
+
+
+def centred_cosine(rows: Tensor, old: Tensor, mean: Tensor) -> float:
+    return float(torch.cosine_similarity(rows - mean, old - mean).mean())
+
+
+def ridge(
+    model: PreTrainedModel, tokenizer: Any, defined: list[Any], old: Tensor, held_out: Tensor
+) -> dict[str, float]:
+    """A map fitted on the other words, with the strength that cross-validation among them chooses."""
+    config = DefinitionEMBConfig()
+    start = time.perf_counter()
+    texts = definition_texts(
+        [word for word, _ in defined], [found for _, found in defined], tokenizer, config.max_length
+    )
+    features = word_features(model, tokenizer, texts, config.features)
+    kept = ~held_out
+    strength = cross_fitted_rows(features[kept], old[kept]).strength
+    equations = NormalEquations(features.shape[1], old.shape[1], folds=1)
+    equations.update(features[kept], old[kept], torch.zeros(int(kept.sum()), dtype=torch.int64))
+    solution = equations.solve(strength)
+    rows = (features[held_out].double() @ solution[:-1] + solution[-1]).float()
+    seconds = time.perf_counter() - start
+    return {"centred_cosine": centred_cosine(rows, old[held_out], old.mean(dim=0)), "seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_argument(parser)
+    parser.add_argument("--setups", nargs="*", default=list(SETUPS))
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--words", type=int, help="so many words only, spread over the vocabulary, for a trial")
+    parser.add_argument("--constructor", type=json.loads, default={}, help="more settings of the constructor, as JSON")
+    parser.add_argument("--output", type=Path, default=RESULTS / "learned.json")
+    arguments = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.WARNING)
+    name = arguments.model or find_model()
+    model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    vocabulary, lexicon, config = read_vocabulary(tokenizer), load_definitions("wordnet"), DefinitionEMBConfig()
+    found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
+    if arguments.words:
+        chosen = set(list(found)[:: max(1, len(found) // arguments.words)])
+        found = {index: definitions for index, definitions in found.items() if index in chosen}
+    ids = torch.tensor(list(found))
+    defined = [(vocabulary.words[index] or "", definitions) for index, definitions in found.items()]
+    old, held_out = read_table(model)[ids], held_out_words(len(ids), HELD_OUT)
+
+    known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
+    result: dict[str, Any] = {**known, "environment": environment(), "words": len(ids), "held_out": int(held_out.sum())}
+    result["definitions"] = sum(map(len, found.values()))
+    result["setups"] = dict(known.get("setups", {}))
+
+    def keep(setup: str, figures: dict[str, Any]) -> None:
+        result["setups"][setup] = figures
+        print(setup, json.dumps(figures), flush=True)
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    keep("ridge", ridge(model, tokenizer, defined, old, held_out))
+    for setup in arguments.setups:
+        chosen = {**SETUPS[setup], **arguments.constructor}
+        training = {"eval_steps": 0.25, "save_steps": 0.25, "num_train_epochs": arguments.epochs}
+        chosen["training"] = {**training, **chosen.get("training", {})}
+        settings = ConstructorConfig(**{"held_out": HELD_OUT, **chosen})
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            learned = learned_rows(model, tokenizer, ids, defined, Path(folder), settings=settings)
+            seconds = time.perf_counter() - start
+        figures = {"centred_cosine": learned.info["held_out_cosine"], "seconds": seconds, **learned.info}
+        keep(setup, {**figures, "epochs": arguments.epochs})
+
+
+if __name__ == "__main__":
+    main()

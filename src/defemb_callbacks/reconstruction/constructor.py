@@ -1,0 +1,123 @@
+"""The model that turns definitions into embeddings, before and after it is trained."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from defemb_callbacks.constructor_config import ConstructorConfig
+from defemb_callbacks.reconstruction.encode import evaluating
+from defemb_callbacks.reconstruction.examples import DefinitionCollator
+from defemb_callbacks.reconstruction.mixin import DefinitionEMBMixin, last_states, with_definition_head
+from defemb_callbacks.rows import embedding_weight
+
+# Definitions from which the head is solved: more would not move it by what training does.
+HEAD_ROWS = 8192
+_HEAD_RIDGE = 0.03
+
+
+@contextlib.contextmanager
+def open_constructor(model: PreTrainedModel, settings: ConstructorConfig) -> Iterator[Any]:
+    """A trainable constructor: a float32 copy of the model, or with `lora_r` the model itself with adapters.
+
+    Afterwards the model is what it was: the adapters are taken off, and each parameter is trained or frozen as before.
+
+    Raises:
+        ImportError: `lora_r` without peft.
+    """
+    if settings.lora_r is None:
+        constructor = with_definition_head(copy.deepcopy(model).float())
+        constructor.requires_grad_(True)
+        table = embedding_weight(constructor)
+        if settings.train_embeddings:
+            constructor.register_buffer("definition_targets", table.detach().clone(), persistent=False)
+        else:
+            table.requires_grad_(False)
+        yield constructor
+        return
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    constructor = _with_adapters(model, settings.lora_r)
+    try:
+        yield constructor
+    finally:
+        constructor.unload()
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+        for module, training in modes:
+            module.training = training
+
+
+def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ImportError('lora_r needs peft: pip install "defemb-callbacks[peft]"') from error
+    wrapped = with_definition_head(model)
+    wrapped.definition_head.float()  # a head in half precision would not move by small steps
+    head = "definition_head"
+    adapters = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=[head], modules_to_save=[head]
+    )
+    return get_peft_model(wrapped, adapters)
+
+
+def bare_constructor(constructor: Any) -> Any:
+    """The `DefinitionEMBMixin` itself, inside of adapters."""
+    return constructor if isinstance(constructor, DefinitionEMBMixin) else constructor.get_base_model()
+
+
+def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, batch_size: int = 64) -> None:
+    """Let the head start as the best linear map from the untrained states to the pretrained rows (ridge, closed form).
+
+    Args:
+        constructor: from `open_constructor`, not trained yet.
+        rows: from `definition_rows`; a spread sample of them is read.
+        collator: for these rows.
+        batch_size: definitions encoded at once.
+    """
+    model = bare_constructor(constructor)
+    table = embedding_weight(model).detach()
+    head = model.definition_head  # with adapters peft trains a copy of it
+    weight = (head if isinstance(head, torch.nn.Linear) else head.modules_to_save["default"]).weight
+    gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    moment = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.float64)
+    sample = torch.linspace(0, len(rows) - 1, min(len(rows), HEAD_ROWS), dtype=torch.float64).long().unique()
+    lengths = torch.tensor([len(ids) for ids in rows.select(sample.tolist())["input_ids"]])
+    sample = sample[lengths.argsort(stable=True)]
+    with evaluating(model), torch.inference_mode():
+        for part in sample.split(batch_size):
+            batch = collator([{**rows[index], "redrawn": False} for index in part.tolist()])
+            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            states = last_states(
+                model,
+                batch["input_ids"],
+                batch.get("attention_mask"),
+                decoder_input_ids=batch.get("decoder_input_ids"),
+            )[batch["target_mask"]]
+            states, targets = states.cpu().double(), table[batch["labels"]].cpu().double()
+            gram += states.T @ states
+            moment += states.T @ targets
+    # Without an intercept, as the head has none.
+    gram.diagonal().add_(_HEAD_RIDGE * float(gram.diagonal().mean()))
+    with torch.no_grad():
+        weight.copy_(torch.linalg.solve(gram, moment).T)
+
+
+def freeze_unused(constructor: Any, batch: dict[str, Tensor]) -> None:
+    """Freeze what no gradient reaches (task heads, poolers): processes would wait for it after each step."""
+    constructor(
+        **{name: tensor.to(bare_constructor(constructor).device) for name, tensor in batch.items()}
+    ).loss.backward()
+    for parameter in constructor.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+        parameter.grad = None

@@ -1,0 +1,78 @@
+"""The Trainer of the constructor, and its arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+from defemb_callbacks.constructor_config import ConstructorConfig
+from defemb_callbacks.reconstruction.batches import TokenBatchSampler
+
+
+class ConstructorTrainer(Trainer):
+    """A `Trainer` whose batches are counted in tokens.
+
+    Args:
+        tokens_per_batch: on one process.
+        *args, **kwargs: of the `Trainer`.
+    """
+
+    def __init__(self, *args: Any, tokens_per_batch: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tokens_per_batch = tokens_per_batch
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of `TokenBatchSampler`, dealt to the processes by accelerate."""
+        rows: Any = self.train_dataset
+        lengths = [len(a) + len(b) for a, b in zip(rows["input_ids"], rows["decoder_input_ids"], strict=True)]
+        sampler = TokenBatchSampler(lengths, self.tokens_per_batch, processes=self.args.world_size, seed=self.args.seed)
+        loader = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+
+def constructor_arguments(
+    output_dir: Path, settings: ConstructorConfig, *, device: torch.device, bfloat16: bool, evaluates: bool
+) -> TrainingArguments:
+    """The arguments of a constructor's Trainer.
+
+    Args:
+        output_dir: for checkpoints.
+        settings: of the constructor.
+        device: the model's; on a CPU it is trained there, even if there is an accelerator.
+        bfloat16: compute in bfloat16, unless `settings.training` says otherwise.
+        evaluates: whether there are words that are held out.
+
+    Raises:
+        ValueError: `settings.training` has a field that `TrainingArguments` does not have.
+    """
+    fixed = {"remove_unused_columns": False, "label_names": ["labels"], "prediction_loss_only": True}
+    chosen: dict[str, Any] = {
+        "use_cpu": device.type == "cpu",
+        "bf16": bfloat16,
+        "per_device_eval_batch_size": 64,
+        "dataloader_pin_memory": device.type != "cpu",  # warns without an accelerator
+        **settings.training_settings,
+    }
+    if not evaluates:
+        chosen["eval_strategy"] = "no"
+    elif settings.patience is not None:
+        chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    try:
+        return TrainingArguments(output_dir=str(output_dir), **chosen | fixed)
+    except TypeError as error:
+        raise ValueError(f"The constructor's training settings do not fit TrainingArguments: {error}.") from error
+
+
+def stopping(settings: ConstructorConfig, evaluates: bool) -> list[TrainerCallback]:
+    """Early stopping, where it is asked for and there is something to evaluate."""
+    return [EarlyStoppingCallback(settings.patience)] if evaluates and settings.patience is not None else []
