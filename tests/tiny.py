@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 MAX_LENGTH = 128
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 # Whole words of every family's vocabulary, the most frequent first; inflected forms stand beside lemmas on purpose.
 WORDS: tuple[str, ...] = tuple(
@@ -132,12 +133,13 @@ def tiny_glossary() -> dict[str, str]:
     return dict(line.split(": ", 1) for line in _GLOSSES.strip().splitlines())
 
 
-def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
+def wordpiece_tokenizer(*, mask: bool = True) -> PreTrainedTokenizerFast:
     """BERT's kind: lower-casing, ``##`` marks what continues a word, ``[unusedN]`` entries, an ``[UNK]`` in use."""
     tokens = [
         "[PAD]",
         *(f"[unused{i}]" for i in range(4)),
-        *("[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        *("[UNK]", "[CLS]", "[SEP]"),
+        *(["[MASK]"] if mask else []),
         *PUNCTUATION,
         *LETTERS,
         *(f"##{letter}" for letter in LETTERS),
@@ -164,7 +166,7 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         pad_token="[PAD]",
-        mask_token="[MASK]",
+        mask_token="[MASK]" if mask else None,
     )
 
 
@@ -203,25 +205,37 @@ def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 def unigram_tokenizer() -> PreTrainedTokenizerFast:
     """T5's kind: cased, ``▁`` marks a word's start, ``</s>`` closes, ``<extra_id_3>`` … ``<extra_id_0>`` stand last."""
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(4))]
+    return _unigram(["<pad>", "</s>", "<unk>"], "$A </s>", "$A </s> $B </s>", sentinels, eos_token="</s>")
+
+
+def gemma_tokenizer() -> PreTrainedTokenizerFast:
+    """Gemma's kind: ``<bos>`` opens, nothing closes, and there is a ``<mask>`` that is not called the mask token."""
+    specials = ["<pad>", "<eos>", "<unk>", "<bos>"]
+    tokens = {"eos_token": "<eos>", "bos_token": "<bos>"}
+    return _unigram(specials, "<bos> $A", "<bos> $A <bos> $B", ["<mask>"], **tokens)
+
+
+def _unigram(specials: list[str], single: str, pair: str, last: list[str], **tokens: str) -> PreTrainedTokenizerFast:
     words = [*WORDS, *NAMES, *NUMBERS, *(word.capitalize() for word in WORDS[:40])]
     pieces = dict.fromkeys([f"▁{word}" for word in words] + [*SUFFIXES, *PUNCTUATION])
     letters = dict.fromkeys(["▁", *LETTERS, *(letter.upper() for letter in LETTERS)])
     scores = [(piece, -4.0 - 0.01 * i) for i, piece in enumerate(pieces)]
     # Letters are so unlikely that a whole word always wins over its spelling.
     scores += [(letter, -20.0) for letter in letters if letter not in pieces]
-    backend = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *scores], unk_id=2))
+    backend = Tokenizer(models.Unigram([*((special, 0.0) for special in specials), *scores], unk_id=2))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     backend.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+        single=single, pair=pair, special_tokens=[(special, i) for i, special in enumerate(specials)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=MAX_LENGTH,
-        eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
-        extra_special_tokens=[f"<extra_id_{i}>" for i in reversed(range(4))],
+        extra_special_tokens=last,
+        **tokens,
     )
 
 
@@ -263,6 +277,47 @@ def _tiny_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model_class(config_class(**settings | overrides)).eval()
+
+
+_LAYER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+_LAYER |= {"max_position_embeddings": MAX_LENGTH, "initializer_range": 0.2}
+_GROUPED = {**_LAYER, "num_key_value_heads": 2, "head_dim": 8}
+_DISENTANGLED = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+_BOTH_SIDES = {
+    f"{side}_{name}": number
+    for side in ("encoder", "decoder")
+    for name, number in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 64))
+}
+# By model type: how each calls one layer of width 32 with 4 heads, and weights large enough for states to differ.
+_SIZES: dict[str, dict[str, Any]] = {
+    "bert": _LAYER,
+    "deberta-v2": _LAYER | _DISENTANGLED,
+    "electra": {**_LAYER, "embedding_size": 16},
+    "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 64, "initializer_range": 0.2},
+    "bart": {"d_model": 32, "max_position_embeddings": MAX_LENGTH, "init_std": 0.2, **_BOTH_SIDES},
+    "t5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0},
+    "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": MAX_LENGTH, "initializer_range": 0.2},
+    "llama": {**_GROUPED, "tie_word_embeddings": False},
+    "gemma": _GROUPED,
+    "qwen2": {**_LAYER, "num_key_value_heads": 2, "tie_word_embeddings": True},
+}
+
+
+def tiny_model(model_class: type[ModelT], tokenizer: PreTrainedTokenizerBase, **config: Any) -> ModelT:
+    """A model of one layer of width 32 for `tokenizer`, of any other family: ``tiny_model(T5Model, tokenizer)``."""
+    config_class = model_class.config_class
+    settings: dict[str, Any] = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
+    settings["vocab_size"] = len(tokenizer)
+    if config_class.model_type == "t5gemma":
+        part = {**_GROUPED, **settings, "sliding_window": 16}
+        settings |= {"encoder": part, "decoder": dict(part)}
+    else:
+        settings |= _SIZES[config_class.model_type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return model_class(config_class(**settings | config)).eval()
 
 
 _LIVING = ("dog", "cat", "horse", "bird", "wolf", "lion", "owl", "goose")
