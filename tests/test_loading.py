@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_files_as_strings_and_paths(tmp_path: Path, name: str, content: str) -> 
         assert lexicon.lookup("cat")[0].gloss == "a feline"
 
 
+@pytest.mark.parametrize("name", ["Extract.JSONL", "my.extract.jsonl.gz"])
+def test_extracts_of_wiktionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("DEFEMB_CACHE", str(tmp_path / "cache"))
+    line = b'{"word": "cat", "lang_code": "en", "senses": [{"glosses": ["a feline"]}]}'
+    (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+    lexicon = load_definitions([tmp_path / name, CAT])
+    assert lexicon.sources == ("wiktionary", "glossary")
+    assert [found.gloss for found in lexicon.lookup("cat")] == ["a feline", "a feline"]
+
+
 def test_wordnet_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     wordnet = Lexicon.from_definitions([Definition("cat", "a feline")], name="wordnet")
     monkeypatch.setattr(loading, "load_wordnet", lambda: wordnet)
@@ -51,8 +62,9 @@ def test_lists_are_merged_in_order() -> None:
 
 
 def test_unknown_suffix_names_those_known() -> None:
-    with pytest.raises(ValueError, match=r"'words\.xlsx'.*\.tsv, \.csv, \.json"):
-        load_definitions("words.xlsx")
+    for name in ("words.xlsx", "words.tsv.gz", "words.gz"):
+        with pytest.raises(ValueError, match=rf"{name!r}.*\.tsv, \.csv, \.json.*Wiktionary \(\.jsonl, \.jsonl\.gz\)"):
+            load_definitions(name)
 
 
 def test_unknown_name_names_what_is_accepted() -> None:

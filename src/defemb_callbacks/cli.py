@@ -41,7 +41,8 @@ Sources = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SRC",
-        help="'wordnet' (the default), or a glossary: .tsv, .csv or .json. Give it several times to join dictionaries.",
+        help="'wordnet' (the default), a glossary (.tsv, .csv, .json) or an extract of Wiktionary (.jsonl, .jsonl.gz). "
+        "Give it several times to join dictionaries.",
     ),
 ]
 Output = Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)]

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.definitions.definition import Definition, Relation
+from defemb_callbacks.definitions.forms import Forms
 from defemb_callbacks.definitions.morphology import Morphology
 from defemb_callbacks.definitions.source import Source
 
@@ -213,6 +214,8 @@ class Lexicon:
         for number, source in enumerate(self._sources):
             _write_table(source.table, folder / f"definitions-{number}.arrow")
             _write_table(source.relation_table, folder / f"relations-{number}.arrow")
+            if source.forms is not None:
+                _write_table(source.forms.table, folder / f"forms-{number}.arrow")
             entries.append(
                 {
                     "name": source.name,
@@ -220,6 +223,7 @@ class Lexicon:
                     "explicit": source.explicit,
                     "morphology": source.morphology.exceptions if source.morphology else None,
                     "removed": sorted(source.removed),
+                    "forms": source.forms is not None,
                 }
             )
         (folder / "lexicon.json").write_text(json.dumps({"sources": entries}), encoding="utf-8")
@@ -242,6 +246,8 @@ class Lexicon:
                     entry["explicit"],
                     None if entry["morphology"] is None else Morphology(entry["morphology"]),
                     frozenset(entry["removed"]),
+                    # Folders written before there were forms do not say.
+                    Forms(_read_table(folder / f"forms-{number}.arrow")) if entry.get("forms") else None,
                 )
                 for number, entry in enumerate(entries)
             ]

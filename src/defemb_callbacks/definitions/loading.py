@@ -9,15 +9,22 @@ from typing import TypeAlias
 
 from defemb_callbacks.definitions.glossary import glossary_from_dict, read_json, read_table
 from defemb_callbacks.definitions.lexicon import Lexicon
+from defemb_callbacks.definitions.wiktionary import load_wiktionary
 from defemb_callbacks.definitions.wordnet import load_wordnet
 
 Glossary: TypeAlias = Mapping[str, str | Sequence[str]]
 DefinitionSource: TypeAlias = str | os.PathLike[str] | Glossary | Lexicon | Sequence["DefinitionSource"]
 
-READERS: dict[str, Callable[[Path], Lexicon]] = {".tsv": read_table, ".csv": read_table, ".json": read_json}
+READERS: dict[str, Callable[[Path], Lexicon]] = {
+    ".tsv": read_table,
+    ".csv": read_table,
+    ".json": read_json,
+    ".jsonl": load_wiktionary,
+    ".jsonl.gz": load_wiktionary,
+}
 _ACCEPTED = (
-    f'"wordnet", a path to a glossary ({", ".join(READERS)}), a dict {{word: gloss or list of glosses}}, a Lexicon, '
-    "or a list of these"
+    '"wordnet", a path to a glossary (.tsv, .csv, .json) or to an extract of Wiktionary (.jsonl, .jsonl.gz), a dict '
+    "{word: gloss or list of glosses}, a Lexicon, or a list of these"
 )
 
 
@@ -25,12 +32,15 @@ def load_definitions(source: DefinitionSource) -> Lexicon:
     """Load a dictionary, or merge several.
 
     Args:
-        source: `"wordnet"`; a path to a `.tsv`, `.csv` or `.json` glossary; a dict of words and their gloss or
-            glosses; a [`Lexicon`]; or a list of these, in which every dictionary keeps its own definitions.
+        source: `"wordnet"`; a path to a `.tsv`, `.csv` or `.json` glossary, or to a `.jsonl` or `.jsonl.gz` extract of
+            Wiktionary, of which the English entries are read (for other languages see [`load_wiktionary`]); a dict of
+            words and their gloss or glosses; a [`Lexicon`]; or a list of these, in which every dictionary keeps its own
+            definitions.
 
     Raises:
         FileNotFoundError: no such file, or no WordNet on this machine.
-        ValueError: an unknown name or suffix, an empty list, or a glossary with a mistake (named with its line).
+        ValueError: an unknown name or suffix, an empty list, a glossary with a mistake (named with its line), or an
+            extract that [`read_wiktionary`] refuses.
         TypeError: `source` is of another kind.
 
     Example:
@@ -63,7 +73,7 @@ def _flattened(sources: Sequence[DefinitionSource]) -> Iterator[DefinitionSource
 
 def _read_file(source: str | os.PathLike[str]) -> Lexicon:
     path = Path(source).expanduser()
-    suffix = path.suffix.lower()
+    suffix = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if suffix not in READERS:
         raise ValueError(f"Cannot load definitions from {str(source)!r}: give {_ACCEPTED}.")
     if not path.is_file():

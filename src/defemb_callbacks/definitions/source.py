@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.definitions.definition import PARTS_OF_SPEECH, Definition, Relation
+from defemb_callbacks.definitions.forms import Forms
 from defemb_callbacks.definitions.morphology import Morphology
 
 DEFINITION_SCHEMA = pa.schema(
@@ -42,6 +43,7 @@ class Source:
         content: fingerprint of what the dictionary held when it was built.
         explicit: whether its user wrote it, so that its entries may define literal tokens.
         morphology: how inflected forms lead to entries; `None` for dictionaries of literal forms.
+        forms: those that the dictionary lists; it is they that are asked first. `None` where it lists none.
         removed: lower-cased words that were taken out.
     """
 
@@ -52,6 +54,7 @@ class Source:
     explicit: bool = False
     morphology: Morphology | None = field(default=None, repr=False)
     removed: frozenset[str] = field(default=frozenset(), repr=False)
+    forms: Forms | None = field(default=None, repr=False)
 
     @classmethod
     def build(
@@ -77,7 +80,7 @@ class Source:
         links = list(zip(*_informative(relations, keys, rows), strict=True)) or [(), (), ()]
         relation_table = pa.table(dict(zip(Relation._fields, links, strict=True)), schema=RELATION_SCHEMA)
         rules = morphology.fingerprint if morphology else "literal"
-        content = fingerprint(_stream(table), _stream(relation_table), rules, str(explicit))
+        content = fingerprint(table_bytes(table), table_bytes(relation_table), rules, str(explicit))
         return cls(name, table, relation_table, content, explicit, morphology)
 
     @property
@@ -117,7 +120,7 @@ class Source:
         key = word.lower()
         if key in self.removed:
             return False
-        return key in self._rows or bool(self._inflected(word, ignore_case=True))
+        return key in self._rows or bool(self._with_lemmas(word, [], True) or self._inflected(word, ignore_case=True))
 
     def lookup(self, word: str, *, ignore_case: bool = False) -> list[Definition]:
         """See [`Lexicon.lookup`]."""
@@ -125,7 +128,9 @@ class Source:
         if key in self.removed:
             return []
         rows = list(self._rows.get(key, ()))
-        if not ignore_case:
+        if self.forms is not None:
+            rows = self._with_lemmas(word, rows, ignore_case)
+        elif not ignore_case:
             rows = self._spelled(word, rows) or rows
         return self._definitions(rows or self._inflected(word, ignore_case))
 
@@ -149,6 +154,7 @@ class Source:
             self.explicit,
             self.morphology,
             self.removed | removed,
+            self.forms,
         )
 
     def relations(self, words: frozenset[str] | None) -> Iterator[Relation]:
@@ -181,6 +187,24 @@ class Source:
     def _has(self, key: str, pos: str) -> bool:
         column = self._columns["pos"]
         return any(column[row] == pos for row in self._rows.get(key, ()))
+
+    def _with_lemmas(self, word: str, rows: list[int], ignore_case: bool) -> list[int]:
+        """A word's own senses, then those of what it is listed as a form of: "saw" is a tool, and seeing.
+
+        The spelling given comes first, then lower case: "is" is of "be" before it is "IS", the information system.
+        """
+        listed = self.forms.of(word.lower()) if self.forms else []
+        spelled = self._columns["word"]
+        found: list[int] = []
+        for wanted in (word, word.lower(), None):
+            found += [row for row in rows if wanted in (None, spelled[row])]
+            for form, lemma, pos in listed:
+                if wanted in (None, form):
+                    lemma_rows = self._spelled(lemma, self._rows.get(lemma.lower(), ()))
+                    found += [row for row in lemma_rows if self._columns["pos"][row] == pos] or lemma_rows
+            if found and wanted == word and not ignore_case:
+                break
+        return list(dict.fromkeys(found))
 
     def _inflected(self, word: str, ignore_case: bool) -> list[int]:
         if self.morphology is None:
@@ -261,7 +285,8 @@ def _informative(relations: Iterable[Relation], keys: list[str], rows: list[Defi
     return list(kept.values())
 
 
-def _stream(table: pa.Table) -> bytes:
+def table_bytes(table: pa.Table) -> bytes:
+    """The content of a table, for fingerprints."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
