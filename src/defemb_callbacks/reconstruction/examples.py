@@ -123,8 +123,10 @@ def definition_rows(
     # What does not end in a special token (T5's, BERT's) may be cut anywhere.
     plain = {"return_attention_mask": False, "return_token_type_ids": False}
     longest = max((len(ids) for ids in sub_tokens), default=1)
-    room = max(4, max_length - longest + (0 if style.family == "decoder" else 1))
-    texts = tokenizer([text for _, text, _ in uses], truncation=True, max_length=room, **plain)["input_ids"]
+    # One sub-token stands where the text has its mask; of the decoder the last one is only asked for.
+    room = max(4, max_length - longest + (1 if style.mask or style.family == "decoder" else 0))
+    prompts = [text for _, text, _ in uses]
+    texts = tokenizer(prompts, truncation=True, max_length=room, **plain)["input_ids"] if prompts else []
     rows = [
         (*row, number, weight, masking == "random")
         for (number, _, weight), text in zip(uses, texts, strict=True)
@@ -139,6 +141,7 @@ def _masked(
 ) -> list[tuple[list[int], list[int], int, list[int]]]:
     """`input_ids`, `decoder_input_ids`, `position` and `labels` of each row of one definition."""
     if style.family == "decoder":
+        text = text or [style.pad]  # of a word that is defined by itself alone nothing may be left
         return [(text + word[:j], [], len(text) + j - 1, [target]) for j, target in enumerate(word)]
     slot = style.slots[0]
     begin = text.index(slot) if style.mask else next(i for i, id in enumerate([*text, -1]) if id not in style.special)
