@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
+    BartForConditionalGeneration,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
-    GPT2Config,
+    ElectraModel,
     GPT2LMHeadModel,
     PreTrainedModel,
     RobertaForMaskedLM,
-    T5Config,
     T5ForConditionalGeneration,
+    T5GemmaForConditionalGeneration,
     T5Model,
 )
 
 from defemb_callbacks import DefinitionEMBMixin, with_definition_head
-from defemb_callbacks.reconstruction.mixin import is_encoder, last_states
-from tiny import byte_bpe_tokenizer, tiny_bert, tiny_roberta, wordpiece_tokenizer
+from defemb_callbacks.reconstruction.mixin import backbone_of, last_states
+from tiny import (
+    byte_bpe_tokenizer,
+    gemma_tokenizer,
+    tiny_bert,
+    tiny_model,
+    tiny_roberta,
+    unigram_tokenizer,
+    wordpiece_tokenizer,
+)
 
 TOKENIZER = wordpiece_tokenizer()
 MASK = TOKENIZER.mask_token_id
-T5_SIZES = {"vocab_size": 50, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
 
 
 def batch(*texts: str) -> dict[str, Tensor]:
@@ -162,8 +170,8 @@ def test_the_head_starts_small_enough_to_keep_the_states_length():
     model = tiny_bert(TOKENIZER, hidden_size=256, num_hidden_layers=1)
     head = wrap(model).definition_head
     assert head.bias is None
-    assert float(head.weight.std()) == pytest.approx(256**-0.5, rel=0.02)
-    assert float(head.weight.mean()) == pytest.approx(0, abs=1e-3)
+    assert float(head.weight.detach().std()) == pytest.approx(256**-0.5, rel=0.02)
+    assert float(head.weight.detach().mean()) == pytest.approx(0, abs=1e-3)
 
 
 def test_the_head_has_the_type_of_the_table():
@@ -206,10 +214,84 @@ def test_last_states_are_the_backbones(model):
     assert torch.equal(last_states(wrap(model), **BATCH), expected)
 
 
-def test_of_an_encoder_decoder_the_encoder_is_read():
-    model = T5ForConditionalGeneration(T5Config(**T5_SIZES)).eval()
-    ids = torch.tensor([[5, 6, 1]])
+@pytest.mark.parametrize("model_class", [T5ForConditionalGeneration, T5Model])
+def test_of_an_encoder_decoder_the_encoder_is_read_unless_the_decoder_is_given_something(model_class):
+    model = tiny_model(model_class, unigram_tokenizer())
+    ids, read = torch.tensor([[5, 6, 1]]), torch.tensor([[0, 7, 8, 9]])
+    assert backbone_of(model) is model.encoder
     assert torch.equal(last_states(model, ids), model.encoder(input_ids=ids).last_hidden_state)
+    output = T5Model.forward(model, ids, decoder_input_ids=read)  # its body is the same with any head
+    assert torch.equal(last_states(model, ids, decoder_input_ids=read), output.last_hidden_state)
+
+
+def test_what_is_padded_in_the_encoder_is_not_seen_by_the_decoder():
+    model = tiny_model(BartForConditionalGeneration, byte_bpe_tokenizer())
+    ids, read = torch.tensor([[0, 9, 2, 1, 1]]), torch.tensor([[2, 0, 7]])
+    mask = torch.tensor([[1, 1, 1, 0, 0]])
+    padded = last_states(model, ids, mask, decoder_input_ids=read)
+    torch.testing.assert_close(padded, last_states(model, ids[:, :3], decoder_input_ids=read), rtol=0, atol=1e-5)
+    assert (padded - last_states(model, ids, decoder_input_ids=read)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("model_class", "make", "read"),
+    [
+        (GPT2LMHeadModel, byte_bpe_tokenizer, False),
+        (BartForConditionalGeneration, byte_bpe_tokenizer, True),
+        (T5ForConditionalGeneration, unigram_tokenizer, True),
+        (T5GemmaForConditionalGeneration, gemma_tokenizer, True),
+    ],
+)
+def test_decoders_and_encoder_decoders_are_wrapped_as_well(model_class, make, read):
+    model = tiny_model(model_class, make())
+    wrapped = with_definition_head(model)
+    ids = torch.tensor([[5, 6, 7, 1], [8, 9, 10, 11]])
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids.flip(1)} if read else {})}
+    targets = torch.tensor([[False, False, True, True], [False, True, False, False]])
+    assert wrapped.reconstruct({**inputs, "target_mask": targets}).shape == (3, 32)
+    output = wrapped(**inputs, target_mask=targets, labels=torch.tensor([9, 10, 11]))
+    states = model(**inputs, output_hidden_states=True)
+    last = (states.decoder_hidden_states if read else states.hidden_states)[-1]
+    torch.testing.assert_close(output.logits, wrapped.definition_head(last[targets]))
+    torch.testing.assert_close(wrapped(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+
+
+def test_of_two_widths_the_decoders_is_read():
+    tokenizer = gemma_tokenizer()
+    part = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    part |= {"vocab_size": len(tokenizer), "intermediate_size": 16}
+    encoder, decoder = {**part, "hidden_size": 16}, {**part, "hidden_size": 24, "cross_attention_hidden_size": 16}
+    wrapped = with_definition_head(
+        tiny_model(T5GemmaForConditionalGeneration, tokenizer, encoder=encoder, decoder=decoder)
+    )
+    assert wrapped.definition_head.weight.shape == (16, 24)
+    read = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[2, 5]])}
+    targets = torch.tensor([[False, True]])
+    assert wrapped(**read, target_mask=targets, labels=torch.tensor([9])).logits.shape == (1, 16)
+
+
+def test_a_table_narrower_than_the_states_is_reconstructed_in_its_own_width():
+    wrapped = wrap(tiny_model(ElectraModel, TOKENIZER))
+    output = wrapped(**BATCH, labels=LABELS)
+    assert output.logits.shape == (3, 16)
+    expected = (output.logits - table(wrapped)[LABELS]).square().mean() * 100 / 16
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_loss_is_averaged_over_all_targets_where_these_are_some_of_more(model):
+    wrapped = wrap(model)
+    alone = wrapped(**BATCH, labels=LABELS).loss
+    for count in (12, torch.tensor(12)):
+        torch.testing.assert_close(wrapped(**BATCH, labels=LABELS, num_items_in_batch=count).loss, alone * 3 / 12)
+
+
+def test_other_rows_than_the_tables_can_be_the_targets(model):
+    wrapped = wrap(model)
+    rows = torch.randn_like(table(model))
+    wrapped.register_buffer("definition_targets", rows, persistent=False)
+    output = wrapped(**BATCH, labels=LABELS)
+    expected = (output.logits - rows[LABELS]).square().mean() * 100 / 32
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_refuses_another_number_of_labels(model):
@@ -227,25 +309,3 @@ def test_refuses_a_batch_without_a_mask(model):
 def test_refuses_to_guess_where_to_read(model):
     with pytest.raises(ValueError, match=r"pass target_mask, or wrap with .*mask_token_id=tokenizer.mask_token_id"):
         with_definition_head(model).reconstruct(BATCH)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)),
-        lambda: T5Model(T5Config(**T5_SIZES)),
-        lambda: T5ForConditionalGeneration(T5Config(**T5_SIZES)),
-        lambda: tiny_bert(TOKENIZER, is_decoder=True),
-    ],
-)
-def test_refuses_decoders_and_encoder_decoders(make):
-    model = make()
-    assert not is_encoder(model)
-    with pytest.raises(TypeError, match=f"{type(model).__name__} is not an encoder"):
-        with_definition_head(model)
-
-
-def test_encoders_are_known_whatever_their_head(model):
-    assert is_encoder(model)
-    assert is_encoder(wrap(model))
-    assert isinstance(wrap(model), nn.Module)
