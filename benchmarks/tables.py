@@ -125,6 +125,39 @@ def monitoring(result: dict[str, Any]) -> str:
     return table([what, "share of training time"], rows)
 
 
+POOLINGS = {"static": "static table", "layer:3": "layer 3", "layer:5": "layer 5", "first_last": "first and last layer"}
+
+
+def sentence(result: dict[str, Any]) -> str:
+    rows = []
+    for pooling, found in result["quality"].items():
+        scores = found["spearman"]
+        whitening = {k: scores[f"whitening {k}, shrinkage 0.0"] for k in (384, 256, 128)}
+        flows = {name: scores[f"flow {name}"] for name in ("principal", "paper", "code")}
+        shown = [scores["raw"], *whitening.values(), scores["top 10 removed"], *flows.values()]
+        best = max(shown)
+        cells = [f"**{score:.3f}**" if score == best else f"{score:.3f}" for score in shown]
+        rows.append([POOLINGS.get(pooling, f"{pooling} layer"), *cells, found["advice"]["verdict"]])
+    header = ["mean over", "raw", "whitening", "to 256", "to 128", "top 10 removed"]
+    return table([*header, "flow (principal)", "flow (paper)", "flow (code)", "advice"], rows)
+
+
+def sentence_cost(result: dict[str, Any]) -> str:
+    fit, encode, stream = result["fit_seconds"], result["encode"]["ratio"], result["stream"]
+    flows = [value for name, value in fit.items() if name.startswith("flow")]
+    rows = [
+        [f"fit to {fit['sentences']:,} vectors of {fit['width']}: whitening", f"{fit['whitening']:.2f} s"],
+        ["the same: flows", f"{min(flows):.0f} to {max(flows):.0f} s"],
+        [
+            f"whitening of a stream of {stream['vectors']:,} × {stream['width']}: extra memory",
+            f"{stream['extra_mb']:.0f} MB",
+        ],
+        ["time to encode, as a multiple of the time without: whitening", f"{encode['whitening']:.2f}"],
+        ["the same: flow (principal)", f"{encode['flow principal']:.2f}"],
+    ]
+    return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "supersense": ("supersense.json", supersense),
     "wordsim": ("wordsim.json", wordsim),
@@ -135,6 +168,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "speed": ("encode.json", speed),
     "metrics": ("metrics.json", metrics),
     "monitoring": ("monitoring.json", monitoring),
+    "sentence": ("sentence.json", sentence),
+    "sentence_cost": ("sentence.json", sentence_cost),
 }
 
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings, load_definitions, measure_embeddings
+from defemb_callbacks.applied import note_applied
 from defemb_callbacks.definitions import Lexicon
-from defemb_callbacks.embeddings import note_applied
 from defemb_callbacks.inspection import (
     Inspection,
     as_text,

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, Trainer
 
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, RebuildReport
-from defemb_callbacks.embeddings import applied_to
+from defemb_callbacks.applied import applied_to
 from defemb_callbacks.model_card import CITATION, END, START, TAG, WORDNET, model_card_section, update_model_card
 from defemb_callbacks.report import GroupSummary
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer

@@ -20,7 +20,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import embedding_weight, read_table
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import related_tokens
 
@@ -74,7 +74,7 @@ def build_definition_embeddings(
         DefinitionEmbeddings(2 of 10 tokens, width 8)
     """
     config = config or DefinitionEMBConfig()
-    weight = embedding_weight(model)
+    weight = embedding_weight(model, config.table)
     lexicon = load_definitions(definitions)
     vocabulary = read_vocabulary(tokenizer, len(weight))
 
@@ -133,6 +133,7 @@ def _build(
             max_length=max_length,
             precision=config.precision,
             settings=config.constructor_config,
+            table=config.table,
         )
         rows, details = learned.rows, learned.info
     else:
@@ -141,12 +142,13 @@ def _build(
         features = word_features(
             model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision
         )
-        fitted = cross_fitted_rows(features, embedding_weight(model).detach()[ids.to(model.device)].float().cpu())
+        fitted = cross_fitted_rows(features, read_table(model, config.table)[ids.to(model.device)].cpu())
         rows, details = fitted.rows, {"ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
     info = {
         "model": model.name_or_path,
         "method": config.method,
+        "table": config.table,
         "definitions": lexicon.name,
         "definitions_read": sum(map(len, found.values())),
         **details,

@@ -13,14 +13,15 @@ from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
+from defemb_callbacks.applied import applied_to, note_applied
 from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
-from defemb_callbacks.embeddings import DefinitionEmbeddings, applied_to, note_applied
+from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.frequency import configured_rank, frequency_groups
 from defemb_callbacks.monitoring import EmbeddingMonitorCallback
 from defemb_callbacks.plots import TableSnapshot, watched_tokens
-from defemb_callbacks.rows import embedding_weight, read_table
+from defemb_callbacks.rows import INPUT, embedding_weight, read_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         return None if self._given is not None else super()._lexicon()
 
     def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
-        earlier = applied_to(model)
+        earlier = applied_to(model, self.config.table)
         # `force` is for what others rebuilt: a second train() is no second rebuild.
         rebuilt_here = self._rebuilt is not None and self._rebuilt() is model
         if earlier is not None and (rebuilt_here or not self.force):
@@ -135,7 +136,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         else:
             embeddings.check_tokenizer(read_vocabulary(self._tokenizer, len(embedding_weight(model))))
         ids = embeddings.chosen(self.config, counts)
-        table = read_table(model) if self.config.plots and state.is_world_process_zero else None
+        # The pictures are those of the input table.
+        drawn = self.config.plots and self.config.table == INPUT and state.is_world_process_zero
+        table = read_table(model) if drawn else None
         self.report = embeddings.apply(model, self.config, counts=counts, force=self.force)
         if table is not None:
             rank = configured_rank(embeddings.vocabulary, self.config, counts)

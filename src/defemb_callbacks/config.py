@@ -13,7 +13,7 @@ from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfi
 FeatureName = Literal["mean", "first", "mask", "bag"]
 
 # The settings on which the reconstructed vectors depend; all others only decide what is written where, and when.
-BUILD_FIELDS = ("method", "features", "definitions_per_token", "max_length", "precision")
+BUILD_FIELDS = ("method", "table", "features", "definitions_per_token", "max_length", "precision")
 
 # The settings on which the written rows depend besides.
 APPLY_FIELDS = (
@@ -56,6 +56,13 @@ class DefinitionEMBConfig:
     constructor: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "With 'learned': settings of the constructor, as JSON or as a file of JSON."},
+    )
+    table: Literal["input", "output", "decoder"] = field(
+        default="input",
+        metadata={
+            "help": "The table to rebuild: 'input' (and an output table tied to it), 'output' where it is not tied, or "
+            "'decoder' where the decoder of an encoder-decoder reads a table of its own."
+        },
     )
     features: list[str] = field(
         default_factory=lambda: ["mean", "bag"],

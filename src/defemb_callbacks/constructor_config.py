@@ -14,9 +14,9 @@ Masking = Literal["autoregressive", "random"]
 # What the Trainer of the constructor uses where `training` does not say otherwise.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 2,
-    "learning_rate": 1e-4,
-    "lr_scheduler_type": "inverse_sqrt",
-    "warmup_steps": 100,
+    "learning_rate": 3e-4,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.06,
     "adam_beta2": 0.98,
     "weight_decay": 0.01,
     "max_grad_norm": 1.0,
@@ -69,7 +69,7 @@ class ConstructorConfig:
     filter_ratio: float = 0.0
     held_out: float = 0.02
     patience: int | None = 3
-    tokens_per_batch: int = 4096
+    tokens_per_batch: int = 1024
     lora_r: int | None = None
     save_to: str | None = None
     training: dict[str, Any] = field(default_factory=dict)

@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from defemb_callbacks.applied import applied_to, note_applied
 from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.report import GroupSummary, RebuildReport
-from defemb_callbacks.rows import bare_model, check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.rows import INPUT, bare_model, check_rows, embedding_weight, read_table, write_rows
 from defemb_callbacks.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class DefinitionEmbeddings:
         counts: Tensor | None = None,
         force: bool = False,
     ) -> RebuildReport:
-        """Write the rows into a model's input embeddings, and into an output table that is tied to them.
+        """Write the rows into a model's table, by default the input table and an output table that is tied to it.
 
         What was written is noted in `model.config.definition_emb`, which the checkpoint keeps, so that no model is
         rebuilt twice. Nothing is written if anything does not fit.
@@ -103,22 +104,32 @@ class DefinitionEmbeddings:
             What was rebuilt and what was not and why, with the metrics before and after.
 
         Raises:
-            ValueError: a model of another vocabulary or width, one that was rebuilt before, or missing counts.
+            ValueError: a model of another vocabulary or width, one that was rebuilt before, rows that were built for
+                another table, or missing counts.
             TypeError: a model without a floating-point embedding table.
         """
         config = config or DefinitionEMBConfig()
-        weight = embedding_weight(model)
+        table = config.table
+        built_for = self.info.get("table", INPUT)
+        if built_for != table:
+            raise ValueError(f"These embeddings were built for the {built_for} table; set table={built_for!r}.")
+        weight = embedding_weight(model, table)
         if hasattr(bare_model(model), "peft_config"):
             logger.warning(
                 "This is a PEFT model: the rebuilt rows are in the model, but an adapter saved without them will not "
                 "bring them back. Save with save_embedding_layers=True, or name the embeddings in modules_to_save."
             )
-        self._check_model(model, weight, force)
+        self._check_shape(weight)
+        if (earlier := applied_to(model, table)) and not force:
+            raise ValueError(
+                f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
+                "Load the original checkpoint, or pass force=True to rebuild what was rebuilt."
+            )
         ids = self.chosen(config, counts)
         rank = configured_rank(self.vocabulary, config, counts)
         groups = frequency_groups(rank, config.group_edges)
 
-        before = read_table(model)
+        before = read_table(model, table)
         group_of_token = torch.zeros(len(rank), dtype=torch.int64)
         for number, name in enumerate(GROUPS):
             group_of_token[groups[name]] = number
@@ -132,7 +143,7 @@ class DefinitionEmbeddings:
         )
         measure = TableMeasure(groups, pairs=self.pairs)
         figures_before = measure.measure(before)
-        write_rows(model, ids, rows)
+        write_rows(model, ids, rows, table)
         figures_after = measure.measure(weight)
 
         settings = {name: getattr(config, name) for name in APPLY_FIELDS}
@@ -141,7 +152,7 @@ class DefinitionEmbeddings:
             "strategy": config.strategy,
             "rebuilt": len(ids),
         }
-        note_applied(model, applied)
+        note_applied(model, applied, table)
         weight_of_token = torch.zeros(len(rank), dtype=torch.float64)
         weight_of_token[ids] = weights
         return RebuildReport(
@@ -160,17 +171,12 @@ class DefinitionEmbeddings:
             info=self.info | {"settings": settings} | applied,
         )
 
-    def _check_model(self, model: nn.Module, weight: Tensor, force: bool) -> None:
+    def _check_shape(self, weight: Tensor) -> None:
         expected = (len(self.vocabulary), self.rows.shape[1])
         if tuple(weight.shape) != expected:
             raise ValueError(
                 f"These embeddings were built for a table of shape {expected}, the model's is {tuple(weight.shape)}: "
                 "another tokenizer, size or resized vocabulary. Build them for this model."
-            )
-        if (earlier := applied_to(model)) and not force:
-            raise ValueError(
-                f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
-                "Load the original checkpoint, or pass force=True to rebuild what was rebuilt."
             )
 
     def chosen(self, config: DefinitionEMBConfig, counts: Tensor | None = None) -> Tensor:
@@ -277,20 +283,3 @@ class DefinitionEmbeddings:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
-
-
-def applied_to(model: nn.Module) -> dict[str, Any] | None:
-    """What was applied to a model, also before it was saved and loaded; `None` if it was never rebuilt."""
-    return getattr(_config_of(model), "definition_emb", None)
-
-
-def note_applied(model: nn.Module, applied: dict[str, Any] | None) -> None:
-    """Set what `applied_to` tells of a model and of its checkpoints."""
-    _config_of(model).definition_emb = applied
-
-
-def _config_of(model: nn.Module) -> Any:
-    config = getattr(bare_model(model), "config", None)
-    if config is None:
-        raise TypeError(f"{type(model).__name__} has no config; pass a transformers model.")
-    return config

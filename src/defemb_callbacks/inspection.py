@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defemb_callbacks.applied import applied_to
 from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
-from defemb_callbacks.embeddings import applied_to
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups
 from defemb_callbacks.metrics.blocks import unit_rows
 from defemb_callbacks.monitoring import measure_embeddings

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
+
+TableName = Literal["input", "output", "decoder"]
+INPUT: TableName = "input"
 
 
 def bare_model(model: nn.Module) -> nn.Module:
@@ -16,12 +19,18 @@ def bare_model(model: nn.Module) -> nn.Module:
     return extract_model_from_parallel(compiled._orig_mod if compiled is not None else model)
 
 
-def embedding_weight(model: nn.Module) -> nn.Parameter:
-    """The input embedding table, (vocabulary, d), of a model, also inside DDP, DataParallel or torch.compile.
+def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter:
+    """An embedding table, (vocabulary, d), of a model, also inside DDP, DataParallel or torch.compile.
+
+    Args:
+        model: any model with token embeddings.
+        table: "input"; "decoder", what the decoder of an encoder-decoder reads where it has a table of its own
+            (T5Gemma); or "output", the table of logits where it is not tied.
 
     Raises:
         TypeError: the model has no `get_input_embeddings()` with a table, or a quantized one.
-        ValueError: the table is on the meta device (no data yet), or empty here because it is sharded.
+        ValueError: the model has no such table beside its input table; it is on the meta device (no data yet), or empty
+            here because it is sharded.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -29,6 +38,8 @@ def embedding_weight(model: nn.Module) -> nn.Parameter:
         >>> embedding_weight(BertModel(config)).shape
         torch.Size([10, 4])
     """
+    if table != INPUT:
+        return _other_weight(model, table)
     inner: Any = bare_model(model)
     try:
         embedding = inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
@@ -75,15 +86,28 @@ def output_weight(model: nn.Module) -> nn.Parameter | None:
     return None if weight.data_ptr() == embedding_weight(model).data_ptr() else weight  # type: ignore[return-value]
 
 
-@torch.no_grad()
-def read_table(model: nn.Module) -> Tensor:
-    """A float32 copy, (vocabulary, d), of the input embeddings, on their device."""
-    return embedding_weight(model).detach().to(torch.float32, copy=True)
+def _other_weight(model: nn.Module, table: TableName) -> nn.Parameter:
+    inner: Any = bare_model(model)
+    weight = output_weight(model) if table == "output" else None
+    if table == "decoder" and inner.config.is_encoder_decoder:
+        own = embedding_weight(inner.get_decoder())
+        weight = None if own.data_ptr() == embedding_weight(model).data_ptr() else own
+    if weight is None:
+        raise ValueError(
+            f"{type(inner).__name__} has no {table} table of its own beside its input table; use table='input'."
+        )
+    return weight
 
 
 @torch.no_grad()
-def write_rows(model: nn.Module, ids: Tensor, rows: Tensor) -> None:
-    """Overwrite rows of the input embeddings, and so of an output table that is tied to them.
+def read_table(model: nn.Module, table: TableName = INPUT) -> Tensor:
+    """A float32 copy, (vocabulary, d), of the embeddings of a table, on their device."""
+    return embedding_weight(model, table).detach().to(torch.float32, copy=True)
+
+
+@torch.no_grad()
+def write_rows(model: nn.Module, ids: Tensor, rows: Tensor, table: TableName = INPUT) -> None:
+    """Overwrite rows of the input embeddings, and so of an output table that is tied to them; or of another table.
 
     All is checked before the first row is written. The parameter stays the same object, so that ties, optimizers and
     compiled graphs see the new rows. Under DDP call it on every process with the same rows.
@@ -92,6 +116,7 @@ def write_rows(model: nn.Module, ids: Tensor, rows: Tensor) -> None:
         model: also inside DDP, DataParallel or torch.compile.
         ids: (n,) int64, each once.
         rows: (n, d), any floating type.
+        table: see `embedding_weight`.
 
     Raises:
         ValueError: shapes or ids that do not fit, or values that are NaN or infinite in the table's type (the first
@@ -104,7 +129,7 @@ def write_rows(model: nn.Module, ids: Tensor, rows: Tensor) -> None:
         >>> embedding_weight(model)[3].tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    weight = embedding_weight(model)
+    weight = embedding_weight(model, table)
     rows = rows.to(weight.device, weight.dtype)  # first: what float32 holds may be infinite in float16
     check_rows(ids, rows, size=weight.shape[0], width=weight.shape[1])
     weight.index_copy_(0, ids.to(weight.device), rows)

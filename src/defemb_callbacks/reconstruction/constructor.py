@@ -16,7 +16,7 @@ from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction.encode import evaluating
 from defemb_callbacks.reconstruction.examples import DefinitionCollator
 from defemb_callbacks.reconstruction.mixin import DefinitionEMBMixin, last_states, with_definition_head
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import INPUT, TableName, embedding_weight
 
 # Definitions from which the head is solved: more would not move it by what training does.
 HEAD_ROWS = 8192
@@ -24,8 +24,10 @@ _HEAD_RIDGE = 0.03
 
 
 @contextlib.contextmanager
-def open_constructor(model: PreTrainedModel, settings: ConstructorConfig) -> Iterator[Any]:
+def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table: TableName = INPUT) -> Iterator[Any]:
     """A trainable constructor: a float32 copy of the model, or with `lora_r` the model itself with adapters.
+
+    Its targets are the rows of `table` as they are now.
 
     Afterwards the model is what it was: the adapters are taken off, and each parameter is trained or frozen as before.
 
@@ -33,18 +35,17 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig) -> Ite
         ImportError: `lora_r` without peft.
     """
     if settings.lora_r is None:
-        constructor = with_definition_head(copy.deepcopy(model).float())
+        constructor = with_definition_head(copy.deepcopy(model).float(), table=table)
         constructor.requires_grad_(True)
-        table = embedding_weight(constructor)
-        if settings.train_embeddings:
-            constructor.register_buffer("definition_targets", table.detach().clone(), persistent=False)
-        else:
-            table.requires_grad_(False)
+        # A table that is trained is no fixed target.
+        if settings.train_embeddings and table == INPUT:
+            constructor.definition_targets = embedding_weight(constructor).detach().clone()
+        embedding_weight(constructor).requires_grad_(settings.train_embeddings)
         yield constructor
         return
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
-    constructor = _with_adapters(model, settings.lora_r)
+    constructor = _with_adapters(with_definition_head(model, table=table), settings.lora_r)
     try:
         yield constructor
     finally:
@@ -56,12 +57,11 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig) -> Ite
             module.training = training
 
 
-def _with_adapters(model: PreTrainedModel, rank: int) -> Any:
+def _with_adapters(wrapped: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ImportError('lora_r needs peft: pip install "defemb-callbacks[peft]"') from error
-    wrapped = with_definition_head(model)
     wrapped.definition_head.float()  # a head in half precision would not move by small steps
     head = "definition_head"
     adapters = LoraConfig(
@@ -85,7 +85,7 @@ def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, ba
         batch_size: definitions encoded at once.
     """
     model = bare_constructor(constructor)
-    table = embedding_weight(model).detach()
+    table = embedding_weight(model).detach() if model.definition_targets is None else model.definition_targets
     head = model.definition_head  # with adapters peft trains a copy of it
     weight = (head if isinstance(head, torch.nn.Linear) else head.modules_to_save["default"]).weight
     gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)

@@ -33,7 +33,7 @@ from defemb_callbacks.reconstruction.examples import (
 )
 from defemb_callbacks.reconstruction.isolation import isolated_training
 from defemb_callbacks.reconstruction.trainer import ConstructorTrainer, constructor_arguments, stopping
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import INPUT, TableName, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def learned_rows(
     max_length: int = 64,
     precision: str = "auto",
     settings: ConstructorConfig | None = None,
+    table: TableName = INPUT,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> LearnedRows:
     """Train a constructor on definitions, and let it make the vectors of the words that they define.
@@ -88,6 +89,7 @@ def learned_rows(
         max_length: longest input in tokens.
         precision: "float32", "bfloat16", or "auto": bfloat16 where it is fast.
         settings: default `ConstructorConfig()`.
+        table: whose rows are to be reconstructed, see `embedding_weight`.
         callbacks: of the Trainer.
 
     Raises:
@@ -129,7 +131,7 @@ def learned_rows(
             folder / "run", settings, device=model.device, bfloat16=bfloat16, evaluates=len(evaluation) > 0
         )
         torch.manual_seed(arguments.seed)
-        with open_constructor(model, settings) as constructor:
+        with open_constructor(model, settings, table) as constructor:
             freeze_unused(constructor, collator([train[0]]))
             if settings.head == "ridge":
                 solve_head(constructor, train, collator)
@@ -149,7 +151,7 @@ def learned_rows(
             if settings.save_to is not None:
                 trainer.save_model(settings.save_to)
             rows = constructed_rows(constructor, every, collator, len(ids))
-    old = embedding_weight(model).detach()[ids.to(model.device)].float().cpu()
+    old = read_table(model, table)[ids.to(model.device)].cpu()
     info = {
         "steps": trainer.state.global_step,
         "loss": _curve(trainer.state.log_history, "loss"),
@@ -178,7 +180,7 @@ def constructed_rows(
     model: Any = bare_constructor(constructor)
     word, weight = torch.as_tensor(rows["word"]), torch.as_tensor(rows["weight"])
     lengths = [len(ids) for ids in rows["input_ids"]]
-    result = torch.zeros(words, embedding_weight(model).shape[1])
+    result = torch.zeros(words, model.definition_head.out_features)
     progress = tqdm(total=sum(lengths), desc="Reading definitions", unit="token", unit_scale=True, disable=None)
     with progress, evaluating(model), torch.inference_mode():
         for batch in equal_length_batches(lengths, batch_size):

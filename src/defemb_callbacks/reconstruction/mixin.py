@@ -11,7 +11,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import INPUT, TableName, embedding_weight
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -73,8 +73,8 @@ class DefinitionEMBMixin:
 
     Attributes:
         definition_head: linear map without bias from the hidden width to the width of the embeddings.
-        definition_targets: (vocabulary, d), the rows to reconstruct where they are not those of the model's own input
-            table, because that table is trained; else `None`.
+        definition_targets: (vocabulary, d), the rows to reconstruct, where they are another table's or that table is
+            trained; `None` for those of the input table.
     """
 
     definition_head: nn.Linear
@@ -161,7 +161,9 @@ class DefinitionEMBMixin:
         return ModelOutput(loss=loss, logits=rows)
 
 
-def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = None) -> PreTrainedModel:
+def with_definition_head(
+    model: PreTrainedModel, *, mask_token_id: int | None = None, table: TableName = INPUT
+) -> PreTrainedModel:
     """The same model with a definition head, as class `DefinitionEMB<Class>(DefinitionEMBMixin, <Class>)`.
 
     Its weights are those of `model`, not copies; `model` itself stays as it is. The head starts from N(0, 1/d).
@@ -170,8 +172,11 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
         model: any model that reads text, with any task head.
         mask_token_id: the tokenizer's `mask_token_id`, where definitions leave the word out; elsewhere batches say with
             `target_mask` what to read.
+        table: whose rows are to be reconstructed, see `embedding_weight`; a copy of any other than the input table is
+            kept, as it may be trained.
 
     Raises:
+        ValueError: the model has no such table.
         TypeError: the model has a definition head already.
 
     Example:
@@ -194,11 +199,12 @@ def with_definition_head(model: PreTrainedModel, *, mask_token_id: int | None = 
         name: copy.copy(value) if isinstance(value, dict) else value for name, value in model.__dict__.items()
     }
     wrapped.config = copy.deepcopy(model.config)  # saving writes the class name into it
-    weight = embedding_weight(model)
+    weight = embedding_weight(model, table)
     width, hidden = weight.shape[1], _width_of_states(model)
     wrapped.definition_head = nn.Linear(hidden, width, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.normal_(wrapped.definition_head.weight, std=hidden**-0.5)
-    wrapped.register_buffer("definition_targets", None)
+    targets = None if table == INPUT else weight.detach().clone()
+    wrapped.register_buffer("definition_targets", targets, persistent=False)
     wrapped.__dict__["definition_mask_id"] = mask_token_id
     # The Trainer counts labels as a causal language model would shift them, where it takes the loss for one.
     wrapped.__dict__["loss_type"] = None
