@@ -75,7 +75,7 @@ def write_extract(path: Path, megabytes: int) -> dict[str, int]:
             packed.write(line)
             written, lines = written + len(line), lines + 1
             if written >= megabytes * 1_000_000:
-                return {"bytes": written, "entries": lines, "gzip_bytes": 0}
+                return {"bytes": written, "entries": lines}
     raise AssertionError("synthetic_lines has no end")
 
 
@@ -116,7 +116,7 @@ def large(megabytes: int) -> dict[str, Any]:
         path = Path(folder, "extract.jsonl")
         size = write_extract(path, megabytes)
         packed = Path(f"{path}.gz")
-        size["gzip_bytes"] = packed.stat().st_size
+        size["gzip_bytes"] = packed.stat().st_size  # closed by now, and so complete
         os.environ["DEFEMB_CACHE"] = str(Path(folder, "cache"))
         plain, zipped = in_fresh_process("read", path), in_fresh_process("read", packed)
         for run in (plain, zipped):
