@@ -145,6 +145,38 @@ def test_build_saves_what_the_function_builds(run, checkpoint, glossary, tokeniz
     assert "66 of 476 tokens rebuilt from 66 definitions (glossary)" in text
 
 
+def test_build_with_the_papers_constructor(run, checkpoint, glossary, tmp_path) -> None:
+    steps = {"max_steps": 2, "eval_steps": 1, "save_steps": 1, "disable_tqdm": True, "warmup_steps": 1}
+    text = run(
+        *(
+            "build",
+            checkpoint,
+            "--output",
+            tmp_path / "embeddings",
+            "--definitions",
+            glossary,
+            "--paper",
+            "roberta-base",
+        ),
+        *("--constructor", json.dumps({"training": steps, "held_out": 0.1}), "--cache-dir", tmp_path / "cache"),
+    )
+    info = DefinitionEmbeddings.from_pretrained(tmp_path / "embeddings").info
+    assert (info["method"], info["steps"], info["held_out"]) == ("learned", 2, 6)
+    assert text.splitlines()[-1].endswith("--output DIR --strategy replace --no-rescale")
+    done = run(
+        *("apply", checkpoint, tmp_path / "embeddings", "--output", tmp_path / "new", "--strategy", "replace"),
+        *("--no-rescale", "--report", tmp_path / "report.json"),
+    )
+    assert "Saved in" in done
+    assert json.loads((tmp_path / "report.json").read_text())["info"]["steps"] == 2
+
+
+def test_build_refuses_other_papers(refused, checkpoint, glossary, tmp_path) -> None:
+    arguments = ("build", checkpoint, "--output", tmp_path / "embeddings", "--definitions", glossary)
+    assert "The paper's models are roberta-base, bart-large" in refused(*arguments, "--paper", "gpt2")
+    assert "constructor='no.json' is neither" in refused(*arguments, "--method", "learned", "--constructor", "no.json")
+
+
 @pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForMaskedLM])
 def test_apply_saves_an_ordinary_checkpoint_with_its_head(run, glossary, tokenizer, tmp_path, model_class) -> None:
     model = tiny_bert(tokenizer, model_class)

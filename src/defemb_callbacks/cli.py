@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.constructor_config import PAPER_SETTINGS
 from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
@@ -31,8 +32,18 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose tables cut the names of options
 )
 
-BUILD_SETTINGS = ("features", "definitions_per_token", "max_length", "precision", "batch_size", "cache_dir")
-APPLY_SETTINGS = ("strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
+BUILD_SETTINGS = (
+    "method",
+    "constructor",
+    "table",
+    "features",
+    "definitions_per_token",
+    "max_length",
+    "precision",
+    "batch_size",
+    "cache_dir",
+)
+APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
 
 Model = Annotated[str, typer.Argument(help="Folder of a checkpoint, or its id on the hub.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.")]
@@ -67,6 +78,8 @@ def _with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         choices = None
         if get_origin(kind) is Literal:
             kind, choices = str, "|".join(get_args(kind))
+        elif field.name == "constructor":  # a dict, or text that says the same
+            kind = str | None
         option = Annotated[kind, typer.Option(metavar=choices, help=field.metadata["help"])]
         default = getattr(defaults, field.name)
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -77,6 +90,8 @@ def _with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         own = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
 
         def run(**values: Any) -> None:
+            if values.get("paper") is not None:  # whose constructor is learned
+                values["method"] = "learned"
             config = DefinitionEMBConfig(**{name: values.pop(name) for name in names})
             command(config=config, **values)
 
@@ -132,12 +147,19 @@ def build(
     model: Model,
     output: Output,
     definitions: Sources = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(PAPER_SETTINGS), help="Start from the paper's settings for one of its models."),
+    ] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     *,
     config: DefinitionEMBConfig,
 ) -> None:
     """Reconstruct a model's token embeddings from definitions, and save them for `defemb apply`."""
+    if paper is not None:
+        plain, given = DefinitionEMBConfig().to_dict(), config.to_dict()
+        config = DefinitionEMBConfig.paper(paper, **{name: v for name, v in given.items() if v != plain[name]})
     network, tokenizer = _load(model, revision, trust_remote_code)
     state = PartialState()
     network.to(state.device)
@@ -145,10 +167,14 @@ def build(
     if state.is_main_process:
         embeddings.save_pretrained(output)
     info = embeddings.info
+    # A learned constructor without held-out words cannot be judged.
+    explained = f", which explain {info['r_squared']:.3f} of the old rows' variation" if info["r_squared"] else ""
+    table = "" if config.table == "input" else f" --table {config.table}"
+    strategy = "" if paper is None else " --strategy replace --no-rescale"
     _say(
         f"{len(embeddings.ids):,} of {len(embeddings.vocabulary):,} tokens rebuilt from "
-        f"{info['definitions_read']:,} definitions ({info['definitions']}), which explain {info['r_squared']:.3f} of "
-        f"the old rows' variation.\nSaved in {output}. Next: defemb apply {model} {output} --output DIR"
+        f"{info['definitions_read']:,} definitions ({info['definitions']}){explained}.\n"
+        f"Saved in {output}. Next: defemb apply {model} {output} --output DIR{table}{strategy}"
     )
 
 
@@ -170,7 +196,7 @@ def apply(
         raise ValueError(f"--output {output} is MODEL itself; name another folder.")
     network, tokenizer = _load(model, revision, trust_remote_code)
     ready = DefinitionEmbeddings.from_pretrained(embeddings)
-    ready.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(network))))
+    ready.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(network, config.table))))
     done = ready.apply(network, config, force=force)
     if PartialState().is_main_process:
         network.save_pretrained(output)

@@ -202,7 +202,8 @@ class DefinitionEMBConfig:
 
         Args:
             name: "roberta-base", "bart-large", "t5-large" or "t5gemma-l-ul2".
-            **overrides: other settings; `only_training_tokens=True` is the paper's task-specific replacement.
+            **overrides: other settings; `only_training_tokens=True` is the paper's task-specific replacement. Those in
+                `constructor` replace single settings of the paper's, also within its `training`.
 
         Raises:
             ValueError: any other name.
@@ -215,6 +216,9 @@ class DefinitionEMBConfig:
         if name not in PAPER_SETTINGS:
             raise ValueError(f"The paper's models are {', '.join(PAPER_SETTINGS)}, not {name!r}.")
         max_length, constructor = PAPER_SETTINGS[name]
+        changes = ConstructorConfig.read_settings(overrides.pop("constructor", None))
+        training = {**constructor["training"], **changes.get("training", {})}
+        constructor = {**constructor, **changes, "training": training}
         settings: dict[str, Any] = {
             "method": "learned",
             "constructor": constructor,

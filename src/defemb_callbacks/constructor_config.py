@@ -83,12 +83,19 @@ class ConstructorConfig:
         for name in ("filter_ratio", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not from 0 to below 1.")
+        if self.tokens_per_batch is None:
+            raise ValueError("tokens_per_batch=None is no number.")
         for name, least in (("patience", 1), ("tokens_per_batch", 1), ("lora_r", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value!r} is less than {least}.")
         if self.patience is not None and not self.held_out and self.patience != type(self).patience:
             raise ValueError(f"patience={self.patience} needs words to evaluate on: held_out must be above 0.")
+        if self.lora_r is not None and self.train_embeddings:
+            raise ValueError(
+                f"train_embeddings=True trains the constructor's own table, which with lora_r={self.lora_r} it shares "
+                "with the model; leave one of the two out."
+            )
         if not isinstance(self.training, dict):
             raise ValueError(f"training={self.training!r} must be a dict of fields of TrainingArguments.")
 
@@ -108,8 +115,13 @@ class ConstructorConfig:
             >>> ConstructorConfig.read('{"lora_r": 8}').lora_r
             8
         """
+        return value if isinstance(value, cls) else cls(**cls.read_settings(value))
+
+    @classmethod
+    def read_settings(cls, value: ConstructorConfig | dict[str, Any] | str | None) -> dict[str, Any]:
+        """What `read` takes as the settings that it names; raises the same."""
         if isinstance(value, cls):
-            return value
+            return value.to_dict()
         if isinstance(value, str):
             text = value if value.lstrip().startswith("{") else _text_of(value)
             try:
@@ -123,7 +135,7 @@ class ConstructorConfig:
         unknown = [name for name in settings if name not in known]
         if unknown:
             raise ValueError(f"The constructor has no setting {unknown[0]!r}; known are {', '.join(known)}.")
-        return cls(**settings)
+        return settings
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as plain JSON values."""
