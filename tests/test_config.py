@@ -9,8 +9,10 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from defemb_callbacks import DefinitionEMBConfig
+from defemb_callbacks.constructor_config import ConstructorConfig
 
 BUILD = {
+    "table": "decoder",
     "features": ["mask"],
     "definitions_per_token": 1,
     "max_length": 32,
@@ -42,7 +44,13 @@ def parse(*arguments: str) -> tuple[DefinitionEMBConfig, TrainingArguments]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "magic"}, r"method='magic' is unknown; choose from ridge"),
+        ({"method": "magic"}, r"method='magic' is unknown; choose from ridge, learned"),
+        ({"table": "middle"}, r"table='middle' is unknown; choose from input, output, decoder"),
+        ({"constructor": {"lora_r": 8}}, r"constructor= is of method='learned', but method='ridge'"),
+        ({"method": "learned", "constructor": {"lora": 8}}, r"The constructor has no setting 'lora'; known are head"),
+        ({"method": "learned", "constructor": "{8}"}, r"constructor='\{8\}' is no valid JSON"),
+        ({"method": "learned", "constructor": "no.json"}, r"'no.json' is neither a JSON object nor a file with one"),
+        ({"method": "learned", "constructor": {"held_out": 1}}, r"held_out=1 is not from 0 to below 1"),
         ({"strategy": "swap"}, r"strategy='swap' is unknown; choose from blend, replace"),
         ({"precision": "float16"}, r"precision='float16' is unknown; choose from auto, float32, bfloat16"),
         ({"features": []}, r"features=\[\] must name at least one feature"),
@@ -103,7 +111,8 @@ def test_a_command_line_without_settings_gives_the_defaults():
 
 
 def test_a_command_line_sets_every_field_in_its_type():
-    flags = {**BUILD, **WRITE, "method": "ridge", "features": ["mask", "first"]}
+    constructor = json.dumps(ConstructorConfig(lora_r=8, training={"max_steps": 3}).to_dict())
+    flags = {**BUILD, **WRITE, "method": "learned", "constructor": constructor, "features": ["mask", "first"]}
     line = []
     for name, value in flags.items():
         line += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
@@ -112,7 +121,18 @@ def test_a_command_line_sets_every_field_in_its_type():
     assert config == DefinitionEMBConfig(**flags)
     assert {name: type(value) for name, value in config.to_dict().items()} == {
         name: type(value) for name, value in flags.items()
-    }
+    } | {"constructor": dict}
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_a_command_line_sets_the_constructor_beside_the_trainers_own_arguments(in_a_file, tmp_path):
+    text = '{"lora_r": 8, "training": {"learning_rate": 0.5}}'
+    path = tmp_path / "constructor.json"
+    path.write_text(text)
+    line = ["--method", "learned", "--constructor", str(path) if in_a_file else text, "--learning_rate", "0.25"]
+    config, arguments = parse(*line)
+    assert config.constructor_config == ConstructorConfig(lora_r=8, training={"learning_rate": 0.5})
+    assert arguments.learning_rate == 0.25
 
 
 def test_a_command_line_is_validated_as_well():
@@ -127,11 +147,18 @@ def test_a_choice_that_does_not_exist_stops_the_parser(capsys):
 
 
 def test_to_dict_is_json_and_gives_the_config_back():
-    config = DefinitionEMBConfig(**BUILD, **WRITE)
-    assert DefinitionEMBConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    learned = {"method": "learned", "constructor": {"held_out": 0, "training": {"max_steps": 3}}}
+    for settings in ({}, learned, {"method": "learned"}):
+        config = DefinitionEMBConfig(**BUILD, **WRITE, **settings)
+        assert DefinitionEMBConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    paper = DefinitionEMBConfig.paper("t5-large")
+    assert DefinitionEMBConfig(**json.loads(json.dumps(paper.to_dict()))) == paper
 
 
 def test_configs_share_no_lists():
+    given = {"training": {"max_steps": 3}}
+    DefinitionEMBConfig(method="learned", constructor=given).constructor["training"]["max_steps"] = 4
+    assert given == {"training": {"max_steps": 3}}
     DefinitionEMBConfig().features.append("mask")
     assert DefinitionEMBConfig().features == ["mean", "bag"]
     first = DefinitionEMBConfig()
@@ -162,12 +189,51 @@ def test_what_changes_the_vectors_changes_the_fingerprint(name):
     assert changed.build_fingerprint != DefinitionEMBConfig().build_fingerprint
 
 
+CONSTRUCTOR = {
+    "head": "random",
+    "masking": "random",
+    "words": "dictionary",
+    "train_embeddings": True,
+    "filter_ratio": 0.1,
+    "held_out": 0.2,
+    "patience": 5,
+    "tokens_per_batch": 512,
+    "lora_r": 8,
+    "training": {"learning_rate": 1e-3},
+}
+
+
+def learned(**settings: object) -> DefinitionEMBConfig:
+    return DefinitionEMBConfig(method="learned", constructor=settings)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTOR)
+def test_so_does_what_changes_the_constructor(name):
+    changed = learned(**{name: CONSTRUCTOR[name]})
+    assert changed.build_fingerprint != DefinitionEMBConfig(method="learned").build_fingerprint
+
+
+def test_each_constructor_has_a_fingerprint_of_its_own():
+    configs = [DefinitionEMBConfig(), DefinitionEMBConfig(method="learned")]
+    configs += [learned(**{name: value}) for name, value in CONSTRUCTOR.items()]
+    configs += [learned(training={"learning_rate": 2e-3}), learned(training={"max_steps": 3})]
+    assert len({config.build_fingerprint for config in configs}) == len(configs)
+
+
+def test_defaults_that_are_written_out_are_the_defaults():
+    implicit = DefinitionEMBConfig(method="learned")
+    for constructor in ({}, ConstructorConfig().to_dict(), "{}", {"lora_r": None}):
+        explicit = DefinitionEMBConfig(method="learned", constructor=constructor)
+        assert explicit.build_fingerprint == implicit.build_fingerprint
+        assert explicit.constructor_config == implicit.constructor_config == ConstructorConfig()
+
+
 def test_what_only_decides_on_the_writing_does_not():
     assert DefinitionEMBConfig(**WRITE).build_fingerprint == DefinitionEMBConfig().build_fingerprint
 
 
 def test_every_field_is_known_to_this_file():
-    assert {field.name for field in fields(DefinitionEMBConfig)} == {*BUILD, *WRITE, "method"}
+    assert {field.name for field in fields(DefinitionEMBConfig)} == {*BUILD, *WRITE, "method", "constructor"}
 
 
 def test_tuples_are_lists() -> None:

@@ -1,0 +1,252 @@
+"""Settings of the learned constructor: valid or refused by name, read from anywhere, and the paper's own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback, TrainingArguments, get_scheduler
+from transformers.trainer_utils import IntervalStrategy
+
+from defemb_callbacks import DefinitionEMBConfig
+from defemb_callbacks.constructor_config import PAPER_SETTINGS, TRAINING_DEFAULTS, ConstructorConfig
+from defemb_callbacks.reconstruction.trainer import constructor_arguments, stopping
+
+# Each setting with a value that is not its default.
+OTHER: dict[str, Any] = {
+    "head": "random",
+    "masking": "random",
+    "words": "dictionary",
+    "train_embeddings": True,
+    "filter_ratio": 0.1,
+    "held_out": 0.2,
+    "patience": 5,
+    "tokens_per_batch": 512,
+    "lora_r": 8,
+    "save_to": "somewhere",
+    "training": {"learning_rate": 1e-3},
+}
+
+
+def arguments(config: ConstructorConfig, tmp_path: Path, *, evaluates: bool = True) -> TrainingArguments:
+    return constructor_arguments(tmp_path, config, device=torch.device("cpu"), bfloat16=False, evaluates=evaluates)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": "zero"}, r"head='zero' is unknown; choose from ridge, random\."),
+        ({"masking": "all"}, r"masking='all' is unknown; choose from autoregressive, random\."),
+        ({"words": "all"}, r"words='all' is unknown; choose from tokens, dictionary\."),
+        ({"filter_ratio": 1}, r"filter_ratio=1 is not from 0 to below 1\."),
+        ({"filter_ratio": -0.1}, r"filter_ratio=-0.1 is not from 0 to below 1\."),
+        ({"filter_ratio": float("nan")}, r"filter_ratio=nan is not from 0 to below 1\."),
+        ({"held_out": 1.0}, r"held_out=1.0 is not from 0 to below 1\."),
+        ({"held_out": -1}, r"held_out=-1 is not from 0 to below 1\."),
+        ({"patience": 0}, r"patience=0 is less than 1\."),
+        ({"tokens_per_batch": 0}, r"tokens_per_batch=0 is less than 1\."),
+        ({"tokens_per_batch": None}, r"tokens_per_batch=None is no number\."),
+        ({"lora_r": 0}, r"lora_r=0 is less than 1\."),
+        ({"patience": 5, "held_out": 0}, r"patience=5 needs words to evaluate on: held_out must be above 0\."),
+        ({"lora_r": 8, "train_embeddings": True}, r"train_embeddings=True .* lora_r=8"),
+        ({"training": "fast"}, r"training='fast' must be a dict of fields of TrainingArguments\."),
+        ({"training": None}, r"training=None must be a dict of fields of TrainingArguments\."),
+    ],
+)
+def test_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ConstructorConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"filter_ratio": 0, "held_out": 0},
+        {"filter_ratio": 0.999, "held_out": 0.999},
+        {"patience": 1, "tokens_per_batch": 1, "lora_r": 1},
+        {"patience": None, "held_out": 0, "lora_r": None},
+    ],
+)
+def test_the_limits_themselves_are_allowed(settings):
+    config = ConstructorConfig(**settings)
+    assert {name: getattr(config, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"lora": 8}, r"The constructor has no setting 'lora'; known are head, masking, .*lora_r"),
+        ('{"lora": 8}', r"The constructor has no setting 'lora'; known are head"),
+        ('{"lora_r": }', r"constructor='{\"lora_r\": }' is no valid JSON: Expecting value"),
+        ("nowhere.json", r"constructor='nowhere.json' is neither a JSON object nor a file with one"),
+        ("[8]", r"constructor='\[8\]' is neither a JSON object nor a file with one"),
+        ([8], r"constructor=\[8\] must be a dict of settings, such as {'lora_r': 8}"),
+        (8, r"constructor=8 must be a dict of settings"),
+        ({"lora_r": -2}, r"lora_r=-2 is less than 1"),
+    ],
+)
+def test_refuses_to_read(value, message):
+    with pytest.raises(ValueError, match=message):
+        ConstructorConfig.read(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{lora_r: 8}", r"is no valid JSON"), ("[8]", r"constructor=\[8\] must be a dict of settings")],
+)
+def test_refuses_a_file_of_something_else(tmp_path, text, message):
+    path = tmp_path / "settings.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ConstructorConfig.read(str(path))
+
+
+def test_a_training_setting_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"training settings do not fit TrainingArguments: .*'learning_rat'"):
+        arguments(ConstructorConfig(training={"learning_rat": 1}), tmp_path)
+
+
+# What is read
+
+
+def test_reads_a_dict_text_a_file_itself_and_nothing(tmp_path):
+    expected = ConstructorConfig(**OTHER | {"lora_r": None})
+    settings = OTHER | {"lora_r": None}
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
+    for value in (settings, json.dumps(settings), " \n" + json.dumps(settings), str(path), expected):
+        assert ConstructorConfig.read(value) == expected
+    assert ConstructorConfig.read(None) == ConstructorConfig.read({}) == ConstructorConfig.read("{}")
+    assert ConstructorConfig.read(None) == ConstructorConfig()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_is_read_is_written_again(name):
+    config = ConstructorConfig(**{name: OTHER[name]})
+    assert ConstructorConfig.read(json.dumps(config.to_dict())) == config
+    assert config != ConstructorConfig()
+
+
+def test_settings_that_are_written_without_held_out_words_are_read_again():
+    config = ConstructorConfig(held_out=0)
+    assert ConstructorConfig.read(config.to_dict()) == config
+
+
+def test_every_setting_is_known_to_this_file():
+    assert {field.name for field in fields(ConstructorConfig)} == set(OTHER)
+
+
+def test_what_is_written_is_not_shared():
+    config = ConstructorConfig(training={"max_steps": 5})
+    config.to_dict()["training"]["max_steps"] = 7
+    assert config.training == {"max_steps": 5}
+    assert ConstructorConfig().training == {}
+
+
+# How it is trained
+
+
+def test_training_settings_are_the_defaults_and_what_is_given(tmp_path):
+    assert ConstructorConfig().training_settings == TRAINING_DEFAULTS
+    config = ConstructorConfig(training={"learning_rate": 0.5, "max_steps": 7})
+    made = arguments(config, tmp_path)
+    assert (made.learning_rate, made.max_steps) == (0.5, 7)
+    left = {name: value for name, value in TRAINING_DEFAULTS.items() if name not in ("learning_rate", "report_to")}
+    assert {name: getattr(made, name) for name in left} == left
+    assert made.output_dir == str(tmp_path)
+    assert "learning_rate" not in ConstructorConfig().training
+
+
+def test_what_the_constructor_needs_cannot_be_set(tmp_path):
+    made = arguments(ConstructorConfig(training={"remove_unused_columns": True, "label_names": ["x"]}), tmp_path)
+    assert (made.remove_unused_columns, made.label_names, made.prediction_loss_only) == (False, ["labels"], True)
+
+
+def test_it_stops_early_only_where_there_is_something_to_evaluate(tmp_path):
+    for config, evaluates, expected in (
+        (ConstructorConfig(patience=4), True, ["steps", True, 4]),
+        (ConstructorConfig(patience=None), True, ["steps", False, None]),
+        (ConstructorConfig(patience=4), False, ["no", False, None]),
+    ):
+        made = arguments(config, tmp_path, evaluates=evaluates)
+        found = [callback.early_stopping_patience for callback in stopping(config, evaluates)]
+        assert [made.eval_strategy.value, made.load_best_model_at_end, found[0] if found else None] == expected
+        assert all(isinstance(callback, EarlyStoppingCallback) for callback in stopping(config, evaluates))
+    best = arguments(ConstructorConfig(), tmp_path)
+    assert (best.metric_for_best_model, best.greater_is_better) == ("eval_loss", False)
+    assert best.eval_strategy == best.save_strategy == IntervalStrategy.STEPS
+    assert best.eval_steps == best.save_steps
+
+
+# The paper's (docs: one column of the table each)
+
+INVERSE_SQRT = {
+    "learning_rate": 1e-4, "lr_scheduler_type": "inverse_sqrt", "optim": "adamw_torch", "adam_beta1": 0.9,
+    "adam_beta2": 0.98, "weight_decay": 0.01, "max_grad_norm": 0.1,
+}  # fmt: skip
+ADAFACTOR = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "optim": "adafactor", "warmup_steps": 0}
+# Updates and warm-up, tokens a batch, longest input, whose input table is trained, and how many masks at a time.
+PAPER: dict[str, tuple[dict[str, Any], int, int, bool, str]] = {
+    "roberta-base": ({**INVERSE_SQRT, "max_steps": 400_000, "warmup_steps": 24_000}, 4096, 512, True, "random"),
+    "bart-large": ({**INVERSE_SQRT, "max_steps": 250_000, "warmup_steps": 20_000}, 4096, 1024, False, "autoregressive"),
+    "t5-large": ({**ADAFACTOR, "max_steps": 125_000}, 8192, 512, False, "autoregressive"),
+    "t5gemma-l-ul2": ({**ADAFACTOR, "max_steps": 125_000}, 8192, 512, False, "autoregressive"),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_numbers(name, tmp_path):
+    training, tokens, longest, trained, masking = PAPER[name]
+    config = DefinitionEMBConfig.paper(name)
+    constructor = config.constructor_config
+    made = arguments(constructor, tmp_path)
+    assert {setting: getattr(made, setting) for setting in training} == training
+    assert (constructor.tokens_per_batch, config.max_length) == (tokens, longest)
+    assert (constructor.train_embeddings, constructor.masking) == (trained, masking)
+    # For all four: L drawn at random, rare tokens are targets too, the first definition, its vector as it is.
+    assert (constructor.head, constructor.filter_ratio, constructor.patience) == ("random", 0.0, None)
+    assert (config.definitions_per_token, config.strategy, config.rescale, config.alpha) == (1, "replace", False, 1.0)
+    assert (config.method, constructor.words, constructor.lora_r) == ("learned", "tokens", None)
+
+
+def test_the_papers_models_are_these():
+    assert set(PAPER_SETTINGS) == set(PAPER)
+    with pytest.raises(ValueError, match=r"The paper's models are roberta-base, .*t5gemma-l-ul2, not 'bert'"):
+        DefinitionEMBConfig.paper("bert")
+
+
+def test_the_papers_settings_can_be_overridden_and_are_not_shared():
+    config = DefinitionEMBConfig.paper("bart-large", only_training_tokens=True, max_length=128)
+    assert (config.only_training_tokens, config.max_length, config.definitions_per_token) == (True, 128, 1)
+    assert isinstance(config.constructor, dict)
+    config.constructor["training"]["max_steps"] = 3
+    again = DefinitionEMBConfig.paper("bart-large").constructor_config.training
+    assert again["max_steps"] == 250_000
+    # Single settings of the constructor are replaced, also within its training.
+    for change in (
+        {"held_out": 0.1, "training": {"max_steps": 10}},
+        '{"held_out": 0.1, "training": {"max_steps": 10}}',
+    ):
+        shorter = DefinitionEMBConfig.paper("bart-large", constructor=change).constructor_config
+        assert (shorter.held_out, shorter.head, shorter.training) == (0.1, "random", {**again, "max_steps": 10})
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_inverse_sqrt_and_constant_schedules_are_what_the_trainer_makes_of_them(name, tmp_path):
+    made = arguments(DefinitionEMBConfig.paper(name).constructor_config, tmp_path)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=made.learning_rate)
+    schedule = get_scheduler(made.lr_scheduler_type, optimizer, made.get_warmup_steps(made.max_steps), made.max_steps)
+    rate = schedule.lr_lambdas[0]
+    warmup = PAPER[name][0]["warmup_steps"]
+    if PAPER[name][0]["lr_scheduler_type"] == "constant":
+        assert [rate(step) for step in (0, 1000, 124_999)] == [1.0, 1.0, 1.0]
+    else:
+        found = [rate(step) for step in (0, warmup // 2, warmup, 4 * warmup)]
+        assert found == pytest.approx([0.0, 0.5, 1.0, 0.5])
