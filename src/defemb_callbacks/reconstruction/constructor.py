@@ -40,7 +40,10 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
         # A table that is trained is no fixed target.
         if settings.train_embeddings and table == INPUT:
             constructor.definition_targets = embedding_weight(constructor).detach().clone()
-        embedding_weight(constructor).requires_grad_(settings.train_embeddings)
+        # Of an encoder-decoder both parts read a table, which may be the same one.
+        readers = [constructor, constructor.get_decoder()] if constructor.config.is_encoder_decoder else [constructor]
+        for reader in readers:
+            embedding_weight(reader).requires_grad_(settings.train_embeddings)
         yield constructor
         return
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
