@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -117,6 +118,12 @@ def test_derived_words_are_no_forms() -> None:
     assert parse_record(entry("runner", {**raw, "tags": ["form-of"]})).senses[0].lemmas == ("run",)
 
 
+def test_a_reference_needs_no_gloss() -> None:
+    raw = {"tags": ["form-of", "plural"], "form_of": [{"word": "cat"}]}
+    [sense] = parse_record(entry("cats", raw)).senses
+    assert (sense.gloss, sense.lemmas, sense.inflected) == ("", ("cat",), True)
+
+
 def test_a_heading_may_name_the_lemma() -> None:
     [sense] = parse_record(entry("am", {"glosses": ["inflection of be:", "first-person singular"]}, pos="verb")).senses
     assert (sense.lemmas, sense.inflected) == (("be",), True)
@@ -134,3 +141,30 @@ def test_synonyms_of_a_sense_and_of_an_entry_with_one_sense() -> None:
     assert [sense.synonyms for sense in parse_record(entry("word", "y", "z", synonyms=shared)).senses] == [(), ()]
     many = [{"word": f"w{number}"} for number in range(40)]
     assert parse_record(entry("word", "y", synonyms=many)).senses[0].synonyms == tuple(f"w{n}" for n in range(10))
+
+
+def test_any_structure_is_read_or_refused() -> None:
+    """Records with parts replaced by other JSON: nothing but ValueError, and only senses with text or a lemma."""
+    rng = random.Random(0)
+    links = [{"word": "b"}, "c"]
+    sense = {"glosses": ["x", "plural of y"], "tags": ["rare"], "form_of": links, "synonyms": links, "hyponyms": links}
+    whole = entry("word", sense, {**sense, "form_of": None}, synonyms=links, antonyms=links)
+
+    def other(value: Any) -> Any:
+        if rng.random() < 0.1:
+            return rng.choice([None, 0, 1.5, True, "", "(obsolete) text", [], [None], {}, {"word": 1}, [["a"]], [{}]])
+        if isinstance(value, dict):
+            return {key: other(one) for key, one in value.items()}
+        return [other(one) for one in value] if isinstance(value, list) else value
+
+    read = 0
+    for _ in range(2000):
+        changed = {key: other(value) for key, value in whole.items()}
+        try:
+            record = parse_record(changed)
+        except ValueError:
+            continue
+        read += 1
+        assert all(sense.gloss or sense.lemmas for sense in record.senses)
+        assert all(isinstance(word, str) and word for _, word in record.relations)
+    assert 200 < read < 2000

@@ -295,6 +295,19 @@ def test_a_damaged_gzip_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -
         read_wiktionary(path)
 
 
+def test_progress_is_told_in_bytes_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = wiktionary.tqdm
+    monkeypatch.setattr(wiktionary, "tqdm", lambda **options: shown(**{**options, "disable": False, "mininterval": 0}))
+    path = tmp_path / "e.jsonl.gz"
+    path.write_bytes(gzip.compress(lines_of(5000, {}).encode()))
+    read_wiktionary(path)
+    bars = capsys.readouterr().err
+    assert "Reading e.jsonl.gz: 100%" in bars
+    assert f"{path.stat().st_size / 1000:.1f}k/" in bars
+
+
 def test_an_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text("\n")

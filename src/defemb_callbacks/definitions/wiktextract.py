@@ -131,7 +131,8 @@ def parse_record(entry: Mapping[str, Any]) -> Record:
         raise ValueError("it has no word")
     if not isinstance(senses, list) or not all(isinstance(sense, dict) for sense in senses):
         raise ValueError("its senses are no list of objects")
-    word, part = " ".join(word.split()), entry.get("pos") or ""
+    word, part = " ".join(word.split()), entry.get("pos")
+    part = part if isinstance(part, str) else ""
     # Synonyms of a whole entry belong to one of its senses, but only where it has one is it known which.
     shared = _linked(entry, "synonyms") if len(senses) == 1 else []
     found, seen = [], set()
@@ -147,7 +148,7 @@ def parse_record(entry: Mapping[str, Any]) -> Record:
         if key in level
         for other in _linked(level, key)
     ]
-    return Record(word, PARTS.get(part, "") if isinstance(part, str) else "", found, relations)
+    return Record(word, PARTS.get(part, ""), found, relations)
 
 
 def clean_gloss(gloss: str) -> tuple[str, set[str]]:
@@ -204,13 +205,13 @@ def _sense(raw: Mapping[str, Any], word: str, sign: bool, shared: list[str]) -> 
         text, labels = clean_gloss(gloss)
         tags |= labels
         texts.append(text)
-    gloss = _joined(texts)
-    if not gloss:
-        return None
-    late = sign or not tags.isdisjoint(LATE_LABELS)
+    gloss, late = _joined(texts), sign or not tags.isdisjoint(LATE_LABELS)
     inflections, alternatives = _linked(raw, "form_of"), _linked(raw, "alt_of")
     if (inflections or alternatives) and tags.isdisjoint(DERIVED):
         return Sense(gloss, late, lemmas=tuple(inflections + alternatives), inflected=not alternatives)
+    if not gloss:
+        return None
+    # The last gloss is that of the sense itself; those before it are the headings that it stands under.
     lemma, inflected = reference(texts[-1])
     if lemma is None and reference(texts[0])[1]:  # "inflection of be:" above "first-person singular"
         lemma, inflected = reference(texts[0])
