@@ -6,6 +6,7 @@
 2. Weight of the new direction: `relation_auc` by frequency group, over pairs of words that WordNet relates but
    neither of which is mentioned in the other's definitions, so that no pair is related by what the encoder has read.
 3. `alpha`, the share of tokens that are rebuilt, least frequent first: the same over the whole vocabulary.
+4. Dictionaries: the first figure for WordNet, a small Wiktionary extract, and both, on the words that both define.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import RESULTS, add_model_argument, environment, find_model
+from common import RESULTS, WIKTIONARY, add_model_argument, environment, find_model
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
-from defemb_callbacks import Definition, DefinitionEMBConfig, load_definitions
+from defemb_callbacks import Definition, DefinitionEMBConfig, build_definition_embeddings, load_definitions
 from defemb_callbacks.blending import blend_rows, blend_weights, choose_tokens
 from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.frequency import frequency_groups, frequency_rank, rarity
@@ -53,6 +55,21 @@ def unmentioned(pairs: Tensor, words: dict[int, str], definitions: dict[int, lis
     }
     kept = [a in read and b in read and words[b] not in read[a] and words[a] not in read[b] for a, b in pairs.tolist()]
     return pairs[torch.tensor(kept)]
+
+
+def by_dictionary(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
+    """Centred cosine of cross-fitted rows to the pretrained ones, on the words that all dictionaries define."""
+    sources = {"WordNet": "wordnet", "Wiktionary 2015": str(WIKTIONARY), "both": ["wordnet", str(WIKTIONARY)]}
+    built = {name: build_definition_embeddings(model, tokenizer, source) for name, source in sources.items()}
+    table = read_table(model)
+    one, other = built["WordNet"].ids, built["Wiktionary 2015"].ids
+    ids = one[torch.isin(one, other)]
+    found: dict[str, Any] = {"words": len(ids)}
+    for name, embeddings in built.items():
+        rows = embeddings.rows[torch.isin(embeddings.ids, ids)]
+        found[name] = {"defined": len(embeddings.ids), "centred_cosine": centred_cosine(rows, table[ids])}
+    print(found, flush=True)
+    return found
 
 
 def main() -> None:
@@ -112,6 +129,7 @@ def main() -> None:
         "definitions_per_token": by_definitions,
         "relation_auc_by_weight": by_weight,
         "relation_auc_by_alpha": by_alpha,
+        "dictionaries": by_dictionary(model, tokenizer),
         "pairs": {group: len(members) for group, members in pairs.items()},
         "environment": environment(),
     }

@@ -14,6 +14,7 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 DATA = Path(os.environ.get("DEFEMB_TEST_DATA") or ROOT.parent / "shared" / "data")
+WIKTIONARY = DATA / "dictionaries" / "enwiktionary-2015-glosses.jsonl.gz"
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 

@@ -1,4 +1,4 @@
-"""Word similarity of a checkpoint before and after the rebuild with default settings.
+"""Word similarity of a checkpoint before and after the rebuild: closed form and learned, one dictionary and two.
 
     python benchmarks/wordsim.py
 
@@ -15,22 +15,27 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from common import DATA, RESULTS, add_model_argument, environment, find_model
+from common import DATA, RESULTS, WIKTIONARY, add_model_argument, environment, find_model
 from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
 
-CONFIGS = {
-    "default": DefinitionEMBConfig(),
-    "replace": DefinitionEMBConfig(strategy="replace"),
+BOTH = ["wordnet", str(WIKTIONARY)]
+SETUPS: dict[str, tuple[Any, DefinitionEMBConfig]] = {
+    "default": ("wordnet", DefinitionEMBConfig()),
+    "replace": ("wordnet", DefinitionEMBConfig(strategy="replace")),
+    "both": (BOTH, DefinitionEMBConfig()),
+    "learned": ("wordnet", DefinitionEMBConfig(method="learned")),
+    "learned, replace": ("wordnet", DefinitionEMBConfig(method="learned", strategy="replace")),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
-    parser.add_argument("--definitions", nargs="+", default=["wordnet"])
+    parser.add_argument("--setups", nargs="+", default=list(SETUPS))
     parser.add_argument("--output", type=Path, default=RESULTS / "wordsim.json")
     arguments = parser.parse_args()
     referee = DATA.parent / "tools" / "wordsim.py"
@@ -40,11 +45,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(name)
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = {"pretrained": AutoModel.from_pretrained(name)}
-        for label, config in CONFIGS.items():
-            checkpoints[label] = AutoModel.from_pretrained(name)
-            build_definition_embeddings(checkpoints[label], tokenizer, arguments.definitions, config).apply(
-                checkpoints[label], config
-            )
+        for label in arguments.setups:
+            definitions, config = SETUPS[label]
+            model = checkpoints[label] = AutoModel.from_pretrained(name)
+            build_definition_embeddings(model, tokenizer, definitions, config).apply(model, config)
         for label, model in checkpoints.items():
             model.save_pretrained(Path(folder, label))
             tokenizer.save_pretrained(Path(folder, label))
@@ -60,10 +64,9 @@ def main() -> None:
     }
     gains = {
         label: {dataset: groups["all"][label] - groups["all"]["pretrained"] for dataset, groups in scores.items()}
-        for label in CONFIGS
+        for label in arguments.setups
     }
     result = {
-        "definitions": arguments.definitions,
         "scores": scores,
         "gains": gains,
         "mean_gain": {label: mean(by_set.values()) for label, by_set in gains.items()},
