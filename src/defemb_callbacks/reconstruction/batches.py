@@ -16,7 +16,8 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: of each row, in tokens.
-        tokens: most tokens of a batch on one process; a row that is longer is a batch of its own.
+        tokens: most tokens of a batch on one process; a row that is longer is a batch of its own. Of several processes
+            some get a row more than that, where a batch cannot be dealt out evenly.
         processes: each gets every `processes`-th of the batches, as accelerate deals them.
         seed: of the order.
 
