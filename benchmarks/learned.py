@@ -4,6 +4,7 @@
 
 Of the words of all-MiniLM-L6-v2 that WordNet defines a fifth is held out. Both methods learn from the others and make
 the vectors of those; "centred cosine" is the mean cosine to their pretrained rows, less the pretrained rows' mean.
+How the head starts, and adapters, are compared on a part of the words.
 "Share of bare" is the speed of the Trainer's steps against the bare forward and backward pass of the same model on
 unpadded batches of the same texts, in turns.
 """
@@ -136,11 +137,9 @@ def speed(model: PreTrainedModel, tokenizer: Any, defined: list[Any], ids: Tenso
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
-    parser.add_argument("--setups", nargs="*", default=list(SETUPS))
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison of speed")
-    parser.add_argument("--words", type=int, help="so many words only, spread over the vocabulary, for a trial")
-    parser.add_argument("--constructor", type=json.loads, default={}, help="more settings of the constructor, as JSON")
+    parser.add_argument("--words", type=int, default=4000, help="for the comparison of setups, spread over all")
     parser.add_argument("--output", type=Path, default=RESULTS / "learned.json")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.WARNING)
@@ -148,38 +147,43 @@ def main() -> None:
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     vocabulary, lexicon, config = read_vocabulary(tokenizer), load_definitions("wordnet"), DefinitionEMBConfig()
     found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
-    if arguments.words:
-        chosen = set(list(found)[:: max(1, len(found) // arguments.words)])
-        found = {index: definitions for index, definitions in found.items() if index in chosen}
-    ids = torch.tensor(list(found))
-    defined = [(vocabulary.words[index] or "", definitions) for index, definitions in found.items()]
-    old, held_out = read_table(model)[ids], held_out_words(len(ids), HELD_OUT)
-
+    table = read_table(model)
     known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
-    result: dict[str, Any] = {**known, "environment": environment(), "words": len(ids), "held_out": int(held_out.sum())}
-    result["definitions"] = sum(map(len, found.values()))
-    result["setups"] = dict(known.get("setups", {}))
+    result: dict[str, Any] = {**known, "environment": environment(), "epochs": arguments.epochs}
 
-    def keep(setup: str, figures: dict[str, Any]) -> None:
-        result["setups"][setup] = figures
-        print(setup, json.dumps(figures), flush=True)
+    def keep() -> None:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    if arguments.rounds:
-        result["speed"] = speed(model, tokenizer, defined, ids, arguments.rounds)
-        print(json.dumps(result["speed"]), flush=True)
-    keep("ridge", ridge(model, tokenizer, defined, old, held_out))
-    for setup in arguments.setups:
-        chosen = {**SETUPS[setup], **arguments.constructor}
-        training = {"eval_steps": 0.25, "save_steps": 0.25, "num_train_epochs": arguments.epochs}
-        chosen["training"] = {**training, **chosen.get("training", {})}
-        settings = ConstructorConfig(**{"held_out": HELD_OUT, **chosen})
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            learned = learned_rows(model, tokenizer, ids, defined, Path(folder), settings=settings)
-            seconds = time.perf_counter() - start
-        figures = {"centred_cosine": learned.info["held_out_cosine"], "seconds": seconds, **learned.info}
-        keep(setup, {**figures, "epochs": arguments.epochs})
+    for words, setups in ((len(found), ["learned"]), (arguments.words, list(SETUPS))):
+        chosen = list(found)[:: max(1, len(found) // words)]
+        ids = torch.tensor(chosen)
+        defined = [(vocabulary.words[index] or "", found[index]) for index in chosen]
+        old, held_out = table[ids], held_out_words(len(ids), HELD_OUT)
+        if words == len(found) and arguments.rounds:
+            result["speed"] = speed(model, tokenizer, defined, ids, arguments.rounds)
+            print(json.dumps(result["speed"]), flush=True)
+        figures: dict[str, Any] = {
+            "words": len(ids),
+            "held_out": int(held_out.sum()),
+            "definitions": sum(len(definitions) for _, definitions in defined),
+            "ridge": ridge(model, tokenizer, defined, old, held_out),
+        }
+        result["all" if words == len(found) else "some"] = figures
+        print(json.dumps(figures), flush=True)
+        for setup in setups:
+            settings = dict(SETUPS[setup])
+            training = (
+                {"eval_steps": 0.1, "save_steps": 0.5} if words < len(found) else {"eval_steps": 0.5, "save_steps": 0.5}
+            )
+            training |= {"num_train_epochs": arguments.epochs} | settings.pop("training", {})
+            constructor = ConstructorConfig(held_out=HELD_OUT, training=training, patience=None, **settings)
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                learned = learned_rows(model, tokenizer, ids, defined, Path(folder), settings=constructor)
+                seconds = time.perf_counter() - start
+            figures[setup] = {"centred_cosine": learned.info["held_out_cosine"], "seconds": seconds, **learned.info}
+            print(setup, json.dumps(figures[setup]), flush=True)
+            keep()
 
 
 if __name__ == "__main__":

@@ -31,14 +31,24 @@ def supersense(result: dict[str, Any]) -> str:
     return table(["test nouns", "without", "with the callback", "difference"], rows)
 
 
+WORDSIM = {
+    "pretrained": "pretrained",
+    "default": "default (blend)",
+    "both": "with Wiktionary",
+    "replace": "replace",
+    "learned": "learned",
+    "learned, replace": "learned, replace",
+}
+
+
 def wordsim(result: dict[str, Any]) -> str:
     rows = []
     for dataset, groups in result["scores"].items():
         for group, row in groups.items():
             if group in ("all", "rare"):
                 name = f"{dataset}{'' if group == 'all' else ', pairs with a rare word'} ({row['pairs']:,})"
-                rows.append([name, *(f"{row[label]:.3f}" for label in ("pretrained", "default", "replace"))])
-    return table(["Spearman, input embeddings", "pretrained", "default (blend)", "replace"], rows)
+                rows.append([name, *(f"{row[label]:.3f}" for label in WORDSIM)])
+    return table(["Spearman, input embeddings", *WORDSIM.values()], rows)
 
 
 def sst2(result: dict[str, Any]) -> str:
@@ -158,6 +168,37 @@ def sentence_cost(result: dict[str, Any]) -> str:
     return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
 
 
+def dictionaries(result: dict[str, Any]) -> str:
+    found = result["dictionaries"]
+    rows = [
+        [name, f"{found[name]['defined']:,}", f"{found[name]['centred_cosine']:.3f}"]
+        for name in ("WordNet", "Wiktionary 2015", "both")
+    ]
+    return table(["dictionaries", "tokens defined", f"centred cosine on {found['words']:,} words of both"], rows)
+
+
+def coverage(result: dict[str, Any]) -> str:
+    rows = []
+    for vocabulary, found in result["vocabularies"].items():
+        for dictionary, counts in found["dictionaries"].items():
+            shares = [f"{counts['defined'][group]:,} of {found['words'][group]:,}" for group in GROUPS]
+            rows.append([vocabulary, dictionary, *shares, f"{counts['definitions']['all']:,}"])
+    return table(["vocabulary", "dictionary", *(f"{group} words" for group in GROUPS), "definitions"], rows)
+
+
+def learned(result: dict[str, Any]) -> str:
+    rows = []
+    for part in ("all", "some"):
+        found = result[part]
+        for setup in (name for name in found if isinstance(found[name], dict)):
+            row, size = found[setup], f"{found['words'] - found['held_out']:,}"
+            first = row.get("eval_loss", [])[:1] if part == "some" else []
+            curve = f"{1000 * first[0][1]:.3f} → {1000 * row['eval_loss'][-1][1]:.3f}" if first else ""
+            rows.append([size, setup, f"{row['centred_cosine']:.3f}", f"{row['seconds'] / 60:.1f} min", curve])
+    header = ["words to learn from", "method", "centred cosine, words held out", "time"]
+    return table([*header, "their loss × 1000, at a tenth and at the end"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "supersense": ("supersense.json", supersense),
     "wordsim": ("wordsim.json", wordsim),
@@ -167,6 +208,9 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "weights": ("choices.json", weights),
     "speed": ("encode.json", speed),
     "metrics": ("metrics.json", metrics),
+    "dictionaries": ("choices.json", dictionaries),
+    "coverage": ("coverage.json", coverage),
+    "learned": ("learned.json", learned),
     "monitoring": ("monitoring.json", monitoring),
     "sentence": ("sentence.json", sentence),
     "sentence_cost": ("sentence.json", sentence_cost),

@@ -270,6 +270,7 @@ def test_build_is_kept(tmp_path, monkeypatch):
     first = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
     assert first.info["method"] == "learned"
     assert first.info["steps"] == 3
+    assert not list(tmp_path.rglob("checkpoint-*"))
     monkeypatch.setattr("defemb_callbacks.build.learned_rows", None)
     again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
     assert torch.equal(again.rows, first.rows)

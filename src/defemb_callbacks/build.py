@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
-from defemb_callbacks.rows import embedding_weight, read_table
+from defemb_callbacks.rows import INPUT, TableName, embedding_weight, read_table
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import related_tokens
 
@@ -80,7 +81,7 @@ def build_definition_embeddings(
 
     key = fingerprint(
         BUILD_VERSION,
-        fingerprint_weights(model),
+        fingerprint_weights(model, config.table),
         vocabulary.fingerprint,
         fingerprint_tokenizer(tokenizer),
         lexicon.fingerprint,
@@ -90,8 +91,10 @@ def build_definition_embeddings(
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     folder = root / "embeddings" / key
 
+    training = root / "constructors" / key
+
     def build() -> DefinitionEmbeddings:
-        return _build(model, tokenizer, lexicon, vocabulary, config, root / "constructors" / key)
+        return _build(model, tokenizer, lexicon, vocabulary, config, training)
 
     def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
@@ -100,8 +103,11 @@ def build_definition_embeddings(
         return kept(build)
     # All processes train together, so none may wait at the cache's lock for another one.
     embeddings = build()
+    PartialState().wait_for_everyone()
     if PartialState().is_local_main_process:
         kept(lambda: embeddings)
+        # Checkpoints have served; whatever cannot be deleted costs nothing but space.
+        shutil.rmtree(training, ignore_errors=True)
     return embeddings
 
 
@@ -202,15 +208,16 @@ def first_glosses(vocabulary: Vocabulary, lexicon: Lexicon | None, ids: Tensor) 
     return {index: definitions[0].gloss for index, definitions in found.items()}
 
 
-def fingerprint_weights(model: PreTrainedModel) -> str:
-    """Hex string of all weights that definitions pass through: the backbone without its pooler.
+def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str:
+    """Hex string of all weights that definitions pass through, the backbone without its pooler, and of a table.
 
     Heads and poolers are left out, as they do not change the states and are often drawn at random anew.
     """
     backbone = getattr(model, model.base_model_prefix, model)
     digest = xxhash.xxh3_128()
     digest.update(repr(type(backbone)).encode())
-    for name, tensor in _named_weights(backbone):
+    targets = [] if table == INPUT else [(table, embedding_weight(model, table))]
+    for name, tensor in [*_named_weights(backbone), *targets]:
         if "pooler" not in name:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -55,7 +55,12 @@ def constructor_arguments(
     Raises:
         ValueError: `settings.training` has a field that `TrainingArguments` does not have.
     """
-    fixed = {"remove_unused_columns": False, "label_names": ["labels"], "prediction_loss_only": True}
+    fixed = {
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "prediction_loss_only": True,
+        "ddp_find_unused_parameters": False,  # `freeze_unused` has found them
+    }
     chosen: dict[str, Any] = {
         "use_cpu": device.type == "cpu",
         "bf16": bfloat16,
