@@ -120,6 +120,14 @@ def test_the_parts_of_all_processes_are_one_batch_of_so_many_tokens_more(lengths
 
 
 @given(LENGTHS, st.integers(1, 100))
+def test_processes_get_rows_of_the_same_lengths_and_so_wait_little_for_each_other(lengths, tokens):
+    shares = list(TokenBatchSampler(lengths, tokens, processes=2))
+    for first, second in zip(shares[::2], shares[1::2], strict=True):
+        longest = sorted((lengths[row] for row in first + second), reverse=True)
+        assert sorted((max(lengths[row] for row in share) for share in (first, second)), reverse=True) == longest[:2]
+
+
+@given(LENGTHS, st.integers(1, 100))
 def test_no_process_is_left_without_a_row(lengths, tokens):
     sampler = TokenBatchSampler(lengths, tokens, processes=4)
     shares = list(sampler)
