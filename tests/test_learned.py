@@ -18,7 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
-from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, build_definition_embeddings, load_definitions
+from defemb_callbacks import (
+    DefinitionEMBCallback,
+    DefinitionEMBConfig,
+    DefinitionEmbeddings,
+    build_definition_embeddings,
+    load_definitions,
+)
 from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction import LearnedRows, learned_rows, with_definition_head
@@ -334,6 +340,28 @@ def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
         one, two = (dict(each[curve]) for each in info)
         assert two == pytest.approx(one, rel=tolerance)
     torch.testing.assert_close(rows[0], rows[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_command_line_on_two_processes(tmp_path):
+    tokenizer = wordpiece_tokenizer()
+    tiny_bert(tokenizer, **NO_DROPOUT).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "glossary.json").write_text(json.dumps(tiny_glossary()))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    launch += ["--rdzv_endpoint", "localhost:0"]
+    for name, how, tokens in (("two", launch, 128), ("one", [], 256)):
+        constructor = {**settings(3).to_dict(), "tokens_per_batch": tokens}
+        command = [sys.executable, *how, "-m", "defemb_callbacks", "build", str(tmp_path / "model")]
+        command += ["--definitions", str(tmp_path / "glossary.json"), "--output", str(tmp_path / name)]
+        command += ["--method", "learned", "--constructor", json.dumps(constructor), "--precision", "float32"]
+        command += ["--cache-dir", str(tmp_path / f"cache-{name}")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("66 of 476 tokens rebuilt from 66 definitions") == 1
+    one, two = (DefinitionEmbeddings.from_pretrained(tmp_path / name).rows for name in ("one", "two"))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import xxhash
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +19,7 @@ from defemb_callbacks.cache import cache_root, cached, fingerprint, verify_manif
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
+from defemb_callbacks.processes import this_process
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
 from defemb_callbacks.rows import INPUT, TableName, embedding_weight, read_table
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
@@ -90,7 +90,6 @@ def build_definition_embeddings(
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     folder = root / "embeddings" / key
-
     training = root / "constructors" / key
 
     def build() -> DefinitionEmbeddings:
@@ -99,12 +98,15 @@ def build_definition_embeddings(
     def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
 
-    if config.method == "ridge" or all(gather_object([verify_manifest(folder) is None])):
+    if config.method == "ridge":
+        return kept(build)
+    process = this_process()
+    if all(gather_object([verify_manifest(folder) is None])):
         return kept(build)
     # All processes train together, so none may wait at the cache's lock for another one.
     embeddings = build()
-    PartialState().wait_for_everyone()
-    if PartialState().is_local_main_process:
+    process.wait_for_everyone()
+    if process.is_local_main_process:
         kept(lambda: embeddings)
         # Checkpoints have served; whatever cannot be deleted costs nothing but space.
         shutil.rmtree(training, ignore_errors=True)

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import transformers
 import typer
-from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.build import build_definition_embeddings
@@ -21,6 +20,7 @@ from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
 from defemb_callbacks.model_card import update_model_card
+from defemb_callbacks.processes import this_process
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -131,7 +131,7 @@ def inspect_models(
     for name in [model, *(other or [])]:
         network, tokenizer = _load(name, revision if name == model else None, trust_remote_code)
         inspections.append(inspect_embeddings(name, network, tokenizer, lexicon, config))
-    if output is not None and PartialState().is_main_process:
+    if output is not None and this_process().is_main_process:
         save_inspections(output, inspections, projector=projector)
     if as_json:
         found = [inspection.to_dict() for inspection in inspections]
@@ -161,7 +161,7 @@ def build(
         plain, given = DefinitionEMBConfig().to_dict(), config.to_dict()
         config = DefinitionEMBConfig.paper(paper, **{name: v for name, v in given.items() if v != plain[name]})
     network, tokenizer = _load(model, revision, trust_remote_code)
-    state = PartialState()
+    state = this_process()
     network.to(state.device)
     embeddings = build_definition_embeddings(network, tokenizer, definitions or "wordnet", config)
     if state.is_main_process:
@@ -198,7 +198,7 @@ def apply(
     ready = DefinitionEmbeddings.from_pretrained(embeddings)
     ready.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(network, config.table))))
     done = ready.apply(network, config, force=force)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         network.save_pretrained(output)
         tokenizer.save_pretrained(output)
         update_model_card(output, done)
@@ -254,5 +254,5 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> tuple[Pre
 
 
 def _say(text: str) -> None:
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         typer.echo(text)
