@@ -1,4 +1,4 @@
-"""Masks, targets and the positions where they are read, on hand-written rows of real tokenizers; the loss on tiny ones.
+"""Masks, targets and the positions where they are read, on hand-written rows of real tokenizers.
 
 The definitions of "mongoose" serve throughout: three sub-tokens for RoBERTa and BART, five for T5.
 """
@@ -14,15 +14,11 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import processors
-from torch import Tensor
 from transformers import (
     AutoTokenizer,
     BartModel,
-    DebertaV2Model,
     GPT2Model,
-    LlamaModel,
     PreTrainedModel,
-    RobertaModel,
     T5EncoderModel,
     T5GemmaModel,
     T5Model,
@@ -30,8 +26,7 @@ from transformers import (
 
 from defemb_callbacks import Definition, with_definition_head
 from defemb_callbacks.reconstruction.examples import DefinitionCollator, ReadingStyle, definition_rows, sub_tokens_of
-from defemb_callbacks.rows import embedding_weight
-from tiny import gemma_tokenizer, tiny_bert, tiny_glossary, tiny_model, tiny_roberta, wordpiece_tokenizer
+from tiny import gemma_tokenizer, tiny_bert, tiny_model, tiny_roberta, wordpiece_tokenizer
 
 MONGOOSE = Definition("mongoose", "it eats snakes; any mongoose", synonyms=("true mongoose",))
 PIECES = ["Ġm", "ongo", "ose"]
@@ -277,39 +272,6 @@ def test_an_encoder_never_has_the_target_in_its_input(roberta):
 # Batches
 
 
-def family_rows(name: str) -> tuple[PreTrainedModel, Any, ReadingStyle, Dataset]:
-    """Rows of tiny models with dropout, different lengths, one word of several sub-tokens."""
-    tokenizer = gemma_tokenizer() if name == "t5gemma" else wordpiece_tokenizer()
-    classes: dict[str, Any] = {"bart": BartModel, "t5": T5Model, "gpt2": GPT2Model, "llama": LlamaModel}
-    classes |= {"deberta": DebertaV2Model, "t5gemma": T5GemmaModel, "roberta": RobertaModel}
-    # BERT's tokenizer for all: what ends in [SEP] and is padded with 0.
-    starts = {"bart": {"decoder_start_token_id": 6}}.get(name, {})
-    model = tiny_roberta(tokenizer) if name == "roberta" else tiny_model(classes[name], tokenizer, **starts)
-    words = [
-        ("wolfing", [Definition("wolfing", "to run quickly at night")]),
-        *_glossed("gold", "river", "king", "violin"),
-    ]
-    return model, tokenizer, *made(model, tokenizer, *words)
-
-
-def _glossed(*words: str) -> list[tuple[str, list[Definition]]]:
-    return [(word, [Definition(word, tiny_glossary()[word])]) for word in words]
-
-
-@pytest.mark.parametrize("name", ["roberta", "deberta", "bart", "t5", "t5gemma", "gpt2", "llama"])
-def test_padding_changes_nothing(name):
-    model, tokenizer, style, rows = family_rows(name)
-    wrapped = with_definition_head(model)
-    collate = DefinitionCollator(style.pad, len(tokenizer))
-    batch = collate(list(rows))
-    lengths = batch["attention_mask"].sum(dim=1)
-    assert lengths.tolist() == [len(ids) for ids in rows["input_ids"]]
-    assert len(set(lengths.tolist())) > 2
-    together = wrapped.reconstruct(batch)
-    alone = torch.cat([wrapped.reconstruct(collate([row])) for row in rows])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
-
-
 def test_a_batch_without_padding_has_no_attention_mask(roberta):
     _, rows = made(tiny_large_roberta(roberta), roberta, Definition("cat", "a pet"), Definition("dog", "a friend"))
     batch = DefinitionCollator(roberta.pad_token_id, len(roberta))(list(rows))
@@ -378,65 +340,6 @@ def test_drawing_leaves_the_rows_themselves_alone(roberta):
     seen = {tuple(DefinitionCollator(style.pad, 50)([row])["input_ids"][0].tolist()) for _ in range(30)}
     assert row["input_ids"] == before
     assert len(seen) > 5
-
-
-# The loss
-
-
-def independent_loss(model: Any, head: Tensor, table: Tensor, rows: Dataset) -> float:
-    """(arXiv 2408.01308) squared error, mean over d, times 100 / d, mean over targets: one row at a time, unpadded."""
-    errors = []
-    for row in rows:
-        inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "decoder_input_ids") if row[name]}
-        states = model(**inputs).last_hidden_state[0]
-        for j, label in enumerate(row["labels"]):
-            difference = head @ states[row["position"] + j] - table[label]
-            errors.append((difference @ difference).item() / len(difference) * 100 / len(difference))
-    return sum(errors) / len(errors)
-
-
-@pytest.mark.parametrize("name", ["roberta", "bart", "t5", "gpt2"])
-def test_the_loss_is_that_of_a_few_plain_lines(name):
-    model, tokenizer, style, rows = family_rows(name)
-    wrapped = with_definition_head(model.double())
-    table, head = embedding_weight(model), wrapped.definition_head.weight
-    batch = DefinitionCollator(style.pad, len(tokenizer))(list(rows))
-    expected = independent_loss(model, head, table, rows)
-    assert expected > 1e-2
-    assert wrapped(**batch).loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    # As one part of a batch of 50 targets, and with other rows to reconstruct.
-    share = len(batch["labels"]) / 50
-    part = wrapped(**batch, num_items_in_batch=torch.tensor(50)).loss.item()
-    assert part == pytest.approx(expected * share, rel=1e-6, abs=1e-6)
-    wrapped.register_buffer("definition_targets", torch.randn_like(table), persistent=False)
-    expected = independent_loss(model, head, wrapped.definition_targets, rows)
-    assert wrapped(**batch).loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", ["roberta", "bart", "t5", "gpt2"])
-def test_no_gradient_comes_back_through_the_targets(name):
-    model, tokenizer, style, rows = family_rows(name)
-    rows = rows.select(range(2, len(rows)))  # of one sub-token, which no row shows
-    batch = DefinitionCollator(style.pad, len(tokenizer))(list(rows))
-    wrapped = with_definition_head(model)
-    wrapped(**batch).loss.backward()
-    gradient = embedding_weight(model).grad.abs().sum(dim=1)
-    read = batch["input_ids"].unique()
-    assert not set(batch["labels"].tolist()) & set(read.tolist())
-    assert gradient[batch["labels"]].tolist() == [0.0] * len(rows)
-    content = [index for index in read.tolist() if index not in tokenizer.all_special_ids]
-    assert gradient[content].min() > 0
-    assert wrapped.definition_head.weight.grad.abs().sum() > 0
-
-
-def test_with_random_masking_every_sub_token_counts_the_same(roberta):
-    model = tiny_large_roberta(roberta).double()
-    style, rows = made(model, roberta, Definition("cat", "a pet"), MONGOOSE, masking="random")
-    plain = rows.map(lambda row: {"redrawn": False})
-    wrapped = with_definition_head(model)
-    expected = independent_loss(model, wrapped.definition_head.weight, embedding_weight(model), plain)
-    loss = wrapped(**DefinitionCollator(style.pad, len(roberta))(list(plain))).loss.item()
-    assert loss == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 # Sub-tokens of words
