@@ -93,10 +93,10 @@ def speed(model: PreTrainedModel, tokenizer: Any, defined: list[Any], ids: Tenso
         [defined[i][1] for i in words],
         max_length=DefinitionEMBConfig().max_length,
     )
-    texts = rows["input_ids"]
+    texts = list(rows["input_ids"])
     # As many tokens a batch as the Trainer's, and no padding.
     unpadded = [
-        torch.tensor([texts[i] for i in batch])
+        torch.tensor([texts[i] for i in batch.tolist()])
         for length in sorted({len(ids) for ids in texts})
         for batch in torch.tensor([i for i, ids in enumerate(texts) if len(ids) == length]).split(
             max(1, settings.tokens_per_batch // length)

@@ -1,4 +1,4 @@
-"""Batches by number of tokens, not of rows, and the same ones for any number of processes."""
+"""Batches by number of tokens, not of rows, shared by any number of processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ class TokenBatchSampler(Sampler[list[int]]):
     """Rows of about equal length, together at most so many tokens, padding included.
 
     What one optimizer step sees does not depend on how many processes share it: batches are made for all of them, and
-    dealt out row by row. Each epoch draws other rows together, in another order.
+    dealt out row by row (but for a row longer than `tokens`, or a last batch of fewer rows than processes). Each epoch
+    draws other rows together, in another order.
 
     Args:
         lengths: of each row, in tokens.

@@ -46,16 +46,18 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
             embedding_weight(reader).requires_grad_(settings.train_embeddings)
         yield constructor
         return
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    trained = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
-    constructor = _with_adapters(with_definition_head(model, table=table), settings.lora_r)
     try:
-        yield constructor
+        constructor = _with_adapters(with_definition_head(model, table=table), settings.lora_r)
+        try:
+            yield constructor
+        finally:
+            constructor.unload()
     finally:
-        constructor.unload()
-        for parameter, requires_grad in trained:
+        for parameter, requires_grad, gradient in trained:
             parameter.requires_grad_(requires_grad)
-            parameter.grad = None
+            parameter.grad = gradient
         for module, training in modes:
             module.training = training
 
