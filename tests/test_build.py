@@ -313,3 +313,12 @@ def test_a_glossary_joins_what_other_dictionaries_say_of_a_word(make: Any) -> No
     found = definitions_of_tokens(vocabulary, Lexicon.merge([other, load_definitions({"cat": "a pet"})]), most=8)
     [index] = [index for index, word in enumerate(vocabulary.words) if word == "cat"]
     assert [(each.source, each.gloss) for each in found[index]] == [("other", "a feline"), ("glossary", "a pet")]
+
+
+def test_the_literal_token_is_defined_by_its_own_entry() -> None:
+    tokenizer = byte_bpe_tokenizer()
+    both = load_definitions({"Ġcat": "the token", "cat": "the word", "dog": "another word"})
+    found = definitions_of_tokens(read_vocabulary(tokenizer), both, most=8)
+    ids = tokenizer.get_vocab()
+    assert [definition.gloss for definition in found[ids["Ġcat"]]] == ["the token"]
+    assert [definition.gloss for definition in found[ids["Ġdog"]]] == ["another word"]

@@ -7,9 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from defemb_callbacks import load_definitions
+from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.definitions.glossary import glossary_from_dict, read_json, read_table
 from defemb_callbacks.definitions.lexicon import Lexicon
+from defemb_callbacks.vocabulary import read_vocabulary
 
 
 def write(folder: Path, name: str, content: str) -> Path:
@@ -162,3 +166,19 @@ def test_mistakes_in_json(tmp_path: Path, content: str, message: str) -> None:
 def test_values_of_a_wrong_kind(glossary: dict[str, str], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         glossary_from_dict(glossary)
+
+
+def test_the_papers_hand_written_definitions_are_found_by_token(data_dir: Path) -> None:
+    """Their `index` counts another vocabulary: GPT-2's encoder, not that of the Hugging Face RoBERTa and BART."""
+    path = data_dir / "definitionemb" / "bart-manual-definitions.tsv"
+    tokenizer = AutoTokenizer.from_pretrained(data_dir / "tokenizers" / "roberta-base")
+    found = definitions_of_tokens(read_vocabulary(tokenizer), load_definitions(path), most=10)
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    assert header == "index\ttoken\tpos\tdefinition"
+    ids = tokenizer.get_vocab()
+    rows = [line.split("\t") for line in lines]
+    known = [row for row in rows if row[1] in ids]
+    assert [row[1] for row in rows if row not in known] == ["ulkan Ulkan"]
+    for index, token, _, definition in known:
+        assert definition.strip('"')[:40] in {d.gloss.strip('"')[:40] for d in found[ids[token]]}
+        assert ids[token] != int(index)

@@ -193,9 +193,13 @@ def definitions_of_tokens(
         if vocabulary.reasons[index] in OUTSIDE_TEXT:
             continue
         definitions = [] if word is None else lexicon.lookup(word, ignore_case=vocabulary.uncased)
-        # What a glossary says of the literal token adds to what other dictionaries say of the word.
+        literal = lexicon.lookup_token(token)
+        # What a glossary says of the literal token adds to what other dictionaries say of the word, and, where the two
+        # are spelled differently ("ĠGHz", "GHz"), stands instead of what it says of the word.
+        exact = {definition.source for definition in literal} if token != word else set()
+        definitions = [definition for definition in definitions if definition.source not in exact]
         answered = {definition.source for definition in definitions}
-        definitions += [literal for literal in lexicon.lookup_token(token) if literal.source not in answered]
+        definitions += [definition for definition in literal if definition.source not in answered]
         definitions = [definition for definition in definitions if definition.rank <= most]
         if definitions:
             found[index] = definitions
