@@ -5,36 +5,29 @@
 Of the words of all-MiniLM-L6-v2 that WordNet defines a fifth is held out. Both methods learn from the others and make
 the vectors of those; "centred cosine" is the mean cosine to their pretrained rows, less the pretrained rows' mean.
 How the head starts, and adapters, are compared on a part of the words.
-"Share of bare" is the speed of the Trainer's steps against the bare forward and backward pass of the same model on
-unpadded batches of the same texts, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from common import RESULTS, add_model_argument, environment, find_model
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, TrainerCallback
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
 from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction import definition_texts, learned_rows, word_features
-from defemb_callbacks.reconstruction.constructor import freeze_unused, open_constructor
-from defemb_callbacks.reconstruction.examples import DefinitionCollator, ReadingStyle, definition_rows
 from defemb_callbacks.reconstruction.learned import held_out_words
 from defemb_callbacks.reconstruction.ridge import NormalEquations, cross_fitted_rows
-from defemb_callbacks.reconstruction.trainer import ConstructorTrainer, constructor_arguments
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -70,75 +63,10 @@ def ridge(
     return {"centred_cosine": centred_cosine(rows, old[held_out], old.mean(dim=0)), "seconds": seconds}
 
 
-class StepTimes(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
-
-
-def speed(model: PreTrainedModel, tokenizer: Any, defined: list[Any], ids: Tensor, rounds: int) -> dict[str, Any]:
-    """Tokens a second of the constructor's training, and of the bare passes over as much text, in turns."""
-    settings = ConstructorConfig(held_out=0.0, training={"save_strategy": "no", "num_train_epochs": 1})
-    style = ReadingStyle.of(model, tokenizer)
-    words = range(0, len(ids), max(1, len(ids) // 700))
-    rows = definition_rows(
-        style,
-        tokenizer,
-        [defined[i][0] for i in words],
-        [[int(ids[i])] for i in words],
-        [defined[i][1] for i in words],
-        max_length=DefinitionEMBConfig().max_length,
-    )
-    texts = list(rows["input_ids"])
-    # As many tokens a batch as the Trainer's, and no padding.
-    unpadded = [
-        torch.tensor([texts[i] for i in batch.tolist()])
-        for length in sorted({len(ids) for ids in texts})
-        for batch in torch.tensor([i for i, ids in enumerate(texts) if len(ids) == length]).split(
-            max(1, settings.tokens_per_batch // length)
-        )
-    ]
-    found: dict[str, list[float]] = {"trainer": [], "bare": []}
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder, open_constructor(model, settings) as constructor:
-            collator, times = DefinitionCollator(style.pad, len(tokenizer)), StepTimes()
-            freeze_unused(constructor, collator([rows[0]]))
-            arguments = constructor_arguments(
-                Path(folder), settings, device=model.device, bfloat16=True, evaluates=False
-            )
-            trainer = ConstructorTrainer(
-                constructor,
-                arguments,
-                tokens_per_batch=settings.tokens_per_batch,
-                data_collator=collator,
-                train_dataset=rows,
-                callbacks=[times],
-            )
-            trainer.train()
-            share = 1 - 1 / len(times.ends)  # the first step warms up
-            found["trainer"].append(share * sum(map(len, texts)) / (times.ends[-1] - times.ends[0]))
-        bare = copy.deepcopy(model).train()
-        bare.get_input_embeddings().requires_grad_(False)
-        start = time.perf_counter()
-        for batch in unpadded:
-            with torch.autocast(model.device.type, torch.bfloat16):
-                states = bare(input_ids=batch).last_hidden_state
-            states.float().square().mean().backward()
-            bare.zero_grad()
-        found["bare"].append(sum(map(len, texts)) / (time.perf_counter() - start))
-    ratios = [a / b for a, b in zip(found["trainer"], found["bare"], strict=True)]
-    return {"tokens": sum(map(len, texts)), "tokens_per_second": found, "share_of_bare": median(ratios)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="of the comparison of speed")
     parser.add_argument("--words", type=int, default=4000, help="for the comparison of setups, spread over all")
     parser.add_argument("--output", type=Path, default=RESULTS / "learned.json")
     arguments = parser.parse_args()
@@ -159,9 +87,6 @@ def main() -> None:
         ids = torch.tensor(chosen)
         defined = [(vocabulary.words[index] or "", found[index]) for index in chosen]
         old, held_out = table[ids], held_out_words(len(ids), HELD_OUT)
-        if words == len(found) and arguments.rounds:
-            result["speed"] = speed(model, tokenizer, defined, ids, arguments.rounds)
-            print(json.dumps(result["speed"]), flush=True)
         figures: dict[str, Any] = {
             "words": len(ids),
             "held_out": int(held_out.sum()),
