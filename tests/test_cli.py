@@ -162,6 +162,9 @@ def test_build_with_the_papers_constructor(run, checkpoint, glossary, tmp_path) 
     )
     info = DefinitionEmbeddings.from_pretrained(tmp_path / "embeddings").info
     assert (info["method"], info["steps"], info["held_out"]) == ("learned", 2, 6)
+    config = {name: info["constructor"][name] for name in ("masking", "head", "train_embeddings", "tokens_per_batch")}
+    assert config == {"masking": "random", "head": "random", "train_embeddings": True, "tokens_per_batch": 4096}
+    assert info["constructor"]["training"]["warmup_steps"] == 1
     assert text.splitlines()[-1].endswith("--output DIR --strategy replace --no-rescale")
     done = run(
         *("apply", checkpoint, tmp_path / "embeddings", "--output", tmp_path / "new", "--strategy", "replace"),

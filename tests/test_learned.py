@@ -19,16 +19,17 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 from defemb_callbacks import (
+    Definition,
     DefinitionEMBCallback,
     DefinitionEMBConfig,
     DefinitionEmbeddings,
     build_definition_embeddings,
     load_definitions,
 )
-from defemb_callbacks.build import definitions_of_tokens
+from defemb_callbacks.build import definitions_of_tokens, learning_conditions
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction import LearnedRows, learned_rows, with_definition_head
-from defemb_callbacks.reconstruction.learned import held_out_words
+from defemb_callbacks.reconstruction.learned import held_out_words, last_checkpoint
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import read_vocabulary
 from runs import losses
@@ -230,6 +231,43 @@ def test_learns_from_words_of_several_tokens(tmp_path):
     assert sorted(labels.seen) == sorted([*defined_tokens(), *pieces])
 
 
+def test_held_out_tokens_are_no_targets_within_longer_words_either(tmp_path):
+    tokenizer, labels = wordpiece_tokenizer(), Labels()
+    tokens = defined_tokens()
+    held_out = [token for token, held in zip(tokens, held_out_words(len(tokens), 0.2).tolist(), strict=True) if held]
+    word = tokenizer.convert_ids_to_tokens(held_out[0]) + "ness"
+    assert held_out[0] in tokenizer(word, add_special_tokens=False)["input_ids"]
+    more = [(word, [Definition(word, "a quality")]), ("catness", [Definition("catness", "a quality")])]
+    learn(tmp_path, settings(1, words="dictionary"), more=lambda: more, callbacks=[labels])
+    assert not set(held_out) & set(labels.seen)
+    assert set(tokenizer("catness", add_special_tokens=False)["input_ids"]) <= {*labels.seen, *held_out}
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    for step, names in ((4, ("trainer_state.json", "model.safetensors")), (12, ("model.safetensors",))):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert last_checkpoint(tmp_path / "no") is None
+
+
+def test_a_model_that_accelerate_has_prepared_is_read_by_the_head(tmp_path):
+    """Under bfloat16 accelerate puts a `forward` of its own on the model, which the constructor must not run."""
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer, BertForSequenceClassification)
+    trainer = Trainer(
+        model, training_args(tmp_path / "outer", bf16=True, max_steps=1), train_dataset=tiny_dataset(tokenizer)
+    )
+    trainer.train()
+    assert "forward" in model.__dict__
+    learned = learn(tmp_path / "prepared", settings(2), model)
+    fresh = tiny_bert(tokenizer, BertForSequenceClassification)
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(learned.rows, learn(tmp_path / "fresh", settings(2), fresh).rows)
+
+
 def test_adapter_is_small_and_gives_the_same_rows(tmp_path):
     peft = pytest.importorskip("peft")
     tokenizer = wordpiece_tokenizer()
@@ -255,6 +293,8 @@ def test_adapter_is_small_and_gives_the_same_rows(tmp_path):
 def test_says_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"None of \d+ words is left to learn from \(held_out=0.0, filter_ratio=0.999"):
         learn(tmp_path, settings(held_out=0.0, filter_ratio=0.999))
+    with pytest.raises(ValueError, match=r"patience=3 goes back to the best checkpoint, .* not 'no' and 'steps'"):
+        learn(tmp_path, settings(patience=3, training={"save_strategy": "no"}))
     with pytest.raises(ValueError, match=r"do not fit TrainingArguments: .*'lerning_rate'"):
         learn(tmp_path, settings(training={"lerning_rate": 1}))
 
@@ -281,6 +321,28 @@ def test_build_is_kept(tmp_path, monkeypatch):
     again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
     assert torch.equal(again.rows, first.rows)
     assert again.info == json.loads(json.dumps(first.info))
+
+
+def test_a_constructor_that_is_asked_for_is_written_also_where_the_rows_are_known(tmp_path):
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer)
+    first = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path / "cache"))
+    constructor = {**settings(3).to_dict(), "save_to": str(tmp_path / "constructor")}
+    config = DefinitionEMBConfig(method="learned", cache_dir=str(tmp_path / "cache"), constructor=constructor)
+    again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    assert (tmp_path / "constructor" / "model.safetensors").is_file()
+    torch.testing.assert_close(again.rows, first.rows)
+
+
+@pytest.mark.parametrize("change", ["dropout", "processes"])
+def test_the_key_knows_what_learning_depends_on(tmp_path, monkeypatch, change):
+    tokenizer = wordpiece_tokenizer()
+    model, other = tiny_bert(tokenizer), tiny_bert(tokenizer, **(NO_DROPOUT if change == "dropout" else {}))
+    config = config_of(tmp_path)
+    keys = [learning_conditions(each, config, n) for each, n in ((model, 1), (other, 1 + (change == "processes")))]
+    assert keys[0] != keys[1]
+    model.config._name_or_path = "elsewhere"
+    assert learning_conditions(model, config, 1) == keys[0]
 
 
 def test_trainer_around_it_trains_as_it_would_have(tmp_path):

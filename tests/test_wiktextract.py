@@ -168,3 +168,15 @@ def test_any_structure_is_read_or_refused() -> None:
         assert all(sense.gloss or sense.lemmas for sense in record.senses)
         assert all(isinstance(word, str) and word for _, word in record.relations)
     assert 200 < read < 2000
+
+
+@pytest.mark.parametrize(
+    ("gloss", "lemma"),
+    [
+        ("alternative spelling of Dr. Pepper", "Dr. Pepper"),
+        ("initialism of U.S. Air Force", "U.S. Air Force"),
+        ("plural of cat. Compare dogs", "cat"),
+    ],
+)
+def test_full_stops_of_abbreviations_end_no_lemma(gloss: str, lemma: str) -> None:
+    assert reference(gloss)[0] == lemma

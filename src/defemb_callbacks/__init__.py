@@ -3,6 +3,7 @@
 from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.callback import DefinitionEMBCallback
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.model_card import update_model_card
@@ -11,6 +12,7 @@ from defemb_callbacks.reconstruction import DefinitionEMBMixin, with_definition_
 from defemb_callbacks.report import RebuildReport
 
 __all__ = [
+    "ConstructorConfig",
     "Definition",
     "DefinitionEMBCallback",
     "DefinitionEMBConfig",

@@ -30,6 +30,11 @@ def note_applied(model: nn.Module, applied: dict[str, Any] | None, table: TableN
     config.definition_emb = note or None
 
 
+def restore_note(model: nn.Module, note: dict[str, Any] | None) -> None:
+    """Set what a checkpoint's config says of all tables."""
+    _config_of(model).definition_emb = note
+
+
 def _config_of(model: nn.Module) -> Any:
     config = getattr(bare_model(model), "config", None)
     if config is None:

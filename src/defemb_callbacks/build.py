@@ -21,6 +21,7 @@ from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
+from defemb_callbacks.reconstruction.trainer import trains_in_bfloat16
 from defemb_callbacks.rows import INPUT, TableName, embedding_weight, read_table
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import related_tokens
@@ -79,6 +80,7 @@ def build_definition_embeddings(
     lexicon = load_definitions(definitions)
     vocabulary = read_vocabulary(tokenizer, len(weight))
 
+    process = this_process() if config.method == "learned" else None
     key = fingerprint(
         BUILD_VERSION,
         fingerprint_weights(model, config.table),
@@ -87,6 +89,7 @@ def build_definition_embeddings(
         lexicon.fingerprint,
         *lexicon.sources,
         config.build_fingerprint,
+        *([] if process is None else learning_conditions(model, config, process.num_processes)),
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     folder = root / "embeddings" / key
@@ -98,16 +101,20 @@ def build_definition_embeddings(
     def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
 
-    if config.method == "ridge":
+    if process is None:
         return kept(build)
-    process = this_process()
-    if all(gather_object([verify_manifest(folder) is None])):
-        return kept(build)
-    # All processes train together, so none may wait at the cache's lock for another one.
-    embeddings = build()
-    process.wait_for_everyone()
+    save_to = config.constructor_config.save_to
+    saved = save_to is None or any(Path(save_to).glob("*.safetensors"))  # else what is kept is not all that is wanted
+    ready = all(gather_object([saved and verify_manifest(folder) is None]))
+    if ready or (saved and process.num_processes == 1):
+        embeddings = kept(build)
+    else:
+        # All processes train together, so none may wait at the cache's lock for another one.
+        embeddings = build()
+        process.wait_for_everyone()
+        if process.is_local_main_process:
+            kept(lambda: embeddings)
     if process.is_local_main_process:
-        kept(lambda: embeddings)
         # Checkpoints have served; whatever cannot be deleted costs nothing but space.
         shutil.rmtree(training, ignore_errors=True)
     return embeddings
@@ -140,10 +147,11 @@ def _build(
             more=lambda: single_words(lexicon, config.definitions_per_token),
             max_length=max_length,
             precision=config.precision,
+            batch_size=config.batch_size,
             settings=config.constructor_config,
             table=config.table,
         )
-        rows, details = learned.rows, learned.info
+        rows, details = learned.rows, {**learned.info, "constructor": config.constructor_config.to_dict()}
     else:
         texts = definition_texts(words, list(found.values()), tokenizer, max_length)
         logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
@@ -212,6 +220,18 @@ def first_glosses(vocabulary: Vocabulary, lexicon: Lexicon | None, ids: Tensor) 
         return {}
     found = definitions_of_tokens(vocabulary, lexicon, most=1, among=ids.tolist())
     return {index: definitions[0].gloss for index, definitions in found.items()}
+
+
+def learning_conditions(model: PreTrainedModel, config: DefinitionEMBConfig, processes: int) -> list[str]:
+    """What a learned constructor depends on besides weights and settings, for the key of its rows.
+
+    That is dropout and whatever else the model's config says, how many processes share a batch, and the arithmetic.
+    """
+    settings = model.config.to_dict()
+    for name in ("_name_or_path", "architectures", "definition_emb", "transformers_version"):
+        settings.pop(name, None)
+    bfloat16 = trains_in_bfloat16(config.precision, model.device)
+    return [json.dumps(settings, sort_keys=True, default=str), str(processes), str(bfloat16)]
 
 
 def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str:

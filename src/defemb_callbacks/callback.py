@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME
 
-from defemb_callbacks.applied import applied_to, note_applied
+from defemb_callbacks.applied import applied_to, restore_note
 from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
@@ -108,8 +108,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         if not saved.is_file():  # resumed from elsewhere, or from a checkpoint without a config
             return
         applied = json.loads(saved.read_text(encoding="utf-8")).get("definition_emb")
-        note_applied(model, applied)
-        if applied is None:
+        restore_note(model, applied)
+        if applied_to(model, self.config.table) is None:
             self.report = None
             logger.warning("The run is resumed from a checkpoint with its own embeddings; they are not rebuilt.")
 
@@ -134,7 +134,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             # Built anew for each model, as a `model_init` may give other weights each time.
             embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
         else:
-            embeddings.check_tokenizer(read_vocabulary(self._tokenizer, len(embedding_weight(model))))
+            embeddings.check_tokenizer(
+                read_vocabulary(self._tokenizer, len(embedding_weight(model, self.config.table)))
+            )
         ids = embeddings.chosen(self.config, counts)
         # The pictures are those of the input table.
         drawn = self.config.plots and self.config.table == INPUT and state.is_world_process_zero

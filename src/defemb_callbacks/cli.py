@@ -89,15 +89,22 @@ def _with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[...,
         signature = inspect.signature(command, eval_str=True)
         own = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
 
-        def run(**values: Any) -> None:
-            if values.get("paper") is not None:  # whose constructor is learned
-                values["method"] = "learned"
-            config = DefinitionEMBConfig(**{name: values.pop(name) for name in names})
+        def run(context: typer.Context, **values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            if values.get("paper") is None:
+                config = DefinitionEMBConfig(**given)
+            else:  # whose settings give way to what was typed, and to nothing else
+                sources = {name: context.get_parameter_source(name) for name in given}
+                typed = {
+                    name: value for name, value in given.items() if getattr(sources[name], "name", "") != "DEFAULT"
+                }
+                config = DefinitionEMBConfig.paper(values["paper"], **typed)
             command(config=config, **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+        first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        run.__signature__ = signature.replace(parameters=[first, *own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *own, *options]}
         return run
 
     return decorate
@@ -157,9 +164,6 @@ def build(
     config: DefinitionEMBConfig,
 ) -> None:
     """Reconstruct a model's token embeddings from definitions, and save them for `defemb apply`."""
-    if paper is not None:
-        plain, given = DefinitionEMBConfig().to_dict(), config.to_dict()
-        config = DefinitionEMBConfig.paper(paper, **{name: v for name, v in given.items() if v != plain[name]})
     network, tokenizer = _load(model, revision, trust_remote_code)
     state = this_process()
     network.to(state.device)

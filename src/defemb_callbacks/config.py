@@ -78,7 +78,10 @@ class DefinitionEMBConfig:
     batch_size: int = field(default=128, metadata={"help": "Definitions encoded at once; does not change the result."})
     precision: Literal["auto", "float32", "bfloat16"] = field(
         default="auto",
-        metadata={"help": "Arithmetic of the encoder; 'auto' takes bfloat16 where it is fast and agrees with float32."},
+        metadata={
+            "help": "Arithmetic of the encoder; 'auto' takes bfloat16 where it is fast and (with 'ridge') agrees with "
+            "float32."
+        },
     )
     strategy: Literal["blend", "replace"] = field(
         default="blend",
@@ -190,7 +193,8 @@ class DefinitionEMBConfig:
         """Hex string of the settings that change the reconstructed vectors."""
         parts = [f"{name}={getattr(self, name)!r}" for name in BUILD_FIELDS]
         if self.method == "learned":
-            parts.append(json.dumps(self.constructor_config.to_dict(), sort_keys=True))
+            constructor = {**self.constructor_config.to_dict(), "save_to": None}  # where it goes changes nothing
+            parts.append(json.dumps(constructor, sort_keys=True))
         return fingerprint(*parts)
 
     @classmethod

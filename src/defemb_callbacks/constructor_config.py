@@ -119,9 +119,10 @@ class ConstructorConfig:
 
     @classmethod
     def read_settings(cls, value: ConstructorConfig | dict[str, Any] | str | None) -> dict[str, Any]:
-        """What `read` takes as the settings that it names; raises the same."""
+        """What `read` takes as the settings that it names, or that differ from the defaults; raises the same."""
         if isinstance(value, cls):
-            return value.to_dict()
+            plain = cls().to_dict()
+            return {name: setting for name, setting in value.to_dict().items() if setting != plain[name]}
         if isinstance(value, str):
             text = value if value.lstrip().startswith("{") else _text_of(value)
             try:

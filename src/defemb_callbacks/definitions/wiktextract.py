@@ -82,7 +82,8 @@ _ALTERNATIVE = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = "\"'“”‘’ "
-_LEMMA_ENDS = re.compile(r"[;:(]|, |\.(?:\s|$)")
+# A full stop after "Dr" or "U.S" is one of an abbreviation.
+_LEMMA_ENDS = re.compile(r"[;:(]|, |(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.(?:\s|$)")
 _BEFORE_LEMMA = re.compile(r"(?:the )?(?:noun|verb|adjective|adverb|word|number) |to ", re.IGNORECASE)
 _NO_LEMMA = re.compile(r"(?:an?|the|any|some|verbs|nouns|adjectives) ", re.IGNORECASE)
 

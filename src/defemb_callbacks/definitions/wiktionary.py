@@ -23,7 +23,7 @@ from defemb_callbacks.definitions.wiktionary_tables import WiktionaryTables
 logger = logging.getLogger(__name__)
 
 # Part of every cache key; to be raised when the same file comes to be read differently.
-READER_VERSION = "1"
+READER_VERSION = "2"
 
 MALFORMED_SHARE = 0.01
 _NAMED = 5  # malformed lines named by number

@@ -36,6 +36,8 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
     """
     if settings.lora_r is None:
         constructor = with_definition_head(copy.deepcopy(model).float(), table=table)
+        if "flash" in (constructor.config._attn_implementation or ""):
+            constructor.set_attn_implementation("sdpa")  # FlashAttention reads no float32
         constructor.requires_grad_(True)
         # A table that is trained is no fixed target.
         if settings.train_embeddings and table == INPUT:
@@ -48,6 +50,7 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
         return
     trained = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
+    checkpointing = [(m, m.gradient_checkpointing) for m in model.modules() if hasattr(m, "gradient_checkpointing")]
     try:
         constructor = _with_adapters(with_definition_head(model, table=table), settings.lora_r)
         try:
@@ -60,6 +63,8 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
             parameter.grad = gradient
         for module, training in modes:
             module.training = training
+        for module, is_on in checkpointing:
+            module.gradient_checkpointing = is_on
 
 
 def _with_adapters(wrapped: Any, rank: int) -> Any:
@@ -118,10 +123,15 @@ def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, ba
 
 
 def freeze_unused(constructor: Any, batch: dict[str, Tensor]) -> None:
-    """Freeze what no gradient reaches (task heads, poolers): processes would wait for it after each step."""
-    constructor(
-        **{name: tensor.to(bare_constructor(constructor).device) for name, tensor in batch.items()}
-    ).loss.backward()
+    """Freeze what no gradient reaches (task heads, poolers): processes would wait for it after each step.
+
+    Args:
+        constructor: from `open_constructor`.
+        batch: of many kinds of rows, as those experts of a mixture that none of them reaches are frozen, too.
+    """
+    model = bare_constructor(constructor)
+    with evaluating(model):  # where no layer is dropped
+        constructor(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.backward()
     for parameter in constructor.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)

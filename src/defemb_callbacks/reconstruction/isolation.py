@@ -31,7 +31,7 @@ def isolated_training() -> Iterator[None]:
     shared = [(state, dict(state._shared_state)) for state in _SHARED]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast, gather_object
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from defemb_callbacks.cache import cached
 from defemb_callbacks.constructor_config import ConstructorConfig
@@ -24,7 +25,7 @@ from defemb_callbacks.reconstruction.constructor import (
     open_constructor,
     solve_head,
 )
-from defemb_callbacks.reconstruction.encode import equal_length_batches, evaluating, has_fast_bfloat16
+from defemb_callbacks.reconstruction.encode import equal_length_batches, evaluating
 from defemb_callbacks.reconstruction.examples import (
     DefinitionCollator,
     ReadingStyle,
@@ -32,7 +33,12 @@ from defemb_callbacks.reconstruction.examples import (
     sub_tokens_of,
 )
 from defemb_callbacks.reconstruction.isolation import isolated_training
-from defemb_callbacks.reconstruction.trainer import ConstructorTrainer, constructor_arguments, stopping
+from defemb_callbacks.reconstruction.trainer import (
+    ConstructorTrainer,
+    constructor_arguments,
+    stopping,
+    trains_in_bfloat16,
+)
 from defemb_callbacks.rows import INPUT, TableName, read_table
 
 logger = logging.getLogger(__name__)
@@ -67,6 +73,7 @@ def learned_rows(
     more: Callable[[], DefinedWords] | None = None,
     max_length: int = 64,
     precision: str = "auto",
+    batch_size: int = 128,
     settings: ConstructorConfig | None = None,
     table: TableName = INPUT,
     callbacks: Sequence[TrainerCallback] = (),
@@ -88,12 +95,14 @@ def learned_rows(
         more: gives other words of the dictionary, for `words="dictionary"`.
         max_length: longest input in tokens.
         precision: "float32", "bfloat16", or "auto": bfloat16 where it is fast.
+        batch_size: definitions read at once after training.
         settings: default `ConstructorConfig()`.
         table: whose rows are to be reconstructed, see `embedding_weight`.
         callbacks: of the Trainer.
 
     Raises:
-        ValueError: masking that the model cannot do, no word left to learn from, or unknown training settings.
+        ValueError: masking that the model cannot do, no word left to learn from, unknown training settings, or
+            processes that see different checkpoints.
         ImportError: `lora_r` without peft.
     """
     settings = settings or ConstructorConfig()
@@ -118,6 +127,9 @@ def learned_rows(
     train, evaluation = _of_words(source, targets), _of_words(every, held_out)
     if settings.words == "dictionary" and more is not None:
         others = kept("more", lambda: rows_of(*_sub_tokens(more(), tokenizer), settings.masking))
+        # Also as a part of a longer word, a token that is held out is no target.
+        left_out = set(ids[~targets].tolist())
+        others = others.select([row for row, labels in enumerate(others["labels"]) if left_out.isdisjoint(labels)])
         train = concatenate_datasets([train, others])
     if not len(train):
         raise ValueError(
@@ -126,13 +138,13 @@ def learned_rows(
         )
     collator = DefinitionCollator(style.pad, vocabulary=len(tokenizer))
     with isolated_training():
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(model.device.type))
+        bfloat16 = trains_in_bfloat16(precision, model.device)
         arguments = constructor_arguments(
             folder / "run", settings, device=model.device, bfloat16=bfloat16, evaluates=len(evaluation) > 0
         )
         torch.manual_seed(arguments.seed)
         with open_constructor(model, settings, table) as constructor:
-            freeze_unused(constructor, collator([train[0]]))
+            freeze_unused(constructor, collator(_spread(train, 64)))
             if settings.head == "ridge":
                 solve_head(constructor, train, collator)
             trainer = ConstructorTrainer(
@@ -144,18 +156,21 @@ def learned_rows(
                 eval_dataset=evaluation if len(evaluation) else None,
                 callbacks=[*callbacks, *stopping(settings, len(evaluation) > 0)],
             )
-            checkpoint = get_last_checkpoint(folder / "run") if (folder / "run").is_dir() else None
-            if checkpoint is not None:
-                logger.info("Training of the constructor goes on from %s.", checkpoint)
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.train(resume_from_checkpoint=last_checkpoint(folder / "run"))
             if settings.save_to is not None:
                 trainer.save_model(settings.save_to)
-            rows = constructed_rows(constructor, every, collator, len(ids))
+            rows = constructed_rows(constructor, every, collator, len(ids), batch_size)
+            # The best checkpoint is read by those processes alone that see the folder of the first one.
+            rows = broadcast(rows.to(arguments.device)).cpu()
+        history, steps = trainer.state.log_history, trainer.state.global_step
+        # The Trainer and its model hold each other, and with them a copy's memory, until they are looked for.
+        del trainer, constructor
+        gc.collect()
     old = read_table(model, table)[ids.to(model.device)].cpu()
     info = {
-        "steps": trainer.state.global_step,
-        "loss": _curve(trainer.state.log_history, "loss"),
-        "eval_loss": _curve(trainer.state.log_history, "eval_loss"),
+        "steps": steps,
+        "loss": _curve(history, "loss"),
+        "eval_loss": _curve(history, "eval_loss"),
         "held_out": int(held_out.sum()),
         **_quality(rows[held_out], old[held_out], old.mean(dim=0)),
     }
@@ -191,6 +206,24 @@ def constructed_rows(
     return result.clone()  # out of inference mode
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; on all processes the same one.
+
+    Raises:
+        ValueError: the processes see different checkpoints.
+    """
+    # Of what the Trainer writes this file is the last.
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    names = gather_object([newest and newest.name])
+    if len(set(names)) > 1:
+        raise ValueError(f"The processes see different checkpoints in {folder} ({names}); let them share cache_dir.")
+    if newest is None:
+        return None
+    logger.info("Training of the constructor goes on from %s.", newest)
+    return str(newest)
+
+
 def held_out_words(count: int, share: float) -> Tensor:
     """Which words are no targets: (count,) bool, spread over all of them, always the same.
 
@@ -200,6 +233,12 @@ def held_out_words(count: int, share: float) -> Tensor:
     """
     positions = torch.arange(count, dtype=torch.float64)
     return ((positions + 1) * share).floor() > (positions * share).floor()
+
+
+def _spread(rows: Dataset, most: int) -> list[dict[str, Any]]:
+    """So many rows, of all lengths."""
+    positions = torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64).long()
+    return list(rows.select(positions.tolist()))
 
 
 def _of_words(rows: Dataset, words: Tensor) -> Dataset:

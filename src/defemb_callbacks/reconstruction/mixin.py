@@ -198,6 +198,10 @@ def with_definition_head(
     wrapped.__dict__ = {
         name: copy.copy(value) if isinstance(value, dict) else value for name, value in model.__dict__.items()
     }
+    # Nor does it share which buffers are saved, or what accelerate has put over a model that was trained: its forward.
+    wrapped._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        wrapped.__dict__.pop(name, None)
     wrapped.config = copy.deepcopy(model.config)  # saving writes the class name into it
     weight = embedding_weight(model, table)
     width, hidden = weight.shape[1], _width_of_states(model)

@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction.batches import TokenBatchSampler
+from defemb_callbacks.reconstruction.encode import has_fast_bfloat16
 
 
 class ConstructorTrainer(Trainer):
@@ -53,7 +54,8 @@ def constructor_arguments(
         evaluates: whether there are words that are held out.
 
     Raises:
-        ValueError: `settings.training` has a field that `TrainingArguments` does not have.
+        ValueError: `settings.training` has a field that `TrainingArguments` does not have, or strategies that early
+            stopping cannot do with.
     """
     fixed = {
         "remove_unused_columns": False,
@@ -63,7 +65,7 @@ def constructor_arguments(
     }
     chosen: dict[str, Any] = {
         "use_cpu": device.type == "cpu",
-        "bf16": bfloat16,
+        "bf16": bfloat16 and not settings.training.get("fp16", False),
         "per_device_eval_batch_size": 64,
         "dataloader_pin_memory": device.type != "cpu",  # warns without an accelerator
         **settings.training_settings,
@@ -71,11 +73,27 @@ def constructor_arguments(
     if not evaluates:
         chosen["eval_strategy"] = "no"
     elif settings.patience is not None:
+        if chosen["save_strategy"] != chosen["eval_strategy"]:
+            raise ValueError(
+                f"patience={settings.patience} goes back to the best checkpoint, which needs save_strategy and "
+                f"eval_strategy to be the same, not {chosen['save_strategy']!r} and {chosen['eval_strategy']!r}; or "
+                "set patience=None."
+            )
         chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     try:
-        return TrainingArguments(output_dir=str(output_dir), **chosen | fixed)
+        arguments = TrainingArguments(output_dir=str(output_dir), **chosen | fixed)
     except TypeError as error:
         raise ValueError(f"The constructor's training settings do not fit TrainingArguments: {error}.") from error
+    # Not what `accelerate launch` was told of the run around this one.
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
+    # DataParallel would cut labels where it cuts rows, which may have several.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def trains_in_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether a constructor computes in bfloat16: if asked to, or with "auto" where it is fast."""
+    return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device.type))
 
 
 def stopping(settings: ConstructorConfig, evaluates: bool) -> list[TrainerCallback]:

@@ -33,7 +33,7 @@ def flow_training_arguments(output_dir: str = "flow", **overrides: Any) -> Train
     """The settings that `fit_flow` uses where it is given none: the paper's, but for the number of epochs.
 
     AdamW at a constant 1e-3, decay 0.01, gradients clipped to norm 1, batches of 64 vectors (the paper's 32 pairs),
-    8 epochs (the paper: 1, for whose end see the README). Nothing is saved or reported.
+    8 epochs (the paper: 1). Nothing is saved or reported.
 
     Args:
         output_dir: for checkpoints, should `overrides` ask for any.
