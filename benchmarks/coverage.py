@@ -41,7 +41,7 @@ def main() -> None:
     result: dict[str, Any] = {"environment": environment(), "vocabularies": {}}
     for name in TOKENIZERS:
         tokenizer = AutoTokenizer.from_pretrained(DATA / "tokenizers" / name)
-        vocabulary = read_vocabulary(tokenizer)
+        vocabulary, mask = read_vocabulary(tokenizer), mask_text(tokenizer)
         groups = {group: set(ids.tolist()) for group, ids in frequency_groups(frequency_rank(vocabulary)).items()}
         words = set(vocabulary.word_ids.tolist())
         found: dict[str, Any] = {
@@ -53,7 +53,7 @@ def main() -> None:
         for dictionary, lexicon in lexicons.items():
             defined = definitions_of_tokens(vocabulary, lexicon, MOST)
             first = [
-                definition_prompt(definitions[0], vocabulary.words[index] or "", mask_text(tokenizer))
+                definition_prompt(definitions[0], vocabulary.words[index] or "", mask)
                 for index, definitions in defined.items()
             ]
             lengths = [len(ids) for ids in tokenizer(first)["input_ids"]]
