@@ -29,6 +29,7 @@ from defemb_callbacks import (
 from defemb_callbacks.build import definitions_of_tokens, learning_conditions
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction import LearnedRows, learned_rows, with_definition_head
+from defemb_callbacks.reconstruction.isolation import isolated_training
 from defemb_callbacks.reconstruction.learned import held_out_words, last_checkpoint
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import read_vocabulary
@@ -150,6 +151,13 @@ def test_model_random_numbers_and_accelerate_are_left_alone(tmp_path, lora_r):
     assert [parameter.requires_grad for parameter in model.parameters()] == trained
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_launch_around_it_does_not_shard_the_constructor(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with isolated_training():
+        assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
 
 
 def test_model_is_restored_when_training_fails(tmp_path):
