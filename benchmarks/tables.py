@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,6 +135,17 @@ def monitoring(result: dict[str, Any]) -> str:
     return table([what, "share of training time"], rows)
 
 
+def learned_speed(result: dict[str, Any]) -> str:
+    rows = []
+    for name, found in result.items():
+        tokens = median(found["trainer_tokens_per_second"])
+        hours = found.get("hours_of_the_papers_updates")
+        shares = [f"{found['share_of_bare']:.2f}", f"{found['share_of_peak']:.2f}"]
+        rows.append([name, f"{tokens:,.0f}", *shares, "" if hours is None else f"{hours:,.0f}"])
+    header = ["model, device", "tokens a second", "of the bare passes' speed", "of the matrix peak"]
+    return table([*header, "hours for the paper's updates"], rows)
+
+
 POOLINGS = {"static": "static table", "layer:3": "layer 3", "layer:5": "layer 5", "first_last": "first and last layer"}
 
 
@@ -211,6 +222,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "dictionaries": ("choices.json", dictionaries),
     "coverage": ("coverage.json", coverage),
     "learned": ("learned.json", learned),
+    "learned_speed": ("learned_speed.json", learned_speed),
     "monitoring": ("monitoring.json", monitoring),
     "sentence": ("sentence.json", sentence),
     "sentence_cost": ("sentence.json", sentence_cost),

@@ -73,7 +73,9 @@ def slow_features(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
         ids = texts.input_ids[text]
         with torch.no_grad():
             states = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        is_mask = [token == tokenizer.mask_token_id for token in ids]
+        # T5's first sentinel stands where other tokenizers have a mask token.
+        mask_token = tokenizer.mask_token or "<extra_id_0>"
+        is_mask = [token == tokenizer.get_vocab().get(mask_token) for token in ids]
         is_content = [token not in tokenizer.all_special_ids for token in ids]
         mean = torch.stack([states[i] for i in range(len(ids)) if is_content[i] or is_mask[i]]).mean(0)
         bag = torch.stack([table[ids[i]] for i in range(len(ids)) if is_content[i]]).mean(0)
