@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, WIKTIONARY, add_model_argument, environment, find_model
+from common import RESULTS, WIKTIONARY, add_model_argument, centred_cosine, environment, find_model
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
@@ -39,12 +39,6 @@ COMBINATIONS = (("mask",), ("first",), ("mean",), ("bag",), ("mean", "bag"), ("m
 DEFINITIONS = (1, 2, 4, 8)
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 ALPHAS = (0.2, 0.5, 1.0)
-
-
-def centred_cosine(rows: Tensor, old: Tensor) -> float:
-    """Mean cosine of predicted and old rows after subtracting the old rows' mean."""
-    mean = old.mean(dim=0)
-    return float(torch.cosine_similarity(rows - mean, old - mean).mean())
 
 
 def unmentioned(pairs: Tensor, words: dict[int, str], definitions: dict[int, list[Definition]]) -> Tensor:

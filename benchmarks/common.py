@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,6 +38,12 @@ def environment() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+
+
+def centred_cosine(rows: Tensor, old: Tensor, mean: Tensor | None = None) -> float:
+    """Mean cosine of predicted and old rows less a mean, by default that of the old rows."""
+    mean = old.mean(dim=0) if mean is None else mean
+    return float(torch.cosine_similarity(rows - mean, old - mean).mean())
 
 
 def held_mb(field: str) -> float:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, add_model_argument, environment, find_model
+from common import RESULTS, add_model_argument, centred_cosine, environment, find_model
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
@@ -37,10 +37,6 @@ SETUPS: dict[str, dict[str, Any]] = {
     "learned, head drawn at random": {"head": "random"},
     "learned, low-rank adapters": {"lora_r": 16, "training": {"learning_rate": 5e-4}},
 }
-
-
-def centred_cosine(rows: Tensor, old: Tensor, mean: Tensor) -> float:
-    return float(torch.cosine_similarity(rows - mean, old - mean).mean())
 
 
 def ridge(

@@ -189,45 +189,6 @@ def test_what_changes_the_vectors_changes_the_fingerprint(name):
     assert changed.build_fingerprint != DefinitionEMBConfig().build_fingerprint
 
 
-CONSTRUCTOR = {
-    "head": "random",
-    "masking": "random",
-    "words": "dictionary",
-    "train_embeddings": True,
-    "filter_ratio": 0.1,
-    "held_out": 0.2,
-    "patience": 5,
-    "tokens_per_batch": 512,
-    "lora_r": 8,
-    "training": {"learning_rate": 1e-3},
-}
-
-
-def learned(**settings: object) -> DefinitionEMBConfig:
-    return DefinitionEMBConfig(method="learned", constructor=settings)
-
-
-@pytest.mark.parametrize("name", CONSTRUCTOR)
-def test_so_does_what_changes_the_constructor(name):
-    changed = learned(**{name: CONSTRUCTOR[name]})
-    assert changed.build_fingerprint != DefinitionEMBConfig(method="learned").build_fingerprint
-
-
-def test_each_constructor_has_a_fingerprint_of_its_own():
-    configs = [DefinitionEMBConfig(), DefinitionEMBConfig(method="learned")]
-    configs += [learned(**{name: value}) for name, value in CONSTRUCTOR.items()]
-    configs += [learned(training={"learning_rate": 2e-3}), learned(training={"max_steps": 3})]
-    assert len({config.build_fingerprint for config in configs}) == len(configs)
-
-
-def test_defaults_that_are_written_out_are_the_defaults():
-    implicit = DefinitionEMBConfig(method="learned")
-    for constructor in ({}, ConstructorConfig().to_dict(), "{}", {"lora_r": None}):
-        explicit = DefinitionEMBConfig(method="learned", constructor=constructor)
-        assert explicit.build_fingerprint == implicit.build_fingerprint
-        assert explicit.constructor_config == implicit.constructor_config == ConstructorConfig()
-
-
 def test_what_only_decides_on_the_writing_does_not():
     assert DefinitionEMBConfig(**WRITE).build_fingerprint == DefinitionEMBConfig().build_fingerprint
 

@@ -250,3 +250,45 @@ def test_inverse_sqrt_and_constant_schedules_are_what_the_trainer_makes_of_them(
     else:
         found = [rate(step) for step in (0, warmup // 2, warmup, 4 * warmup)]
         assert found == pytest.approx([0.0, 0.5, 1.0, 0.5])
+
+
+# What the build's key knows of it: all but where it is saved
+
+
+FINGERPRINTED = {name: value for name, value in OTHER.items() if name != "save_to"}
+
+
+def learned(**settings: object) -> DefinitionEMBConfig:
+    return DefinitionEMBConfig(method="learned", constructor=settings)
+
+
+@pytest.mark.parametrize("name", FINGERPRINTED)
+def test_what_changes_the_constructor_changes_the_fingerprint(name):
+    changed = learned(**{name: FINGERPRINTED[name]})
+    assert changed.build_fingerprint != DefinitionEMBConfig(method="learned").build_fingerprint
+
+
+def test_each_constructor_has_a_fingerprint_of_its_own():
+    configs = [DefinitionEMBConfig(), DefinitionEMBConfig(method="learned")]
+    configs += [learned(**{name: value}) for name, value in FINGERPRINTED.items()]
+    configs += [learned(training={"learning_rate": 2e-3}), learned(training={"max_steps": 3})]
+    assert len({config.build_fingerprint for config in configs}) == len(configs)
+
+
+def test_defaults_that_are_written_out_are_the_defaults():
+    implicit = DefinitionEMBConfig(method="learned")
+    for constructor in ({}, ConstructorConfig().to_dict(), "{}", {"lora_r": None}):
+        explicit = DefinitionEMBConfig(method="learned", constructor=constructor)
+        assert explicit.build_fingerprint == implicit.build_fingerprint
+        assert explicit.constructor_config == implicit.constructor_config == ConstructorConfig()
+
+
+def test_where_it_is_saved_changes_no_fingerprint():
+    assert learned(save_to="here").build_fingerprint == learned(save_to="there").build_fingerprint
+
+
+def test_the_launch_around_it_does_not_choose_the_arithmetic(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    made = arguments(ConstructorConfig(), tmp_path)
+    assert (made.mixed_precision, made.bf16, made.fp16) == ("no", False, False)
+    assert arguments(ConstructorConfig(training={"bf16": True}), tmp_path).mixed_precision == "bf16"

@@ -160,6 +160,25 @@ def test_the_launch_around_it_does_not_shard_the_constructor(monkeypatch):
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
 
 
+def saves_activations(model: torch.nn.Module) -> bool:
+    # Which modules carry the switch differs from one version of transformers to the next.
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_activations_are_kept_as_before(tmp_path):
+    pytest.importorskip("peft")
+    model = tiny_bert(wordpiece_tokenizer())
+    during: list[bool] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            during.append(saves_activations(model))
+
+    learn(tmp_path, settings(1, lora_r=2, training={"gradient_checkpointing": True}), model, callbacks=[Look()])
+    assert during == [True]
+    assert not saves_activations(model)
+
+
 def test_model_is_restored_when_training_fails(tmp_path):
     pytest.importorskip("peft")
     model = tiny_bert(wordpiece_tokenizer())

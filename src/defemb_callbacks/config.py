@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig
+from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig, check_choices
 
 FeatureName = Literal["mean", "first", "mask", "bag"]
 
@@ -140,7 +140,7 @@ class DefinitionEMBConfig:
     )
 
     def __post_init__(self) -> None:
-        self._check_choices()
+        check_choices(self)
         if self.constructor is not None:
             self.constructor = ConstructorConfig.read(self.constructor).to_dict()
             if self.method != "learned":
@@ -172,12 +172,6 @@ class DefinitionEMBConfig:
         edges = self.group_edges
         if len(edges) != 2 or not 0 < edges[0] < edges[1] < 1:
             raise ValueError(f"group_edges={self.group_edges!r} must be two growing shares between 0 and 1.")
-
-    def _check_choices(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            choices = get_args(hint)
-            if isinstance(hint, type(Literal["a"])) and getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(choices)}.")
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as plain JSON values."""

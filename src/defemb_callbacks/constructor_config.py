@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 HeadStart = Literal["ridge", "random"]
 Words = Literal["tokens", "dictionary"]
@@ -75,11 +75,7 @@ class ConstructorConfig:
     training: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, choices in (("head", HeadStart), ("masking", Masking), ("words", Words)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(get_args(choices))}."
-                )
+        check_choices(self)
         for name in ("filter_ratio", "held_out"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not from 0 to below 1.")
@@ -141,6 +137,14 @@ class ConstructorConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings, as plain JSON values."""
         return asdict(self)
+
+
+def check_choices(settings: Any) -> None:
+    """Refuse a field of a dataclass that is not one of its `Literal` type: `ValueError` with what is allowed."""
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = get_args(hint)
+        if get_origin(hint) is Literal and getattr(settings, name) not in choices:
+            raise ValueError(f"{name}={getattr(settings, name)!r} is unknown; choose from {', '.join(choices)}.")
 
 
 def _text_of(path: str) -> str:

@@ -8,6 +8,16 @@ import torch
 from torch.utils.data import Sampler
 
 
+def spread(length: int, most: int) -> list[int]:
+    """At most so many positions, from all over the data, which may be sorted.
+
+    Example:
+        >>> spread(9, 3), spread(2, 3)
+        ([0, 4, 8], [0, 1])
+    """
+    return torch.linspace(0, length - 1, min(length, most), dtype=torch.float64).long().tolist()
+
+
 class TokenBatchSampler(Sampler[list[int]]):
     """Rows of about equal length, together at most so many tokens, padding included.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from defemb_callbacks.constructor_config import ConstructorConfig
+from defemb_callbacks.reconstruction.batches import spread
 from defemb_callbacks.reconstruction.encode import evaluating
 from defemb_callbacks.reconstruction.examples import DefinitionCollator
 from defemb_callbacks.reconstruction.mixin import DefinitionEMBMixin, last_states, with_definition_head
@@ -100,12 +101,11 @@ def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, ba
     weight = (head if isinstance(head, torch.nn.Linear) else head.modules_to_save["default"]).weight
     gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     moment = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.float64)
-    sample = torch.linspace(0, len(rows) - 1, min(len(rows), HEAD_ROWS), dtype=torch.float64).long().unique()
-    lengths = torch.tensor([len(ids) for ids in rows.select(sample.tolist())["input_ids"]])
-    sample = sample[lengths.argsort(stable=True)]
+    # Those of one length together, so that little is padded.
+    sample = sorted(rows.select(spread(len(rows), HEAD_ROWS)), key=lambda row: len(row["input_ids"]))
     with evaluating(model), torch.inference_mode():
-        for part in sample.split(batch_size):
-            batch = collator([{**rows[index], "redrawn": False} for index in part.tolist()])
+        for start in range(0, len(sample), batch_size):
+            batch = collator([{**row, "redrawn": False} for row in sample[start : start + batch_size]])
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
             states = last_states(
                 model,

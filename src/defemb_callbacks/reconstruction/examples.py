@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defemb_callbacks.constructor_config import Masking
 from defemb_callbacks.definitions import Definition
 from defemb_callbacks.prompts import Family, definition_prompt, family_of, slot_tokens
 from defemb_callbacks.reconstruction.encode import sense_weights
-
-Masking = Literal["autoregressive", "random"]
 
 FEATURES = Features(
     input_ids=List(Value("int32")),

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from defemb_callbacks.cache import cached
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.definitions import Definition
+from defemb_callbacks.reconstruction.batches import spread
 from defemb_callbacks.reconstruction.constructor import (
     bare_constructor,
     freeze_unused,
@@ -144,7 +145,7 @@ def learned_rows(
         )
         torch.manual_seed(arguments.seed)
         with open_constructor(model, settings, table) as constructor:
-            freeze_unused(constructor, collator(_spread(train, 64)))
+            freeze_unused(constructor, collator(list(train.select(spread(len(train), 64)))))
             if settings.head == "ridge":
                 solve_head(constructor, train, collator)
             trainer = ConstructorTrainer(
@@ -233,12 +234,6 @@ def held_out_words(count: int, share: float) -> Tensor:
     """
     positions = torch.arange(count, dtype=torch.float64)
     return ((positions + 1) * share).floor() > (positions * share).floor()
-
-
-def _spread(rows: Dataset, most: int) -> list[dict[str, Any]]:
-    """So many rows, of all lengths."""
-    positions = torch.linspace(0, len(rows) - 1, min(most, len(rows)), dtype=torch.float64).long()
-    return list(rows.select(positions.tolist()))
 
 
 def _of_words(rows: Dataset, words: Tensor) -> Dataset:

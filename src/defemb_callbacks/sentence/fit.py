@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from defemb_callbacks.reconstruction.batches import spread
 from defemb_callbacks.reconstruction.mixin import backbone_of
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig, check_vectors
 from defemb_callbacks.sentence.pooling import STATIC, encode_texts, pool
@@ -93,7 +94,7 @@ def fit_flow(
     """
     rows = _rows(vectors)
     eval_rows = None if eval_vectors is None else _rows(eval_vectors)
-    flow = _initialized(config, rows[_spread(len(rows))][COLUMN])
+    flow = _initialized(config, rows[spread(len(rows), INITIAL_ROWS)][COLUMN])
     with _or_default(args) as arguments:
         trainer = Trainer(
             _Likelihood(flow), arguments, train_dataset=rows, eval_dataset=eval_rows, callbacks=list(callbacks)
@@ -144,7 +145,9 @@ def fit_flow_on_texts(
     if pooling == STATIC:
         raise ValueError("pooling 'static' passes no dropout; leave dropout=False")
     # Without dropout, so that every process gets the same axes and scales.
-    first = encode_texts(model, tokenizer, [texts[row] for row in _spread(len(texts))], pooling, max_length=max_length)
+    first = encode_texts(
+        model, tokenizer, [texts[row] for row in spread(len(texts), INITIAL_ROWS)], pooling, max_length=max_length
+    )
     flow = _initialized(config, first)
     with _or_default(args) as arguments, _training_mode(model):
         trainer = _TextTrainer(
@@ -224,11 +227,6 @@ def _rows(vectors: Tensor | Dataset) -> _Rows | Dataset:
 def _initialized(config: EmbeddingFlowConfig | None, vectors: Tensor) -> EmbeddingFlow:
     config = config or EmbeddingFlowConfig.preset("principal", vectors.shape[1])
     return EmbeddingFlow(config).initialize(vectors)
-
-
-def _spread(length: int) -> list[int]:
-    """Positions of at most `INITIAL_ROWS` rows, from all over the data, which may be sorted."""
-    return torch.linspace(0, length - 1, min(length, INITIAL_ROWS), dtype=torch.float64).long().tolist()
 
 
 @contextlib.contextmanager
