@@ -8,6 +8,7 @@ from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.model_card import update_model_card
 from defemb_callbacks.monitoring import EmbeddingMonitorCallback, measure_embeddings
+from defemb_callbacks.new_tokens import define_new_tokens
 from defemb_callbacks.reconstruction import DefinitionEMBMixin, with_definition_head
 from defemb_callbacks.report import RebuildReport
 
@@ -22,6 +23,7 @@ __all__ = [
     "Lexicon",
     "RebuildReport",
     "build_definition_embeddings",
+    "define_new_tokens",
     "load_definitions",
     "measure_embeddings",
     "update_model_card",

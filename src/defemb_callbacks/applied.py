@@ -8,6 +8,8 @@ from torch import nn
 
 from defemb_callbacks.rows import INPUT, TableName, bare_model
 
+NEW_TOKENS = "new_tokens"
+
 
 def applied_to(model: nn.Module, table: TableName = INPUT) -> dict[str, Any] | None:
     """What was applied to a model's table, also before it was saved and loaded; `None` if it was never rebuilt.
@@ -24,10 +26,21 @@ def note_applied(model: nn.Module, applied: dict[str, Any] | None, table: TableN
     """Set what `applied_to` tells of a model and of its checkpoints."""
     config = _config_of(model)
     note = getattr(config, "definition_emb", None) or {}
-    others = {name: note[name] for name in ("output", "decoder") if name in note}
+    others = {name: note[name] for name in ("output", "decoder", NEW_TOKENS) if name in note}
     note = {**(applied or {}), **others} if table == INPUT else {**note, table: applied}
     # A new dict: models that were made of one config may share the old one.
     config.definition_emb = note or None
+
+
+def new_tokens_in(model: nn.Module) -> dict[str, Any] | None:
+    """What `define_new_tokens` noted of a model, also before it was saved and loaded; `None` if it added nothing."""
+    return (getattr(_config_of(model), "definition_emb", None) or {}).get(NEW_TOKENS)
+
+
+def note_new_tokens(model: nn.Module, note: dict[str, Any]) -> None:
+    """Set what `new_tokens_in` tells of a model and of its checkpoints."""
+    config = _config_of(model)
+    config.definition_emb = {**(getattr(config, "definition_emb", None) or {}), NEW_TOKENS: note}
 
 
 def restore_note(model: nn.Module, note: dict[str, Any] | None) -> None:

@@ -29,7 +29,7 @@ from defemb_callbacks.word_pairs import related_tokens
 logger = logging.getLogger(__name__)
 
 # Part of every cache key; to be raised when the same input comes to give other rows.
-BUILD_VERSION = "3"
+BUILD_VERSION = "4"
 
 
 def build_definition_embeddings(
@@ -137,6 +137,7 @@ def _build(
     ids = torch.tensor(list(found))
     words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
     max_length = min(config.max_length, tokenizer.model_max_length)
+    feature_map = None
     if config.method == "learned":
         learned = learned_rows(
             model,
@@ -159,7 +160,8 @@ def _build(
             model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision
         )
         fitted = cross_fitted_rows(features, read_table(model, config.table)[ids.to(model.device)].cpu())
-        rows, details = fitted.rows, {"ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
+        rows, feature_map = fitted.rows, fitted.weights
+        details = {"features": config.features, "ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
     info = {
         "model": model.name_or_path,
@@ -169,7 +171,7 @@ def _build(
         "definitions_read": sum(map(len, found.values())),
         **details,
     }
-    return DefinitionEmbeddings(ids, rows, vocabulary, related_tokens(vocabulary, lexicon), info)
+    return DefinitionEmbeddings(ids, rows, vocabulary, related_tokens(vocabulary, lexicon), info, feature_map)
 
 
 def single_words(lexicon: Lexicon, most: int) -> list[tuple[str, list[Definition]]]:

@@ -20,7 +20,10 @@ from defemb_callbacks.definitions import Lexicon
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.frequency import configured_rank, frequency_groups
 from defemb_callbacks.monitoring import EmbeddingMonitorCallback
+from defemb_callbacks.new_tokens.terms import TermSource
+from defemb_callbacks.new_tokens.trainer import NewTokens
 from defemb_callbacks.plots import TableSnapshot, watched_tokens
+from defemb_callbacks.report import RebuildReport
 from defemb_callbacks.rows import INPUT, embedding_weight, read_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
@@ -40,6 +43,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
     Args:
         definitions: `"wordnet"`, a path, a dict {word: definition}, a `Lexicon`, or a list of these.
         embeddings: ready `DefinitionEmbeddings`, or their folder or hub id; nothing is built then.
+        new_tokens: terms to add, as `define_new_tokens` takes them. With `tokenizer=` they are added to it here and
+            now, so that the data can be tokenized with them before the Trainer is made; else when it is made.
         tokenizer: needed only where the Trainer got no `processing_class`.
         config: settings.
         force: rebuild although the model was rebuilt before.
@@ -47,9 +52,11 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
     Attributes:
         report: a `RebuildReport` once rows are written; `print(callback.report)`.
+        new_tokens_report: the same of `new_tokens`.
 
     Raises:
-        ValueError, TypeError, FileNotFoundError: see `build_definition_embeddings` and `DefinitionEmbeddings.apply`.
+        ValueError, TypeError, FileNotFoundError: see `build_definition_embeddings`, `DefinitionEmbeddings.apply` and
+            `define_new_tokens`; new tokens for a model that is made in training (`model_init`).
 
     Example:
         >>> callback = DefinitionEMBCallback(blend=0.3, monitor_steps=100)
@@ -61,6 +68,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         definitions: Any = "wordnet",
         *,
         embeddings: DefinitionEmbeddings | str | Path | None = None,
+        new_tokens: TermSource | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: DefinitionEMBConfig | None = None,
         force: bool = False,
@@ -73,6 +81,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self.force = force
         self._given = embeddings
         self._rebuilt: weakref.ref[Any] | None = None
+        self.new_tokens = None if new_tokens is None else NewTokens(new_tokens, definitions, self.config)
+        if self.new_tokens is not None and tokenizer is not None:
+            self.new_tokens.extend(tokenizer)
 
     def on_init_end(
         self,
@@ -91,9 +102,32 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             self._snapshots, self._rebuilt_ids = snapshots, rebuilt_ids
         else:
             self.embeddings, self.report = self._given, None
+        if self.new_tokens is not None:
+            self.new_tokens.extend(self._tokenizer)
+            if self.new_tokens.write(model, self._given):
+                self._save_report(args, state, self.new_tokens_report, "new_tokens.json")
         needs_data = self.config.frequency == "training_data" or self.config.only_training_tokens
         if not needs_data:
             self._rebuild(args, state, model, counts=None)
+
+    @property
+    def new_tokens_report(self) -> RebuildReport | None:
+        """What became of `new_tokens`, once their rows are written."""
+        return None if self.new_tokens is None else self.new_tokens.report
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Rebuild a model that was made since; remember and measure the rows that training starts from."""
+        if self.new_tokens is not None:
+            self.new_tokens.check(model, getattr(train_dataloader, "dataset", None))
+        super().on_train_begin(args, state, control, model=model, train_dataloader=train_dataloader, **kwargs)
 
     def _before_training(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         """Rebuild a model that was made since, unless the run is resumed."""
@@ -130,7 +164,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             logger.info("The embeddings were rebuilt before (%s); they are left as they are.", earlier)
             return
         embeddings = self._given
-        if embeddings is None:
+        if self.new_tokens is not None and self.new_tokens.embeddings is not None:
+            embeddings = self.new_tokens.embeddings  # built before the table grew
+        elif embeddings is None:
             # Built anew for each model, as a `model_init` may give other weights each time.
             embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
         else:
@@ -152,8 +188,11 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self._rebuilt_ids = ids
         self.embeddings = embeddings
         self._rebuilt = weakref.ref(model)
+        self._save_report(args, state, self.report, "report.json")
+
+    def _save_report(self, args: TrainingArguments, state: TrainerState, report: Any, name: str) -> None:
         if state.is_world_process_zero:
-            logger.info("%s", self.report)
+            logger.info("%s", report)
             folder = Path(str(args.output_dir), "defemb")
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
+            (folder / name).write_text(report.to_json(), encoding="utf-8")

@@ -20,7 +20,9 @@ from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
 from defemb_callbacks.model_card import update_model_card
+from defemb_callbacks.new_tokens import define_new_tokens
 from defemb_callbacks.processes import this_process
+from defemb_callbacks.report import RebuildReport
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -43,6 +45,8 @@ BUILD_SETTINGS = (
     "batch_size",
     "cache_dir",
 )
+# How new tokens, and terms that are tokens already, get their rows.
+DEFINE_SETTINGS = ("strategy", "blend", "blend_floor", "rescale", "frequency", "group_edges", "new_token_group")
 APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
 
 Model = Annotated[str, typer.Argument(help="Folder of a checkpoint, or its id on the hub.")]
@@ -56,6 +60,7 @@ Sources = Annotated[
         "Give it several times to join dictionaries.",
     ),
 ]
+Report = Annotated[Path | None, typer.Option(help="Write the full report here, as JSON.")]
 Output = Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)]
 
 
@@ -189,25 +194,44 @@ def apply(
     embeddings: Annotated[str, typer.Argument(help="Folder that `defemb build` wrote, or hub id.")],
     output: Output,
     force: Annotated[bool, typer.Option("--force", help="Rebuild a model that was rebuilt before.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the full report here, as JSON.")] = None,
+    report: Report = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     *,
     config: DefinitionEMBConfig,
 ) -> None:
     """Write reconstructed embeddings into a model, task head included, and save it as an ordinary checkpoint."""
-    if output.exists() and Path(model).exists() and output.samefile(model):
-        raise ValueError(f"--output {output} is MODEL itself; name another folder.")
+    _refuse_same_folder(model, output)
     network, tokenizer = _load(model, revision, trust_remote_code)
     ready = DefinitionEmbeddings.from_pretrained(embeddings)
     ready.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(network, config.table))))
     done = ready.apply(network, config, force=force)
-    if this_process().is_main_process:
-        network.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-        update_model_card(output, done)
-        if report is not None:
-            report.write_text(done.to_json(), encoding="utf-8")
+    _save(network, tokenizer, output, done, report)
+    _say(f"{done}\n\nSaved in {output}.")
+
+
+@app.command()
+@_with_settings(*BUILD_SETTINGS, *DEFINE_SETTINGS)
+def define(
+    model: Model,
+    terms: Annotated[Path, typer.Argument(help="Glossary of the new terms (.tsv, .csv, .json).")],
+    output: Output,
+    definitions: Sources = None,
+    report: Report = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    *,
+    config: DefinitionEMBConfig,
+) -> None:
+    """Add new terms to a model and its tokenizer, with rows made from their definitions, and save both.
+
+    Terms that are tokens already are rebuilt.
+    """
+    _refuse_same_folder(model, output)
+    network, tokenizer = _load(model, revision, trust_remote_code)
+    network.to(this_process().device)
+    done = define_new_tokens(network, tokenizer, terms, definitions or "wordnet", config)
+    _save(network, tokenizer, output, done, report)
     _say(f"{done}\n\nSaved in {output}.")
 
 
@@ -255,6 +279,22 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> tuple[Pre
         raise ValueError(f"transformers has no model class {architecture!r}; --trust-remote-code runs the model's own.")
     model = getattr(transformers, wanted).from_pretrained(name, **settings)
     return model.eval(), AutoTokenizer.from_pretrained(name, **settings)
+
+
+def _refuse_same_folder(model: str, output: Path) -> None:
+    if output.exists() and Path(model).exists() and output.samefile(model):
+        raise ValueError(f"--output {output} is MODEL itself; name another folder.")
+
+
+def _save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path, done: RebuildReport, report: Path | None
+) -> None:
+    if this_process().is_main_process:
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+        update_model_card(output, done)
+        if report is not None:
+            report.write_text(done.to_json(), encoding="utf-8")
 
 
 def _say(text: str) -> None:

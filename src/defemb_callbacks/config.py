@@ -117,6 +117,12 @@ class DefinitionEMBConfig:
         default_factory=lambda: [0.3, 0.8],
         metadata={"help": "Where the frequent tokens end and where the rare ones begin, as shares of the vocabulary."},
     )
+    new_token_group: Literal["frequent", "medium", "rare"] = field(
+        default="rare",
+        metadata={
+            "help": "How frequent new tokens are expected to be: their rows get the typical length of this group."
+        },
+    )
     monitor_steps: int | None = field(
         default=None,
         metadata={

@@ -45,9 +45,11 @@ class DefinitionEmbeddings:
         vocabulary: the tokens that the ids count.
         pairs: (m, 2) int64, ids of words that the dictionary relates, for `relation_auc`.
         info: how they were made; plain JSON.
+        feature_map: (F + 1, d) float32, the map of the closed form from features of a definition to a row, with which
+            words that are no tokens yet get theirs; `None` for rows of a learned constructor.
 
     Raises:
-        ValueError: ids, rows or pairs that do not fit each other, NaN or infinity.
+        ValueError: ids, rows, pairs or map that do not fit each other, NaN or infinity.
 
     Example:
         >>> vocabulary = Vocabulary(("the", "cat"), ("the", "cat"), (None, None), uncased=True)
@@ -60,6 +62,7 @@ class DefinitionEmbeddings:
     vocabulary: Vocabulary
     pairs: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     info: dict[str, Any] = field(default_factory=dict)
+    feature_map: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.dtype != torch.float32:
@@ -71,6 +74,9 @@ class DefinitionEmbeddings:
             raise ValueError(f"pairs must be (m, 2) int64, got {tuple(pairs.shape)} {pairs.dtype}.")
         if len(pairs) and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
             raise ValueError(f"pairs name tokens from {int(pairs.min())} to {int(pairs.max())}; there are {size}.")
+        mapping = self.feature_map
+        if mapping is not None and (mapping.ndim != 2 or mapping.shape[1] != self.rows.shape[1]):
+            raise ValueError(f"feature_map must be (F + 1, {self.rows.shape[1]}), got {tuple(mapping.shape)}.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.ids)} of {len(self.vocabulary)} tokens, width {self.rows.shape[1]})"
@@ -227,6 +233,8 @@ class DefinitionEmbeddings:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
+        if self.feature_map is not None:
+            tensors["feature_map"] = self.feature_map
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
         vocabulary = self.vocabulary
         description = {
@@ -272,7 +280,8 @@ class DefinitionEmbeddings:
             tensors = load_file(folder / TENSORS)
             tokens, words, reasons = (tuple(description[name]) for name in ("tokens", "words", "reasons"))
             vocabulary = Vocabulary(tokens, words, reasons, description["uncased"])
-            return cls(tensors["ids"], tensors["rows"], vocabulary, tensors["pairs"], description["info"])
+            rest = {"info": description["info"], "feature_map": tensors.get("feature_map")}
+            return cls(tensors["ids"], tensors["rows"], vocabulary, tensors["pairs"], **rest)
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
 

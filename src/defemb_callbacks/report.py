@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,40 @@ class GroupSummary:
 
 
 @dataclass(frozen=True)
+class TermSummary:
+    """A term that `define_new_tokens` was given, and what became of it.
+
+    Attributes:
+        term: as given.
+        tokens: its tokens and their ids, the one at the start of a word first.
+        is_new: whether the tokens were added, and not only rebuilt.
+        definitions: how many its row was made of.
+        pieces: what the tokenizer cut it into before.
+        weight: share of the definitions in the new row; the rest is the sub-tokens' (of a token that was there: its old
+            row's).
+    """
+
+    term: str
+    tokens: dict[str, int]
+    is_new: bool
+    definitions: int
+    pieces: tuple[str, ...]
+    weight: float
+
+    @property
+    def made_of(self) -> str:
+        """In words: what is in the row, in which shares.
+
+        Example:
+            >>> TermSummary("lynx", {"lynx": 9}, True, 2, ("ly", "##nx"), 0.9).made_of
+            '90% 2 definitions, 10% sub-tokens'
+        """
+        number = f"{self.definitions} definition{'' if self.definitions == 1 else 's'}"
+        shares = [(self.weight, number), (1 - self.weight, "sub-tokens" if self.is_new else "old row")]
+        return ", ".join(f"{share:.0%} {what}" for share, what in shares if share)
+
+
+@dataclass(frozen=True)
 class RebuildReport:
     """What was rebuilt, what was not and why, and the metrics of the table before and after.
 
@@ -37,6 +72,7 @@ class RebuildReport:
         skipped: the tokens that kept their rows, by reason.
         before, after: metrics, `defemb/<metric>/<group>`.
         info: how the embeddings were built and applied.
+        terms: of `define_new_tokens`: what became of each term; `skipped` names terms then.
 
     Example:
         >>> report = RebuildReport({"all": GroupSummary(3, 2, 2, 0.25)}, {"number": ("1990",)}, {}, {}, {})
@@ -57,6 +93,7 @@ class RebuildReport:
     before: dict[str, float]
     after: dict[str, float]
     info: dict[str, Any]
+    terms: tuple[TermSummary, ...] = ()
 
     @property
     def rebuilt(self) -> int:
@@ -75,15 +112,29 @@ class RebuildReport:
         total = self.groups["all"]
         source = f" ({self.info['definitions']})" if "definitions" in self.info else ""
         lines = [f"Rebuilt {total.rebuilt:,} of {total.tokens:,} token embeddings from definitions{source}."]
+        if self.terms or "new_tokens" in self.info:
+            lines = self._term_lines()
         if "r_squared" in self.info:
             lines.append(f"Share of the old rows' variation that definitions explain: {self.info['r_squared']:.3f}.")
         lines += ["", *_aligned(self.group_table())]
         if self.skipped:
-            lines += ["", f"Kept as they were: {sum(map(len, self.skipped.values())):,}"]
+            kept = "Not defined" if self.terms else "Kept as they were"
+            lines += ["", f"{kept}: {sum(map(len, self.skipped.values())):,}"]
             by_number = sorted(self.skipped.items(), key=lambda item: -len(item[1]))
             rows = [[f"  {reason}", f"{len(tokens):,}", _examples(tokens)] for reason, tokens in by_number]
-            lines += _aligned(rows, last_left=True)
+            lines += _aligned(rows, left=(0, len(rows[0]) - 1))
         return "\n".join(lines)
+
+    def _term_lines(self, shown: int = 10) -> list[str]:
+        new = [term for term in self.terms if term.is_new]
+        number = sum(len(term.tokens) for term in new)
+        lines = [f"Added {number:,} tokens for {len(new):,} terms; {len(self.terms) - len(new):,} were tokens already."]
+        table = [["term", "token", "row made of", "was"]]
+        for term in self.terms[:shown]:
+            tokens = ", ".join(map(str, term.tokens.values()))
+            table.append([term.term, tokens, term.made_of, " ".join(term.pieces)])
+        more = [f"… and {len(self.terms) - shown:,} more"] if len(self.terms) > shown else []
+        return [*lines, "", *_aligned(table, left=range(4)), *more, ""]
 
     def group_table(self) -> list[list[str]]:
         """Heading and rows of the table by frequency group, as text; a metric is shown as before → after."""
@@ -108,9 +159,8 @@ def _examples(tokens: tuple[str, ...], number: int = 5) -> str:
     return f"{shown}, …" if shown and len(tokens) > number else shown
 
 
-def _aligned(rows: list[list[str]], last_left: bool = False) -> list[str]:
+def _aligned(rows: list[list[str]], left: Collection[int] = (0,)) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    left = {0, len(widths) - 1} if last_left else {0}
     return [
         "  ".join(
             cell.ljust(width) if column in left else cell.rjust(width)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -66,6 +68,44 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
             module.training = training
         for module, is_on in checkpointing:
             module.gradient_checkpointing = is_on
+
+
+@contextlib.contextmanager
+def kept_constructor(model: PreTrainedModel, folder: Path, table: TableName = INPUT) -> Iterator[Any]:
+    """A trained constructor that was saved with `ConstructorConfig.save_to`, for reading.
+
+    Afterwards the model is what it was.
+
+    Raises:
+        FileNotFoundError: the folder holds no constructor.
+        ImportError: adapters without peft.
+    """
+    if (folder / "adapter_config.json").is_file():
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise ImportError('adapters need peft: pip install "defemb-callbacks[peft]"') from error
+        trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        adapted = PeftModel.from_pretrained(with_definition_head(model, table=table), folder)
+        try:
+            yield adapted
+        finally:
+            adapted.unload()
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"There is no trained constructor in {folder}; train one with save_to={str(folder)!r}.")
+    constructor = with_definition_head(copy.deepcopy(model).float(), table=table)
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    missing = set(constructor.load_state_dict(state, strict=False).missing_keys)
+    # A tied weight is saved once, under one of its names.
+    saved = {tensor.data_ptr() for name, tensor in constructor.state_dict().items() if name not in missing}
+    lost = [name for name in sorted(missing) if constructor.state_dict()[name].data_ptr() not in saved]
+    if lost:
+        raise ValueError(f"The constructor in {folder} is of another model: it has no {lost[0]!r}.")
+    yield constructor
 
 
 def _with_adapters(wrapped: Any, rank: int) -> Any:

@@ -23,6 +23,7 @@ from defemb_callbacks.reconstruction.batches import spread
 from defemb_callbacks.reconstruction.constructor import (
     bare_constructor,
     freeze_unused,
+    kept_constructor,
     open_constructor,
     solve_head,
 )
@@ -176,6 +177,45 @@ def learned_rows(
         **_quality(rows[held_out], old[held_out], old.mean(dim=0)),
     }
     return LearnedRows(rows, info)
+
+
+def read_definitions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    words: Sequence[str],
+    definitions: Sequence[Sequence[Definition]],
+    *,
+    max_length: int = 64,
+    batch_size: int = 128,
+    table: TableName = INPUT,
+) -> Tensor:
+    """What a constructor that was kept makes of the definitions of any words.
+
+    Args:
+        model: that it was trained from; stays as it is.
+        tokenizer: the model's.
+        folder: `ConstructorConfig.save_to` of its training.
+        words: need not be tokens.
+        definitions: of each word, at least one.
+        max_length: longest input in tokens.
+        batch_size: definitions read at once.
+        table: whose rows it was trained on.
+
+    Returns:
+        (n, d) float32, on the CPU.
+
+    Raises:
+        FileNotFoundError: the folder holds no constructor.
+        ImportError: adapters without peft.
+    """
+    style = ReadingStyle.of(model, tokenizer)
+    # Read as words of one sub-token: what it would be plays no part in reading.
+    one = [[style.pad]] * len(words)
+    rows = definition_rows(style, tokenizer, words, one, definitions, max_length=max_length)
+    collator = DefinitionCollator(style.pad, vocabulary=len(tokenizer))
+    with kept_constructor(model, folder, table) as constructor:
+        return constructed_rows(constructor, rows, collator, len(words), batch_size)
 
 
 def constructed_rows(

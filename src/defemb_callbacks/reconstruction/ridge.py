@@ -105,11 +105,13 @@ class RidgeRows:
 
     Attributes:
         rows: (n, d) float32; each from a map that has not seen this row's target.
+        weights: (F + 1, d) float32, the map that has seen all of them, for features of other words: see `mapped`.
         strength: the ridge strength that cross-validation chose.
         r_squared: explained share of the targets' variation, on rows that the map has not seen.
     """
 
     rows: Tensor
+    weights: Tensor
     strength: float
     r_squared: float
 
@@ -166,9 +168,24 @@ def cross_fitted_rows(
             best_error, best, maps = error, strength, solutions
     rows = torch.empty(len(x), y.shape[1])
     for fold, solution in enumerate(maps):
-        rows[fold::folds] = (_with_ones(x[fold::folds]) @ solution).to(torch.float32)
+        rows[fold::folds] = mapped(x[fold::folds], solution)
     variation = equations.total_variation
-    return RidgeRows(rows, best, 1 - best_error / variation if variation > 0 else 0.0)
+    r_squared = 1 - best_error / variation if variation > 0 else 0.0
+    return RidgeRows(rows, equations.solve(best).to(torch.float32), best, r_squared)
+
+
+def mapped(x: Tensor, weights: Tensor) -> Tensor:
+    """What a map makes of features: (n, d) float32.
+
+    Args:
+        x: (n, F) features, any floating type.
+        weights: (F + 1, d), the last row being the intercept.
+
+    Example:
+        >>> mapped(torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0], [100.0], [5.0]]))
+        tensor([[215.]])
+    """
+    return (_with_ones(x) @ weights.to(torch.float64)).to(torch.float32)
 
 
 def _with_ones(x: Tensor) -> Tensor:

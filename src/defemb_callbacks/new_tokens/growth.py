@@ -1,0 +1,109 @@
+"""The tables of a model as they grow by new tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from defemb_callbacks.rows import INPUT, TableName, bare_model, embedding_weight, output_weight
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model whose tables cannot grow.
+
+    Raises:
+        ValueError: it is wrapped, has adapters, is read-only (made under `torch.inference_mode()`), or its tables
+            differ in length.
+        TypeError: a table is quantized, or there is none.
+    """
+    if bare_model(model) is not model:
+        raise ValueError(f"The model is inside {type(model).__name__}; define new tokens before it is wrapped.")
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "This is a PEFT model, whose tables cannot grow. Define new tokens in the base model first, then add the "
+            "adapters, with the embeddings in modules_to_save if the new rows are to be trained and saved with them."
+        )
+    weight = embedding_weight(model)
+    head: Any = model.get_output_embeddings()
+    output = getattr(head, "weight", None)
+    if head is not None and not (isinstance(output, Tensor) and output.is_floating_point()):
+        kind = output.dtype if isinstance(output, Tensor) else type(head).__name__
+        raise TypeError(
+            f"The output embeddings cannot be written ({kind}). Load the model with them in a floating-point type, "
+            "e.g. keep them out of the quantization config."
+        )
+    if weight.is_inference() or (output is not None and output.is_inference()):
+        raise ValueError(
+            "The embeddings are read-only, as the model was made under torch.inference_mode(). Load it outside of that."
+        )
+    if output is not None and len(output) != len(weight):
+        raise ValueError(
+            f"The output table has {len(output)} rows, the input table {len(weight)}; new tokens need a row in both."
+        )
+
+
+def tables_of(model: PreTrainedModel) -> list[TableName]:
+    """Every table that has rows of its own: "input", and "decoder" and "output" where they are not tied to it.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> sizes = dict(vocab_size=10, n_embd=4, n_layer=1, n_head=1)
+        >>> tables_of(GPT2LMHeadModel(GPT2Config(**sizes)))
+        ['input']
+        >>> tables_of(GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False)))
+        ['input', 'output']
+    """
+    tables: list[TableName] = [INPUT]
+    decoder = None
+    if model.config.is_encoder_decoder:
+        decoder = embedding_weight(model.get_decoder())
+        if decoder.data_ptr() != embedding_weight(model).data_ptr():
+            tables.append("decoder")
+    output = output_weight(model)
+    if output is not None and (decoder is None or output.data_ptr() != decoder.data_ptr()):
+        tables.append("output")
+    return tables
+
+
+@contextlib.contextmanager
+def grown(model: PreTrainedModel, size: int) -> Iterator[None]:
+    """Let all tables have `size` rows, unless they have more, and go back to what they had if the block fails."""
+    earlier = len(embedding_weight(model))
+    try:
+        if size > earlier:
+            _resize(model, size)
+        yield
+    except BaseException:
+        if len(embedding_weight(model)) != earlier:
+            _resize(model, earlier)
+        raise
+
+
+def _resize(model: PreTrainedModel, size: int) -> None:
+    earlier = len(embedding_weight(model))
+    # The new rows will be written: nothing need be drawn from the old ones' distribution.
+    model.resize_token_embeddings(size, mean_resizing=False)
+    # transformers forgets what the configs of T5Gemma's two parts say, and could not load it again.
+    for name in model.config.sub_configs:
+        part = getattr(model.config, name)
+        if getattr(part, "vocab_size", None) == earlier:
+            part.vocab_size = size
+
+
+@torch.no_grad()
+def write_bias(model: PreTrainedModel, ids: Tensor, like: Tensor) -> None:
+    """Give output logits, where they have a bias, that of tokens of the expected frequency (median), and not 0.
+
+    Args:
+        model: any.
+        ids: (n,) int64, new tokens.
+        like: (m,) int64, tokens of the expected frequency.
+    """
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    if isinstance(bias, Tensor):
+        bias[ids.to(bias.device)] = bias[like.to(bias.device)].median()

@@ -1,0 +1,80 @@
+"""The terms that are to become tokens: in the order given, each with what defines it, or an error that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
+from defemb_callbacks.new_tokens.terms import Term, read_terms
+
+DICTIONARY = load_definitions({"cat": ["a small feline", "a gossip"], "CAR": "chimeric antigen receptor"})
+
+
+def glosses(terms: list[Term]) -> dict[str, list[str]]:
+    return {term.text: [definition.gloss for definition in term.definitions] for term in terms}
+
+
+def test_a_terms_own_definitions_stand_alone():
+    terms = read_terms({"lynx": "a wild cat", "cat": ["a pet", "a jazz fan"]}, DICTIONARY)
+    assert glosses(terms) == {"lynx": ["a wild cat"], "cat": ["a pet", "a jazz fan"]}
+
+
+def test_without_its_own_it_is_looked_up_and_else_has_none():
+    terms = read_terms({"ounce": None, "cat": None}, DICTIONARY)
+    assert glosses(terms) == {"ounce": [], "cat": ["a small feline", "a gossip"]}
+    assert read_terms(["ounce", "cat"], DICTIONARY) == terms
+
+
+def test_case_is_the_users():
+    terms = read_terms({"Car": "a vehicle", "car": "a wagon"}, DICTIONARY)
+    assert glosses(terms) == {"Car": ["a vehicle"], "car": ["a wagon"]}
+    assert glosses(read_terms(["car"], load_definitions({"Car": "a town"}))) == {"car": ["a town"]}
+
+
+def test_best_definitions_only():
+    assert glosses(read_terms({"cat": ["a pet", "a fan", "a whip"]}, DICTIONARY, most=2)) == {"cat": ["a pet", "a fan"]}
+
+
+def test_space_around_a_term_is_dropped():
+    assert glosses(read_terms({" CAR T cell ": "a T cell"}, DICTIONARY)) == {"CAR T cell": ["a T cell"]}
+
+
+def test_a_file_and_a_lexicon(tmp_path: Path):
+    path = tmp_path / "terms.tsv"
+    path.write_text("word\tdefinition\nlynx\ta wild cat\nounce\ta snow leopard\n")
+    assert glosses(read_terms(path, DICTIONARY)) == {"lynx": ["a wild cat"], "ounce": ["a snow leopard"]}
+    lexicon = Lexicon.from_definitions([Definition("lynx", "a wild cat", synonyms=("catamount",))], name="mine")
+    (term,) = read_terms(lexicon, DICTIONARY)
+    assert term.definitions[0].synonyms == ("catamount",)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "match"),
+    [
+        ({}, ValueError, "no new tokens"),
+        ([], ValueError, "no new tokens"),
+        ({"lynx": ""}, ValueError, "definition of 'lynx' is empty"),
+        ({"lynx": "  "}, ValueError, "definition of 'lynx' is empty"),
+        ({"lynx": []}, ValueError, "'lynx' has an empty list"),
+        ({" \t": None}, ValueError, "nothing but white space"),
+        ({"": None}, ValueError, "nothing but white space"),
+        (["lynx", "lynx"], ValueError, "'lynx' is given twice"),
+        ({"lynx": "a cat", " lynx": "a cat"}, ValueError, "'lynx'"),
+        (["ly\u0007nx"], ValueError, r"control character '\\x07'"),
+        (["ly\nnx"], ValueError, "control character"),
+        (["ly\u200bnx"], ValueError, "control character"),
+        ([3], TypeError, "3 is no string"),
+        ({"lynx": 3}, TypeError, "'lynx' is defined by 3"),
+        (3, TypeError, "not 3"),
+    ],
+)
+def test_errors_name_the_term(source, error, match):
+    with pytest.raises(error, match=match):
+        read_terms(source, DICTIONARY)
+
+
+def test_no_such_file():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.tsv"):
+        read_terms("nowhere.tsv", DICTIONARY)
