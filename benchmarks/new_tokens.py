@@ -2,10 +2,10 @@
 
     python benchmarks/new_tokens.py
 
-Held out are the words of the similarity sets that are tokens and in WordNet. They are taken out of the tokenizer, so
-that the definitions of other words show them in pieces; out of the model, whose rows of them are zeroed before anything
-reads it; and out of the dictionary that the map is fitted on. Then they are added as a user adds new words:
-`define_new_tokens(model, tokenizer, {word: glosses})`. What their rows were is known, and the ceiling.
+Held out, a fifth at a time, are the words of the similarity sets that are tokens and in WordNet. They are taken out of
+the tokenizer, so that other words' definitions show them in pieces; out of the model, whose rows of them are zeroed
+before anything reads it; and out of the dictionary that the map is fitted on. Then they are added as a user adds new
+words: `define_new_tokens(model, tokenizer, {word: glosses})`. What their rows were is known, and the ceiling.
 
 - "definition" is what `define_new_tokens` writes; "with synonyms": the definitions bring their synonyms, as those that
   it looks up in WordNet itself do.
@@ -18,16 +18,17 @@ Needs shared/tools/wordsim.py and shared/data beside the repository. `--speed` m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import torch
@@ -48,10 +49,10 @@ from transformers import (
 
 from defemb_callbacks import Lexicon, define_new_tokens, load_definitions
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
+from defemb_callbacks.reconstruction import encode
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
-SETS = ("MEN-3000", "SimLex-999", "RareWords-2034")
 STEPS = (0, 16, 32, 64)
 
 
@@ -119,7 +120,10 @@ def similarity(checkpoints: dict[str, Path]) -> dict[str, Any]:
     command = [sys.executable, str(referee), *map(str, checkpoints.values()), "--data", str(DATA / "wordsim"), "--json"]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     label = {str(path): method for method, path in checkpoints.items()} | {"pairs": "pairs"}
-    return {name: {label[key]: value for key, value in groups["all"].items()} for name, groups in report.items()}
+    return {
+        name: {group: {label[key]: value for key, value in row.items()} for group, row in groups.items()}
+        for name, groups in report.items()
+    }
 
 
 def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 16) -> dict[str, list[float]]:
@@ -170,81 +174,120 @@ def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 1
     return curve
 
 
-def compare(name: str, seeds: int, folder: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def remembered_texts() -> Iterator[None]:
+    """Let no text be encoded twice: what shows no held-out word is the same in every fold, and reads no row of one."""
+    known: dict[tuple[int, ...], Tensor] = {}
+    plain = encode._text_features
+
+    def text_features(model: Any, weights: Any, input_ids: Tensor, *rest: Any) -> Tensor:
+        texts = [tuple(ids) for ids in input_ids.tolist()]
+        new = [place for place, text in enumerate(texts) if text not in known]
+        if new:
+            made = plain(model, weights, input_ids[new], *rest)
+            known.update({texts[place]: row for place, row in zip(new, made, strict=True)})
+        return torch.stack([known[text] for text in texts])
+
+    encode._text_features = text_features
+    try:
+        yield
+    finally:
+        encode._text_features = plain
+
+
+def new_rows(
+    name: str, ids: list[int], vocabulary: Vocabulary, wordnet: Lexicon, folder: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What each method gives for words that are held out together, and how much came from sub-tokens."""
+    words = [str(vocabulary.words[index]) for index in ids]
+    found = [wordnet.lookup(word, ignore_case=vocabulary.uncased) for word in words]
+    glosses = {
+        word: list(dict.fromkeys(definition.gloss for definition in listed if definition.rank <= 8))
+        for word, listed in zip(words, found, strict=True)
+    }
+    senses = [replace(one, word=word) for word, listed in zip(words, found, strict=True) for one in listed]
+    with_synonyms = Lexicon.from_definitions((one for one in senses if one.rank <= 8), name="held out")
+    model, tokenizer = without_words(name, ids, folder)
+    dictionary = wordnet.without(words)
+
+    tables: dict[str, Tensor] = {}
+    mixtures = {}
+    for method, terms in (("definition", glosses), ("definition with synonyms", with_synonyms)):
+        one = copy.deepcopy(model)
+        report = define_new_tokens(one, copy.deepcopy(tokenizer), terms, dictionary)
+        index = {term.term: next(iter(term.tokens.values())) for term in report.terms}
+        tables[method] = read_table(one)[[index[word] for word in words]]
+        mixtures[method] = report.info["new_tokens"]["input"]
+    zeroed = read_table(model)
+
+    def means(texts: list[str]) -> Tensor:
+        cut = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return torch.stack([zeroed[pieces].mean(dim=0) for pieces in cut])
+
+    tables["sub-token mean"] = means(words)
+    tables["mean of the glosses' tokens"] = means([" ".join(glosses[word]) for word in words])
+    torch.manual_seed(ids[0])
+    drawn = copy.deepcopy(model)
+    drawn.resize_token_embeddings(len(zeroed) + len(words))
+    tables["mean + covariance draw"] = read_table(drawn)[len(zeroed) :]
+    return tables, mixtures
+
+
+def compare(name: str, folds: int, seeds: int, folder: Path) -> dict[str, Any]:
     wordnet = load_definitions("wordnet")
     tokenizer = AutoTokenizer.from_pretrained(name)
     old = read_table(AutoModel.from_pretrained(name))
     vocabulary = read_vocabulary(tokenizer, len(old))
     wanted = rated_words(DATA / "wordsim")
     ids = [i for i in vocabulary.word_ids.tolist() if vocabulary.words[i] in wanted]
-    found = {i: wordnet.lookup(str(vocabulary.words[i]), ignore_case=vocabulary.uncased) for i in ids}
-    ids = [index for index in ids if found[index]]
-    words = [str(vocabulary.words[index]) for index in ids]
-    model, reduced = without_words(name, ids, folder / "reduced")
-    dictionary = wordnet.without(words)
-    glosses = {word: [d.gloss for d in found[i] if d.rank <= 8] for i, word in zip(ids, words, strict=True)}
-    glosses = {word: list(dict.fromkeys(listed)) for word, listed in glosses.items()}
-    senses = [replace(d, word=word) for i, word in zip(ids, words, strict=True) for d in found[i] if d.rank <= 8]
-    with_synonyms = Lexicon.from_definitions(senses, name="held out")
-
-    print(f"{len(words):,} words held out; fitting the map on the others", flush=True)
-    tables: dict[str, Tensor] = {}
-    reports = {}
-    start = time.perf_counter()
-    for method, terms in (("definition", glosses), ("definition with synonyms", with_synonyms)):
-        one, its_tokenizer = copy.deepcopy(model), copy.deepcopy(reduced)
-        reports[method] = define_new_tokens(one, its_tokenizer, terms, dictionary)
-        new = {term.term: next(iter(term.tokens.values())) for term in reports[method].terms}
-        tables[method] = read_table(one)[[new[word] for word in words]]
-    print(f"{time.perf_counter() - start:.0f} s", flush=True)
-    zeroed = read_table(model)
-    pieces = [reduced(word, add_special_tokens=False)["input_ids"] for word in words]
-    tables["sub-token mean"] = torch.stack([zeroed[found].mean(dim=0) for found in pieces])
-    torch.manual_seed(0)
-    drawn = copy.deepcopy(model)
-    drawn.resize_token_embeddings(len(zeroed) + len(words))
-    tables["mean + covariance draw"] = read_table(drawn)[len(zeroed) :]
-    described = [reduced(" ".join(glosses[word]), add_special_tokens=False)["input_ids"] for word in words]
-    tables["mean of the glosses' tokens"] = torch.stack([zeroed[found].mean(dim=0) for found in described])
+    ids = [i for i in ids if wordnet.lookup(str(vocabulary.words[i]), ignore_case=vocabulary.uncased)]
+    parts = [ids[fold::folds] for fold in range(folds)]
+    found, mixtures = [], []
+    with remembered_texts():
+        for fold, part in enumerate(parts):
+            start = time.perf_counter()
+            rows, mixture = new_rows(name, part, vocabulary, wordnet, folder / f"fold-{fold}")
+            found.append(rows)
+            mixtures.append(mixture)
+            print(f"fold {fold}: {len(part):,} words, {time.perf_counter() - start:.0f} s", flush=True)
+    ids = [index for part in parts for index in part]
     index = torch.tensor(ids)
-    tables["pretrained"] = old[index]
+    tables = {method: torch.cat([rows[method] for rows in found]) for method in found[0]} | {"pretrained": old[index]}
+    torch.save({"ids": index, "tables": tables}, folder / "rows.pt")
 
-    checkpoints = {}
-    for method, rows in tables.items():
-        holder = copy.deepcopy(one)
+    checkpoints = {method: folder / method.replace(" ", "-") for method in tables}
+    for method, checkpoint in checkpoints.items():
+        model = AutoModel.from_pretrained(name)
         with torch.no_grad():
-            holder.get_input_embeddings().weight[[new[word] for word in words]] = rows
-        checkpoints[method] = folder / method.replace(" ", "-")
-        holder.save_pretrained(checkpoints[method])
-        its_tokenizer.save_pretrained(checkpoints[method])
+            model.get_input_embeddings().weight[index] = tables[method]
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
     ranks = {
-        method: ranks_of_old_rows(rows, index, old, vocabulary.word_ids)
+        method: torch.tensor(ranks_of_old_rows(rows, index, old, vocabulary.word_ids))
         for method, rows in tables.items()
         if method != "pretrained"
     }
     groups = frequency_groups(frequency_rank(vocabulary))
-    in_group = {group: torch.isin(index, members) for group, members in groups.items() if group != "all"}
     result: dict[str, Any] = {
-        "words": len(words),
+        "words": len(ids),
+        "folds": folds,
         "word_tokens": len(vocabulary.word_ids),
         "similarity": similarity(checkpoints),
-        "median_rank": {method: median(found) for method, found in ranks.items()},
-        "median_rank_by_group": {
-            group: {method: median(torch.tensor(found)[inside].tolist()) for method, found in ranks.items()}
-            for group, inside in in_group.items()
+        "median_rank": {
+            group: {m: median(places[torch.isin(index, members)].tolist()) for m, places in ranks.items()}
+            for group, members in groups.items()
         },
-        "centred_cosine": {
-            method: centred_cosine(rows, old[index], old.mean(dim=0)) for method, rows in tables.items()
-        },
+        "centred_cosine": {m: centred_cosine(rows, old[index], old.mean(dim=0)) for m, rows in tables.items()},
         "categories": category_accuracy(tables, old, index, vocabulary, wordnet),
-        "mixture": {method: report.info["new_tokens"]["input"] for method, report in reports.items()},
+        "mixtures": mixtures,
     }
-    print(json.dumps({key: result[key] for key in ("similarity", "median_rank", "mixture")}, indent=1), flush=True)
+    print(json.dumps({key: result[key] for key in ("similarity", "median_rank", "categories")}, indent=1), flush=True)
+    words = {str(vocabulary.words[i]) for i in ids}
     curves: dict[str, list[dict[str, list[float]]]] = {}
     for method, checkpoint in checkpoints.items():
-        if method != "definition with synonyms" and seeds:
-            curves[method] = [recovery(checkpoint, set(words), seed) for seed in range(seeds)]
-            print(method, [round(mean(c["accuracy"][-1] for c in curves[method]), 4)], flush=True)
+        if seeds and method != "definition with synonyms":
+            curves[method] = [recovery(checkpoint, words, seed) for seed in range(seeds)]
+            print(method, curves[method], flush=True)
     return result | {"recovery": {"steps": STEPS, "seeds": seeds, "curves": curves}}
 
 
@@ -273,6 +316,7 @@ def speed(name: str, number: int = 1000) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
+    parser.add_argument("--folds", type=int, default=5, help="parts in which words are held out")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning; 0 leaves it out")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens.json")
@@ -285,11 +329,11 @@ def main() -> None:
         result["speed"] = speed(name)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            result |= compare(name, arguments.seeds, Path(folder))
+            result |= compare(name, arguments.folds, arguments.seeds, Path(folder))
     result["environment"] = environment()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result.get("speed") if arguments.speed else result["categories"], indent=1))
+    print(json.dumps(result["speed"] if arguments.speed else result["similarity"], indent=1))
 
 
 if __name__ == "__main__":
