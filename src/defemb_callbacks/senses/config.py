@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Rule = Literal["fixed", "markov", "silhouette"]
@@ -56,6 +56,11 @@ class SenseConfig:
             raise ValueError(
                 f"senses={self.senses} needs at least as many samples of a token, got samples={self.samples}"
             )
+
+    @classmethod
+    def resolve(cls, config: SenseConfig | None, overrides: dict[str, Any]) -> SenseConfig:
+        """A config, by default the default one, with single settings changed."""
+        return replace(config or cls(), **overrides)
 
     @classmethod
     def paper(cls, name: str, **overrides: Any) -> SenseConfig:

@@ -145,7 +145,7 @@ class SenseDictionary(
             >>> SenseDictionary.build(model, tokenizer, texts, senses=10)  # doctest: +SKIP
             SenseDictionary(19,214 senses of 5,310 of 30,522 tokens, width 384)
         """
-        config = SenseConfig(**(asdict(config) if config else {}) | overrides)
+        config = SenseConfig.resolve(config, overrides)
         vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         tokenized = tokenize_texts(tokenizer, texts, config.max_length)
         plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
@@ -157,18 +157,41 @@ class SenseDictionary(
             rows * width * 4 / 1e9,
         )
         states = sampled_states(model, tokenized, plan, layer=config.layer, batch_size=config.batch_size)
-        offsets, vectors, counts = discover_senses(states, plan.offsets, config, model.device)
-        if this_process().num_processes > 1:  # devices may round differently
-            offsets, vectors, counts = broadcast_object_list([offsets, vectors, counts])
         info = {
             "model": model.name_or_path,
             "weights": fingerprint_weights(model),
-            "config": asdict(config),
             "texts": len(texts),
             "tokens_read": len(tokenized.ids),
             "states_kept": rows,
         }
-        return cls(offsets, vectors, counts, vocabulary, similarity=config.similarity, info=info)
+        return cls.of_states(states, plan.offsets, vocabulary, config, device=model.device, info=info)
+
+    @classmethod
+    def of_states(
+        cls,
+        states: Tensor,
+        offsets: Tensor,
+        vocabulary: Vocabulary,
+        config: SenseConfig,
+        *,
+        device: torch.device | str = "cpu",
+        info: dict[str, Any] | None = None,
+    ) -> SenseDictionary:
+        """Cluster ready states, as `discover_senses` takes them, on a device; every process of a launch gets the same.
+
+        Args:
+            states: (rows, d) float32, token by token, each token's in random order.
+            offsets: (vocabulary + 1,) int64: token t has the rows from offsets[t] to offsets[t + 1].
+            vocabulary: the tokens.
+            config: settings of the clustering.
+            device: where to compute.
+            info: of the model and its texts.
+        """
+        senses = discover_senses(states, offsets, config, device)
+        if this_process().num_processes > 1:  # devices may round differently
+            senses = tuple(broadcast_object_list(list(senses)))
+        info = {**(info or {}), "config": asdict(config)}
+        return cls(*senses, vocabulary, similarity=config.similarity, info=info)
 
     def extra_repr(self) -> str:
         """Numbers of senses and tokens, and the width."""

@@ -13,7 +13,7 @@ from defemb_callbacks.senses.clustering import kmeans
 _SILHOUETTE_SAMPLES = 256
 # Below it, clusters overlap so much that one is as good (Kaufman and Rousseeuw 1990 call 0.25 "no structure"; states of
 # hundreds of dimensions stay far below that).
-LEAST_SILHOUETTE = 0.05
+LEAST_SILHOUETTE = 0.1
 
 
 def markov_number(points: Tensor, sizes: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from defemb_callbacks.reconstruction.mixin import backbone_of
@@ -15,52 +17,54 @@ from defemb_callbacks.senses.dictionary import SenseDictionary
 
 
 class SenseLayer(nn.Module):
-    """What `with_senses` puts into a backbone: a dictionary, and the hooks that use it.
+    """What `with_senses` puts into a backbone.
 
     Attributes:
         dictionary: the senses.
+        input_ids: the tokens that the backbone is reading.
         recorded: a list that takes token ids and unreplaced states of each forward pass, or `None`.
+        hook: on a module within the backbone whose output is replaced; `None` where it is the backbone's own.
     """
 
     def __init__(self, dictionary: SenseDictionary) -> None:
         super().__init__()
         self.dictionary = dictionary
+        self.input_ids: Tensor | None = None
         self.recorded: list[tuple[Tensor, Tensor]] | None = None
-        self._input_ids: Tensor | None = None
-        self._handles: list[Any] = []
+        self.hook: RemovableHandle | None = None
 
-    def attach(self, backbone: nn.Module) -> None:
-        """Read the token ids that enter a backbone, and replace the states that leave it."""
-        # A pooler inside the backbone (BERT, RoBERTa) has to read senses as well.
-        source = backbone.encoder if getattr(backbone, "pooler", None) is not None else backbone
-        self._handles = [
-            backbone.register_forward_pre_hook(self._read_ids, with_kwargs=True),
-            source.register_forward_hook(self._replace),
-        ]
-        backbone.add_module("senses", self)
-
-    def detach(self, backbone: nn.Module) -> None:
-        """Undo `attach`."""
-        for handle in self._handles:
-            handle.remove()
-        delattr(backbone, "senses")
-
-    def _read_ids(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._input_ids = args[0] if args else kwargs.get("input_ids")
-        if self._input_ids is None:
-            raise ValueError("a model with senses needs input_ids: inputs_embeds do not tell which tokens these are")
-
-    def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        states = output[0]
-        assert self._input_ids is not None
+    def replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """A module's output, a tuple or a `ModelOutput`, with senses in the place of its states."""
+        states, ids = output[0], self.input_ids
+        assert ids is not None
+        self.input_ids = None
         if self.recorded is not None:
-            self.recorded.append((self._input_ids, states))
-        senses = self.dictionary.lookup(states, self._input_ids)
-        self._input_ids = None
+            self.recorded.append((ids, states))
+        senses = self.dictionary.lookup(states, ids)
         if isinstance(output, tuple):
             return (senses, *output[1:])
         output.last_hidden_state = senses
         return output
+
+
+def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
+    """The class of a backbone whose `senses` replace its states.
+
+    A subclass, not hooks on the backbone: sentence-transformers calls `forward` itself, which runs no hooks, and a copy
+    of a model must use its own senses.
+    """
+
+    @functools.wraps(original.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        layer: SenseLayer = self.senses
+        layer.input_ids = args[0] if args else kwargs.get("input_ids")
+        if layer.input_ids is None:
+            raise ValueError("a model with senses needs input_ids: inputs_embeds do not tell which tokens these are")
+        output = original.forward(self, *args, **kwargs)
+        return output if layer.hook is not None else layer.replace_output(self, args, output)
+
+    # Of the same name, which goes into checkpoints.
+    return type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
 
 
 def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: bool = False) -> PreTrainedModel:
@@ -84,7 +88,8 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
         The model.
 
     Raises:
-        ValueError: a dictionary of another model, tokenizer, width or layer; a model that has senses.
+        ValueError: a dictionary of another model, tokenizer, width or layer; a model that has senses, or
+            that accelerate has prepared for mixed precision.
 
     Example:
         >>> model = with_senses(model, dictionary)  # doctest: +SKIP
@@ -97,8 +102,16 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
     layer = dictionary.info.get("config", {}).get("layer", -1)
     if layer != -1:
         raise ValueError(f"the dictionary holds senses of layer {layer}; a model's last states need one of layer -1")
+    if "forward" in backbone.__dict__:
+        raise ValueError(
+            "accelerate has prepared this model for mixed precision: call with_senses before, or on "
+            "accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
+        )
     dictionary.check_model(model, force=force)
-    SenseLayer(dictionary.to(model.device)).attach(backbone)
+    backbone.senses = SenseLayer(dictionary.to(model.device))
+    if getattr(backbone, "pooler", None) is not None:  # it reads the states within the backbone: BERT, RoBERTa
+        backbone.senses.hook = backbone.encoder.register_forward_hook(backbone.senses.replace_output)
+    backbone.__class__ = _class_with_senses(type(backbone))
     return model
 
 
@@ -108,7 +121,11 @@ def without_senses(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: the model gives no senses.
     """
-    sense_layer(model).detach(backbone_of(model))
+    layer, backbone = sense_layer(model), backbone_of(model)
+    if layer.hook is not None:
+        layer.hook.remove()
+    backbone.__class__ = type(backbone).__base__
+    del backbone.senses
     return model
 
 
