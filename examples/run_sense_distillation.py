@@ -4,7 +4,8 @@
     python examples/run_sense_distillation.py --task mrpc --model FacebookAI/roberta-base --sentences 0
 
 A teacher is fine-tuned on some sentences. Its sense dictionary is built of the same sentences. Three students with its
-first layers start from its weights and see the same sentences as often, the first with labels, the others without:
+first layers start from its weights and see the same sentences as often, the first with labels, the others without
+(token embeddings are half of all parameters, hardly move, and are frozen in all models unless --train_embeddings):
 plainly trained (cross-entropy with the labels, head included), logit distillation (Hinton et al. 2015: the teacher's
 probabilities at temperature 2), and sense distillation (arXiv 2504.06036). Accuracy is that of the whole validation
 set, speed that of one pass over it, all models by turns in one process.
@@ -69,15 +70,16 @@ class Arguments:
     task: str = field(default="sst2", metadata={"help": f"One of {', '.join(COLUMNS)}."})
     data: str = field(default="", metadata={"help": "Folder of train.tsv and validation.tsv; default GLUE on the hub."})
     model: str = field(default="", metadata={"help": f"Folder or hub id; default {HUB_ID}."})
-    sentences: int = field(default=4096, metadata={"help": "Rows to train on, another draw for each seed; 0 is all."})
+    sentences: int = field(default=2048, metadata={"help": "Rows to train on, another draw for each seed; 0 is all."})
     layers: int = field(default=3, metadata={"help": "Of the students."})
     senses: int = field(default=20, metadata={"help": "Of a token."})
     seeds: int = field(default=3)
     teacher_epochs: int = field(default=3)
-    epochs: int = field(default=6, metadata={"help": "Of each student."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Of the teacher, the plain and the logit student."})
+    epochs: int = field(default=5, metadata={"help": "Of each student."})
+    train_embeddings: bool = field(default=False, metadata={"help": "Train the token embeddings of all models too."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Of the teacher, the plain and the logit student."})
     sense_learning_rate: float = field(default=2e-4, metadata={"help": "Of the sense student; the paper's is 5e-4."})
-    batch_size: int = field(default=16)
+    batch_size: int = field(default=32)
     max_length: int = field(default=128)
     output_dir: str = field(default="outputs/senses")
 
@@ -141,10 +143,10 @@ def bytes_on_disk(save: Callable[[str], Any]) -> int:
 def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> dict[str, Any]:
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    first, second = COLUMNS[arguments.task]
+    left, right = COLUMNS[arguments.task]
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = (rows[first],) if second is None else (rows[first], rows[second])
+        texts = (rows[left],) if right is None else (rows[left], rows[right])
         return {**tokenizer(*texts, truncation=True, max_length=arguments.max_length), "labels": rows["label"]}
 
     train = data["train"].shuffle(seed=seed)
@@ -164,6 +166,7 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
             num_train_epochs=epochs,
             per_device_train_batch_size=arguments.batch_size,
             warmup_steps=0.06,
+            train_sampling_strategy="group_by_length",
             logging_steps=100,
             save_strategy="no",
             report_to=[],
@@ -184,6 +187,12 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
         trainer.train()
         return model.eval()
 
+    def first(model: PreTrainedModel) -> PreTrainedModel:
+        student = first_layers(model, arguments.layers)
+        student.get_input_embeddings().weight.requires_grad_(arguments.train_embeddings)
+        return student
+
+    model.get_input_embeddings().weight.requires_grad_(arguments.train_embeddings)
     times = {}
     start = time.perf_counter()
 
@@ -198,7 +207,7 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
         for end in [min(at + 32, len(held))]
     ]
     took("teacher")
-    texts = list(train[first]) if second is None else [*train[first], *train[second]]
+    texts = list(train[left]) if right is None else [*train[left], *train[right]]
     dictionary = SenseDictionary.build(
         teacher, tokenizer, texts, senses=arguments.senses, max_length=arguments.max_length, seed=seed
     )
@@ -206,14 +215,13 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
     found = {"teacher": accuracy(teacher, batches)}
     found["teacher with senses"] = accuracy(with_senses(teacher, dictionary), batches)
     without_senses(teacher)
-    students = {"plain student": train_with(Trainer, first_layers(teacher, arguments.layers), "plain", arguments.epochs)}
+    print(dictionary, found, flush=True)
+    students = {"plain student": train_with(Trainer, first(teacher), "plain", arguments.epochs)}
     took("plain student")
-    students["logit distillation"] = train_with(
-        LogitTrainer, first_layers(teacher, arguments.layers), "logits", arguments.epochs
-    )
+    students["logit distillation"] = train_with(LogitTrainer, first(teacher), "logits", arguments.epochs)
     took("logit distillation")
     trainer = SenseDistillationTrainer(
-        first_layers(teacher, arguments.layers),
+        first(teacher),
         teacher,
         dictionary,
         settings(SenseDistillationArguments, "senses", arguments.sense_learning_rate, arguments.epochs),
@@ -225,7 +233,7 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
     took("sense distillation")
     found |= {what: accuracy(student, batches) for what, student in students.items()}
     # Of the student that has learned nothing: where all three start.
-    found["first layers, untrained"] = accuracy(first_layers(teacher, arguments.layers), batches)
+    found["first layers, untrained"] = accuracy(first(teacher), batches)
     with_teacher = {"teacher": teacher, **students}
     speed = seconds_by_turns(with_teacher, batches)
     with_senses(teacher, dictionary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -71,7 +72,7 @@ def test_every_occurrence_is_as_likely_as_any_other() -> None:
     for token in (0, 1):
         assert chisquare(kept[token::2].numpy()).pvalue > 0.001
     # Nor do occurrences come in company: each pair is kept together equally often.
-    assert chisquare(pairs[*torch.triu_indices(30, 30, offset=1)].numpy()).pvalue > 0.001
+    assert chisquare(pairs[tuple(torch.triu_indices(30, 30, offset=1))].numpy()).pvalue > 0.001
     assert kept.sum() == draws * 12
 
 
@@ -257,16 +258,16 @@ def test_lookup_is_that_of_a_loop(dictionary: SenseDictionary, similarity: Any) 
     ids[:5] = torch.tensor([index for index, n in enumerate(dictionary.offsets.diff()) if n > 1][:30])
     found = chooser.lookup(states, ids)
     replaced = 0
-    for where in torch.cartesian_prod(torch.arange(7), torch.arange(30)).tolist():
-        state, token = states[*where], int(ids[*where])
+    for where in itertools.product(range(7), range(30)):
+        state, token = states[where], int(ids[where])
         senses = dictionary.vectors[dictionary.offsets[token] : dictionary.offsets[token + 1]]
         if not len(senses):
-            assert torch.equal(found[*where], state)
+            assert torch.equal(found[where], state)
             continue
         scores = torch.stack([torch.dot(sense, state) for sense in senses])
         if similarity == "cosine":
             scores = scores / senses.norm(dim=1)
-        assert torch.equal(found[*where], senses[scores.argmax()])
+        assert torch.equal(found[where], senses[scores.argmax()])
         replaced += 1
     assert replaced >= 150
 

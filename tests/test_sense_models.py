@@ -140,7 +140,9 @@ def test_generation_with_a_cache_sees_the_ids_of_each_step(tokenizer: PreTrained
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     settings |= {"eos_token_id": None}
-    assert torch.equal(model.generate(ids, use_cache=True, **settings), model.generate(ids, use_cache=False, **settings))
+    assert torch.equal(
+        model.generate(ids, use_cache=True, **settings), model.generate(ids, use_cache=False, **settings)
+    )
 
 
 def test_sentence_embeddings_are_means_of_senses(
@@ -261,7 +263,9 @@ def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokeniz
 def test_sense_is_named_by_the_definition_whose_state_it_is(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    lexicon = load_definitions({"house": ["a building in which a family lives", "the sun and the moon", "to go slowly"]})
+    lexicon = load_definitions(
+        {"house": ["a building in which a family lives", "the sun and the moon", "to go slowly"]}
+    )
     token = tokenizer.convert_tokens_to_ids("house")
     glosses = [definition.gloss for definition in lexicon.lookup("house")]
     # States of "house" after each gloss, a little disturbed, as its senses.

@@ -252,7 +252,9 @@ def senses(
     definitions: Sources = None,
     number: Annotated[int, typer.Option("--senses", help="Senses of a token, at most.")] = 20,
     rule: Annotated[str, typer.Option(metavar="fixed|markov|silhouette", help="How many senses.")] = "fixed",
-    storage: Annotated[str, typer.Option(metavar="float32|float16|product", help="How --output is written.")] = "float32",
+    storage: Annotated[
+        str, typer.Option(metavar="float32|float16|product", help="How --output is written.")
+    ] = "float32",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

@@ -109,8 +109,6 @@ class SenseMonitorCallback(TrainerCallback):
     def _measure(self, model: Any) -> dict[str, float]:
         config, plan = self.config, self._plan
         states = sampled_states(model, self._texts, plan, layer=config.layer, batch_size=config.batch_size)
-        self.dictionary = SenseDictionary.of_states(
-            states, plan.offsets, self._vocabulary, config, device=model.device
-        )
+        self.dictionary = SenseDictionary.of_states(states, plan.offsets, self._vocabulary, config, device=model.device)
         ids = torch.repeat_interleave(plan.offsets.diff())
         return measure_senses(self.dictionary, states, ids, self._groups)

@@ -40,7 +40,9 @@ class SenseConfig:
         metadata={"help": "Whether the states of a token that is not clustered are its senses; else it has none."},
     )
     similarity: Similarity = field(default="dot", metadata={"help": "What chooses a sense: 'dot' or 'cosine'."})
-    layer: int = field(default=-1, metadata={"help": "Which hidden states: -1 the last, 0 what enters the first layer."})
+    layer: int = field(
+        default=-1, metadata={"help": "Which hidden states: -1 the last, 0 what enters the first layer."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens; default the tokenizer's."})
     batch_size: int = field(default=32, metadata={"help": "Texts read at once."})
     seed: int = field(default=0, metadata={"help": "Of the samples and of the clusters' starts."})

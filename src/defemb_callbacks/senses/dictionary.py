@@ -281,9 +281,10 @@ class SenseDictionary(
             raise ValueError(f"the senses have width {self.width}, the model's states {width}: another model")
         known = force or getattr(model.config, MARK, None) == self.fingerprint
         if not known and fingerprint_weights(model) != self.info.get("weights"):
+            made_of = self.info.get("model") or "a model without a name"
             raise ValueError(
-                f"the senses were made of the states of other weights ({self.info.get('model') or 'a model without a name'}"
-                "): build a dictionary of this model, or pass force=True"
+                f"the senses were made of the states of other weights ({made_of}): build a dictionary of this model, "
+                "or pass force=True"
             )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -351,12 +352,12 @@ class SenseDictionary(
                     raise ValueError(f"the checksum of {name} is wrong")
             tensors = load_file(files[TENSORS])
             entries = json.loads(files[VOCABULARY].read_text(encoding="utf-8"))
-            names = (tuple(entries[name]) for name in ("tokens", "words", "reasons"))
+            tokens, words, reasons = (tuple(entries[name]) for name in ("tokens", "words", "reasons"))
             return cls(
                 tensors["offsets"].long(),
                 unpack(tensors),
                 tensors["counts"].long(),
-                Vocabulary(*names, uncased=entries["uncased"]),
+                Vocabulary(tokens, words, reasons, entries["uncased"]),
                 similarity=config["similarity"],
                 storage=config["storage"],
                 info=config["info"],

@@ -49,8 +49,10 @@ class SenseDistillationArguments(TrainingArguments):
     temperature: float = field(default=1.0, metadata={"help": "Scores of senses are divided by it."})
     soft_targets: bool = field(
         default=False,
-        metadata={"help": "Learn the teacher's probabilities of all senses instead of its best one (reads the teacher"
-                  " in every step)."},
+        metadata={
+            "help": "Learn the teacher's probabilities of all senses instead of its best one (reads the teacher"
+            " in every step)."
+        },
     )
     task_weight: float = field(default=0.0, metadata={"help": "Weight of the task's own loss, where rows have labels."})
 
@@ -152,6 +154,8 @@ class SenseDistillationTrainer(Trainer):
         ...     train_dataset=rows, processing_class=tokenizer)
     """
 
+    args: SenseDistillationArguments
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -172,7 +176,8 @@ class SenseDistillationTrainer(Trainer):
             raise ValueError("task_weight needs rows with labels; set it to 0")
         dictionary.check_tokenizer(processing_class)
         collator = data_collator or DataCollatorWithPadding(processing_class)
-        self.teacher, self.dictionary = teacher.to(args.device), dictionary
+        self.teacher, self.dictionary = teacher, dictionary
+        teacher.to(args.device)  # type: ignore[arg-type]
         self._padded_left = processing_class.padding_side == "left"
         labels = teacher_senses(teacher, dictionary, train_dataset, collator, left=self._padded_left)
         if not any((row >= 0).any() for row in labels):
@@ -191,12 +196,16 @@ class SenseDistillationTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a share of a sum
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of choosing senses, with the task's own loss if it has a weight; evaluations get the latter only."""
         labels = inputs.pop(COLUMN, None)
         if labels is None:
-            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with recorded_states(model) as recorded:
             outputs = model(**inputs)
         (ids, states) = recorded[0]
@@ -212,8 +221,9 @@ class SenseDistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if COLUMN not in self._signature_columns:
-            self._signature_columns.append(COLUMN)
+        columns: Any = self._signature_columns
+        if COLUMN not in columns:
+            columns.append(COLUMN)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the student, and beside it, but not into every checkpoint of the training, the dictionary."""
@@ -230,9 +240,9 @@ class _WithSenseLabels:
     left: bool
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        labels = [row.get(COLUMN) for row in rows]
+        labels = [row[COLUMN] for row in rows if COLUMN in row]  # rows of an evaluation have none
         batch = self.collator([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
-        if labels[0] is not None:
+        if labels:
             length = batch["input_ids"].shape[1]
             padded = torch.full((len(labels), length), IGNORED)
             for position, label in enumerate(labels):

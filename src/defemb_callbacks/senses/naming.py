@@ -68,7 +68,9 @@ def name_senses(
     for token in token_ids:
         found = definitions_of_tokens(dictionary.vocabulary, lexicon, definitions_per_token, [token]).get(token, [])
         word = dictionary.vocabulary.words[token] or dictionary.vocabulary.tokens[token]
-        read = [(definition, _definition_state(model, tokenizer, definition, word, token, layer)) for definition in found]
+        read = [
+            (definition, _definition_state(model, tokenizer, definition, word, token, layer)) for definition in found
+        ]
         known = [(definition, state) for definition, state in read if state is not None]
         named[token] = _named(dictionary, token, known)
     return named
@@ -92,7 +94,12 @@ def tokens_of_words(vocabulary: Vocabulary, words: Iterable[str]) -> list[int]:
 
 
 def _definition_state(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, definition: Definition, word: str, token: int, layer: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    definition: Definition,
+    word: str,
+    token: int,
+    layer: int,
 ) -> Tensor | None:
     """(d,): the state at the word; `None` where the tokenizer cuts it into other tokens here."""
     # The word comes last, so that a decoder has read the gloss when it reads it.

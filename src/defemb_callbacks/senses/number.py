@@ -92,9 +92,7 @@ def silhouette_number(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -
     try:
         from sklearn.metrics import silhouette_score
     except ImportError as error:
-        raise ImportError(
-            "rule='silhouette' needs scikit-learn: pip install \"defemb-callbacks[senses]\"."
-        ) from error
+        raise ImportError("rule='silhouette' needs scikit-learn: pip install \"defemb-callbacks[senses]\".") from error
     points, sizes = points[:, :_SILHOUETTE_SAMPLES].float(), sizes.clamp(max=_SILHOUETTE_SAMPLES)
     best = torch.full(sizes.shape, LEAST_SILHOUETTE, dtype=torch.float64)
     numbers = torch.ones_like(sizes)

@@ -96,7 +96,7 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
         >>> model(**inputs).logits.shape  # doctest: +SKIP
         torch.Size([8, 2])
     """
-    backbone = backbone_of(model)
+    backbone: Any = backbone_of(model)
     if isinstance(getattr(backbone, "senses", None), SenseLayer):
         raise ValueError("the model gives senses already; call without_senses(model) first")
     layer = dictionary.info.get("config", {}).get("layer", -1)
@@ -121,7 +121,8 @@ def without_senses(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: the model gives no senses.
     """
-    layer, backbone = sense_layer(model), backbone_of(model)
+    layer = sense_layer(model)
+    backbone: Any = backbone_of(model)
     if layer.hook is not None:
         layer.hook.remove()
     backbone.__class__ = type(backbone).__base__

@@ -48,9 +48,7 @@ def compress(vectors: Tensor, storage: Storage, seed: int = 0) -> Tensor:
     try:
         from sklearn.cluster import MiniBatchKMeans
     except ImportError as error:
-        raise ImportError(
-            "storage='product' needs scikit-learn: pip install \"defemb-callbacks[senses]\"."
-        ) from error
+        raise ImportError("storage='product' needs scikit-learn: pip install \"defemb-callbacks[senses]\".") from error
     parts = []
     for part in vectors.numpy().reshape(len(vectors), -1, SUBVECTOR).transpose(1, 0, 2):
         part = np.ascontiguousarray(part)

@@ -38,7 +38,8 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
     if isinstance(kinds := getattr(own, "layer_types", None), list):
         own.layer_types = kinds[:layers]
     own.num_hidden_layers = layers
-    student = type(teacher)(config).to(teacher.device, teacher.dtype)
+    student = type(teacher)(config)
+    student.to(teacher.device, teacher.dtype)  # type: ignore[arg-type]
     wanted = student.state_dict().keys()
     student.load_state_dict({name: tensor for name, tensor in teacher.state_dict().items() if name in wanted})
     return student.train(teacher.training)
@@ -108,7 +109,8 @@ class SenseStudent(PreTrainedModel):
             if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
         }
         student.head.load_state_dict(kept, strict=False)
-        return student.to(teacher.device)
+        student.to(teacher.device)  # type: ignore[arg-type]
+        return student
 
     @property
     def projected(self) -> _ProjectedBackbone:
@@ -157,13 +159,14 @@ class _ProjectedBackbone(nn.Module):
 
 
 def freeze_head(student: PreTrainedModel) -> None:
-    """Let only the backbone of a student learn: pooler and head are the teacher's, and stay so.
+    """Keep pooler and head of a student, which are the teacher's, from learning.
 
-    A head that is tied to the input embeddings is part of the backbone, and learns.
+    A head that is tied to the input embeddings is part of the backbone, and stays as it is.
     """
-    learning = {id(weight) for name, weight in backbone_of(student).named_parameters() if "pooler" not in name}
+    backbone = {id(weight) for name, weight in backbone_of(student).named_parameters() if "pooler" not in name}
     for weight in student.parameters():
-        weight.requires_grad_(id(weight) in learning)
+        if id(weight) not in backbone:
+            weight.requires_grad_(False)
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
