@@ -20,7 +20,6 @@ import gzip
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -253,11 +252,11 @@ def main() -> None:
         contexts = [" ".join(words) for _, both, _, _ in read_wic("train") for words in both]
         keep("wic", wic(model, tokenizer, [*dict.fromkeys(contexts), *wikitext], WIC_CONFIGS))
     if "distillation" in arguments.parts:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model", name]
-            command += ["--data", str(DATA / "sst2"), "--seeds", str(arguments.seeds), "--output_dir", folder]
-            subprocess.run(command, check=True)
-            keep("distillation", json.loads(Path(folder, "results.json").read_text(encoding="utf-8")))
+        folder = ROOT / "outputs" / "senses"  # where an interrupted run goes on
+        command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model", name]
+        command += ["--data", str(DATA / "sst2"), "--seeds", str(arguments.seeds), "--output_dir", str(folder)]
+        subprocess.run(command, check=True)
+        keep("distillation", json.loads((folder / "results.json").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

