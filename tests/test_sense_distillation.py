@@ -30,8 +30,10 @@ from defemb_callbacks.senses import (
     first_layers,
     with_senses,
 )
-from defemb_callbacks.senses import distillation as module
-from defemb_callbacks.senses.distillation import IGNORED, sense_loss, teacher_senses
+from defemb_callbacks.senses import labels as module
+from defemb_callbacks.senses.distillation import sense_loss
+from defemb_callbacks.senses.labels import IGNORED, WithSenseLabels, teacher_senses
+from defemb_callbacks.senses.replace import recorded_states
 from defemb_callbacks.senses.student import freeze_head, parameter_counts
 
 SENTENCES = [f"the {word} was in the old house" for word in ("dog", "cat", "ship", "book", "table", "lion")] * 6
@@ -171,7 +173,7 @@ def test_student_learns_to_choose_as_the_teacher(distilled: Any, rows: Dataset) 
     def agreement() -> float:
         model = trainer.model.eval()
         batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(rows))])
-        with torch.no_grad(), module.recorded_states(model) as recorded:
+        with torch.no_grad(), recorded_states(model) as recorded:
             model(batch["input_ids"], attention_mask=batch["attention_mask"])
         (ids, states) = recorded[0]
         known = batch["sense_labels"] != IGNORED
@@ -256,7 +258,7 @@ def test_padding_on_the_left(
     ]
     same = [float((one == two).mean()) for one, two in zip(*labels, strict=True)]
     assert min(same) > 0.99
-    batch = module._WithSenseLabels(DataCollatorWithPadding(left), left=True)(
+    batch = WithSenseLabels(DataCollatorWithPadding(left), left=True)(
         [{"input_ids": [1, 2, 3], "sense_labels": [0, 1, 2]}, {"input_ids": [4], "sense_labels": [7]}]
     )
     assert batch["sense_labels"].tolist() == [[0, 1, 2], [IGNORED, IGNORED, 7]]

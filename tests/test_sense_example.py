@@ -34,7 +34,7 @@ def a_run(example: ModuleType, teacher: float) -> dict[str, Any]:
         "accuracy": dict.fromkeys(example.MODELS, teacher) | {"sense distillation": teacher - 0.25},
         "seconds": dict.fromkeys(example.MODELS, 2.0) | {"sense distillation": 1.0},
         "bytes": dict.fromkeys(names, 80e6) | {"dictionary, float32": 20e6},
-        "parameters": dict.fromkeys(names, {"all": 22e6, "layers": 10e6}),
+        "parameters": {name: {"all": 22e6, "layers": 10e6} for name in names},
     }
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -13,9 +11,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import ModelHubMixin, constants, hf_hub_download
+from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,14 +22,15 @@ from defemb_callbacks.processes import this_process
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.senses.config import SenseConfig, Similarity
 from defemb_callbacks.senses.discovery import discover_senses
+from defemb_callbacks.senses.files import read_senses, write_senses
+from defemb_callbacks.senses.products import sampled_products
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
-from defemb_callbacks.senses.storage import Storage, compress, pack, unpack
+from defemb_callbacks.senses.storage import Storage, compress, pack
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
-TENSORS, VOCABULARY = "senses.safetensors", "vocabulary.json"
 # Of a student's config: the dictionary that it has learned to choose from.
 MARK = "sense_dictionary"
 
@@ -229,7 +227,7 @@ class SenseDictionary(
         ends = number.cumsum(0)
         column = torch.arange(len(row), device=row.device) - (ends - number)[row]
         sense = self.offsets[token_ids][row] + column
-        values = _sampled_products(states.float(), self.vectors, torch.nn.functional.pad(ends, (1, 0)), sense)
+        values = sampled_products(states.float(), self.vectors, torch.nn.functional.pad(ends, (1, 0)), sense)
         if self.similarity == "cosine":
             values = values / self.lengths[sense].clamp(min=torch.finfo(torch.float32).tiny)
         scores = values.new_full((len(states), self.most_senses), -torch.inf)
@@ -322,17 +320,7 @@ class SenseDictionary(
         return small | pack(self.vectors.cpu(), self.storage)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_file(self._stored(), save_directory / TENSORS)
-        entries = {name: getattr(self.vocabulary, name) for name in ("tokens", "words", "reasons", "uncased")}
-        text = json.dumps(entries, ensure_ascii=False)
-        (save_directory / VOCABULARY).write_text(text, encoding="utf-8")
-        config = {
-            "similarity": self.similarity,
-            "storage": self.storage,
-            "info": self.info,
-            "files": {name: fingerprint(save_directory / name) for name in (TENSORS, VOCABULARY)},
-        }
-        (save_directory / constants.CONFIG_NAME).write_text(json.dumps(config, indent=1), encoding="utf-8")
+        write_senses(save_directory, self._stored(), self.vocabulary, self.similarity, self.storage, self.info)
 
     @classmethod
     def _from_pretrained(
@@ -340,29 +328,11 @@ class SenseDictionary(
     ) -> SenseDictionary:
         if config is None or "files" not in config:
             raise FileNotFoundError(f"{model_id} holds no sense dictionary")
+        # What the mixin has read from the config for the constructor is no business of the hub.
         download = {name: value for name, value in download.items() if name not in config}
-        is_folder = Path(model_id).is_dir()
-        files = {
-            name: Path(model_id) / name if is_folder else Path(hf_hub_download(model_id, name, **download))
-            for name in (TENSORS, VOCABULARY)
-        }
         try:
-            for name, path in files.items():
-                if fingerprint(path) != config["files"][name]:
-                    raise ValueError(f"the checksum of {name} is wrong")
-            tensors = load_file(files[TENSORS])
-            entries = json.loads(files[VOCABULARY].read_text(encoding="utf-8"))
-            tokens, words, reasons = (tuple(entries[name]) for name in ("tokens", "words", "reasons"))
-            return cls(
-                tensors["offsets"].long(),
-                unpack(tensors),
-                tensors["counts"].long(),
-                Vocabulary(tokens, words, reasons, entries["uncased"]),
-                similarity=config["similarity"],
-                storage=config["storage"],
-                info=config["info"],
-            )
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+            return cls(**read_senses(model_id, config, download))
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(f"The sense dictionary in {model_id} cannot be used: {error}.") from error
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseDictionary:
@@ -382,21 +352,3 @@ def _check(offsets: Tensor, vectors: Tensor, counts: Tensor, vocabulary: Vocabul
         raise ValueError(f"counts must be ({len(vectors)},) int64, got {tuple(counts.shape)} {counts.dtype}")
     if not bool(vectors.isfinite().all()):
         raise ValueError("the senses hold NaN or infinity; does the model give such states?")
-
-
-@torch.compiler.disable
-def _sampled_products(states: Tensor, vectors: Tensor, starts: Tensor, sense: Tensor) -> Tensor:
-    """(m,): dot products of state i with the vectors that `sense` names from `starts[i]` to `starts[i + 1]`.
-
-    Gathering the vectors of each state instead would write every one of them to memory, which takes twenty times as
-    long.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        size = (len(states), len(vectors))
-        wanted = torch.sparse_csr_tensor(starts, sense, states.new_zeros(len(sense)), size, check_invariants=False)
-    products: Tensor = torch.sparse.sampled_addmm(wanted, states, vectors.T, beta=0.0).values()
-    return products
-
-
-__all__ = ["SenseDictionary"]

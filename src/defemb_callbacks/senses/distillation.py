@@ -2,94 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
-from tqdm.auto import tqdm
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-)
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from defemb_callbacks.build import fingerprint_weights
-from defemb_callbacks.cache import cache_root, cached, fingerprint
-from defemb_callbacks.reconstruction.encode import evaluating
-from defemb_callbacks.reconstruction.mixin import backbone_of
+from defemb_callbacks.senses.arguments import SenseDistillationArguments
 from defemb_callbacks.senses.dictionary import MARK, SenseDictionary
-from defemb_callbacks.senses.replace import SenseLayer, recorded_states, with_senses
+from defemb_callbacks.senses.labels import COLUMN, IGNORED, Collator, WithSenseLabels, teacher_senses, teacher_states
+from defemb_callbacks.senses.replace import recorded_states, with_senses
 from defemb_callbacks.senses.student import freeze_head
-
-COLUMN, IGNORED = "sense_labels", -100
-
-
-@dataclass
-class SenseDistillationArguments(TrainingArguments):
-    """`TrainingArguments`, and what of sense distillation can be chosen.
-
-    Raises:
-        ValueError: a value outside its range.
-
-    Example:
-        >>> SenseDistillationArguments.paper("deberta-v3", "outputs").num_train_epochs
-        15
-    """
-
-    temperature: float = field(default=1.0, metadata={"help": "Scores of senses are divided by it."})
-    soft_targets: bool = field(
-        default=False,
-        metadata={
-            "help": "Learn the teacher's probabilities of all senses instead of its best one (reads the teacher"
-            " in every step)."
-        },
-    )
-    task_weight: float = field(default=0.0, metadata={"help": "Weight of the task's own loss, where rows have labels."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
-        if self.task_weight < 0:
-            raise ValueError(f"task_weight must be at least 0, got {self.task_weight}")
-
-    @classmethod
-    def paper(cls, name: str, output_dir: str, **overrides: Any) -> SenseDistillationArguments:
-        """The paper's settings for "deberta-v3" (large to xsmall), or "llama-3-8b" (to its first 4 layers).
-
-        Args:
-            name: which of them.
-            output_dir: of the Trainer.
-            **overrides: other fields.
-
-        Raises:
-            ValueError: any other name.
-        """
-        presets: dict[str, dict[str, Any]] = {
-            "deberta-v3": {"num_train_epochs": 15, "learning_rate": 5e-4},
-            "llama-3-8b": {
-                "num_train_epochs": 5,
-                "learning_rate": 5e-6,  # times the number of processes
-                "lr_scheduler_type": "cosine",
-                "warmup_steps": 300,
-            },
-        }
-        if name not in presets:
-            raise ValueError(f"the paper's settings are for {', '.join(presets)}, not {name!r}")
-        arguments = cls(output_dir=output_dir, **presets[name] | overrides)
-        if name == "llama-3-8b" and "learning_rate" not in overrides:
-            arguments.learning_rate *= arguments.world_size
-        return arguments
 
 
 def sense_loss(scores: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -165,7 +91,7 @@ class SenseDistillationTrainer(Trainer):
         *,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
-        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
+        data_collator: Collator | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, SenseDistillationArguments):
@@ -188,7 +114,7 @@ class SenseDistillationTrainer(Trainer):
         super().__init__(
             model,
             args,
-            data_collator=_WithSenseLabels(collator, self._padded_left),
+            data_collator=WithSenseLabels(collator, self._padded_left),
             train_dataset=train_dataset.add_column(COLUMN, [row.tolist() for row in labels]),
             processing_class=processing_class,
             **kwargs,
@@ -212,7 +138,7 @@ class SenseDistillationTrainer(Trainer):
         chosen = labels != IGNORED
         targets = labels[chosen]
         if self.args.soft_targets:
-            ids_read, of_teacher = _teacher_states(self.teacher, inputs)
+            ids_read, of_teacher = teacher_states(self.teacher, inputs)
             targets = self.dictionary.scores(of_teacher[chosen], ids_read[chosen])
         loss = sense_loss(self.dictionary.scores(states[chosen], ids[chosen]), targets, self.args.temperature)
         if self.args.task_weight:
@@ -230,118 +156,3 @@ class SenseDistillationTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
         if not _internal_call and self.args.should_save:
             self.dictionary.save_pretrained(Path(output_dir or str(self.args.output_dir)) / "senses")
-
-
-@dataclass(frozen=True)
-class _WithSenseLabels:
-    """Pads the senses to the length that another collator pads everything else to."""
-
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
-    left: bool
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        labels = [row[COLUMN] for row in rows if COLUMN in row]  # rows of an evaluation have none
-        batch = self.collator([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
-        if labels:
-            length = batch["input_ids"].shape[1]
-            padded = torch.full((len(labels), length), IGNORED)
-            for position, label in enumerate(labels):
-                padded[position, _span(len(label), length, self.left)] = torch.as_tensor(label)
-            batch[COLUMN] = padded
-        return batch
-
-
-def _span(length: int, padded: int, left: bool) -> slice:
-    return slice(padded - length, padded) if left else slice(0, length)
-
-
-def teacher_senses(
-    teacher: PreTrainedModel,
-    dictionary: SenseDictionary,
-    rows: Dataset,
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    *,
-    left: bool = False,
-    batch_size: int = 64,
-) -> list[np.ndarray[Any, Any]]:
-    """What the teacher chooses for each token of each row, kept in the cache of this package.
-
-    Args:
-        teacher: the model that the dictionary was built of.
-        dictionary: the teacher's.
-        rows: tokenized.
-        collator: makes a padded batch of rows.
-        left: whether it pads on the left.
-        batch_size: rows read at once.
-
-    Returns:
-        For each row int64, as long as its `input_ids`: the sense, counted within its token, or -100 where there is
-        nothing to choose (fewer than two senses, or padding).
-
-    Raises:
-        ValueError: a dictionary of another model.
-    """
-    if isinstance(getattr(backbone_of(teacher), "senses", None), SenseLayer):
-        raise ValueError("the teacher's own states are needed: call without_senses(teacher) first")
-    dictionary.check_model(teacher)
-    dictionary.to(teacher.device)
-    read = inspect.signature(backbone_of(teacher).forward).parameters
-    rows = rows.select_columns([name for name in rows.column_names if name in read])
-    content = _content(rows.with_format("numpy"))
-    key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), *rows.column_names, content)
-
-    def build() -> tuple[Tensor, Tensor]:
-        return _choose(teacher, dictionary, rows, collator, left, batch_size)
-
-    def save(value: tuple[Tensor, Tensor], folder: Path) -> None:
-        save_file(dict(zip(("labels", "lengths"), value, strict=True)), folder / "labels.safetensors")
-
-    def load(folder: Path) -> tuple[Tensor, Tensor]:
-        tensors = load_file(folder / "labels.safetensors")
-        return tensors["labels"], tensors["lengths"]
-
-    labels, lengths = cached(cache_root() / "sense_labels" / key, build, save, load)
-    return [part.long().numpy() for part in labels.split(lengths.tolist())]
-
-
-def _content(rows: Dataset) -> str:
-    parts = []
-    for batch in rows.iter(1024):
-        for column in batch.values():
-            parts += [np.asarray(value).tobytes() for value in column]
-    return fingerprint(*parts)
-
-
-def _choose(
-    teacher: PreTrainedModel,
-    dictionary: SenseDictionary,
-    rows: Dataset,
-    collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
-    left: bool,
-    batch_size: int,
-) -> tuple[Tensor, Tensor]:
-    """The labels of all rows, one after the other, int32, and the length of each row."""
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # so that little is padded
-    labels: list[Tensor] = [torch.zeros(0, dtype=torch.int32)] * len(rows)
-    progress = tqdm(total=len(rows), desc="Reading the teacher's senses", unit="row", disable=None)
-    with progress:
-        for start in range(0, len(rows), batch_size):
-            batch = by_length[start : start + batch_size]
-            inputs = collator([rows[row] for row in batch])
-            ids, states = _teacher_states(teacher, inputs)
-            several = dictionary.numbers(ids) > 1
-            several &= inputs["attention_mask"].bool() if "attention_mask" in inputs else True
-            chosen = torch.full_like(ids, IGNORED)
-            chosen[several] = dictionary.choose(states[several], ids[several])
-            for row, found in zip(batch, chosen.int().cpu(), strict=True):
-                labels[row] = found[_span(lengths[row], len(found), left)]
-            progress.update(len(batch))
-    return torch.cat(labels), torch.tensor(lengths)
-
-
-def _teacher_states(teacher: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name != "labels"}
-    with evaluating(teacher), torch.no_grad():
-        states: Tensor = backbone_of(teacher)(**inputs, return_dict=True).last_hidden_state
-    return inputs["input_ids"], states
