@@ -3,7 +3,8 @@
     python benchmarks/senses.py
 
 - build: tokens of text a second that `SenseDictionary.build` reads, as a share of those of the bare forward pass over
-  the same batches, the two by turns; the clustering apart.
+  the same batches, half of it before and half after; the clustering apart. The texts are contexts of Word in Context
+  (train) and running text.
 - lookup: time of a forward pass with senses over that without, by turns.
 - wic: Word in Context (development set): is the target word used in the same sense? "Same sense vector" against the
   gold label, and the threshold-free AUC of the cosine of the two states, raw and replaced by senses.
@@ -36,7 +37,7 @@ from defemb_callbacks.reconstruction.encode import equal_length_batches
 from defemb_callbacks.reconstruction.mixin import last_states
 from defemb_callbacks.senses import SenseConfig, SenseDictionary, with_senses, without_senses
 from defemb_callbacks.senses.discovery import discover_senses
-from defemb_callbacks.senses.sampling import TokenizedTexts, plan_samples, tokenize_texts
+from defemb_callbacks.senses.sampling import SamplePlan, TokenizedTexts, plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -72,27 +73,32 @@ def bare_pass(model: PreTrainedModel, texts: TokenizedTexts, batch_size: int, pa
     return time.perf_counter() - begin
 
 
+def read_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], config: SenseConfig
+) -> tuple[TokenizedTexts, SamplePlan, Tensor]:
+    """What a build does before it clusters."""
+    tokenized = tokenize_texts(tokenizer, texts, MAX_LENGTH)
+    plan = plan_samples(tokenized.ids, len(tokenizer), config.samples)
+    return tokenized, plan, sampled_states(model, tokenized, plan, batch_size=config.batch_size)
+
+
 def build(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], tokens: int
-) -> dict[str, Any]:
-    """All that a build does, between the two halves of the bare pass, as clocks vary."""
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[dict[str, Any], SamplePlan, Tensor]:
+    """All that a build does, between the two halves of the bare pass, as clocks vary; its plan and states too."""
     config = SenseConfig(max_length=MAX_LENGTH)
-    lengths = tokenize_texts(tokenizer, sentences, MAX_LENGTH).lengths
-    chosen = list(sentences[: int((lengths.cumsum(0) < tokens).sum()) + 1])
-    bare_pass(model, tokenize_texts(tokenizer, chosen[::50], MAX_LENGTH), config.batch_size, 0)  # warms up
-    tokenized = tokenize_texts(tokenizer, chosen, MAX_LENGTH)
+    bare_pass(model, tokenize_texts(tokenizer, texts[::50], MAX_LENGTH), config.batch_size, 0)  # warms up
+    tokenized = tokenize_texts(tokenizer, texts, MAX_LENGTH)
     bare = bare_pass(model, tokenized, config.batch_size, 0)
     begin = time.perf_counter()
-    tokenized = tokenize_texts(tokenizer, chosen, MAX_LENGTH)
-    plan = plan_samples(tokenized.ids, len(tokenizer), config.samples)
-    states = sampled_states(model, tokenized, plan, batch_size=config.batch_size)
+    tokenized, plan, states = read_states(model, tokenizer, texts, config)
     ours = time.perf_counter() - begin
     bare += bare_pass(model, tokenized, config.batch_size, 1)
     begin = time.perf_counter()
     offsets, vectors, _ = discover_senses(states, plan.offsets, config)
-    return {
+    figures = {
         "tokens": len(tokenized.ids),
-        "texts": len(chosen),
+        "texts": len(texts),
         "share_of_bare": bare / ours,
         "tokens_per_second": len(tokenized.ids) / ours,
         "clustering_seconds": time.perf_counter() - begin,
@@ -101,6 +107,7 @@ def build(
         "senses": len(vectors),
         "tokens_with_senses": int((offsets.diff() > 0).sum()),
     }
+    return figures, plan, states
 
 
 def lookup(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], rounds: int) -> dict[str, Any]:
@@ -163,12 +170,13 @@ def auc(scores: list[float], labels: list[bool]) -> float:
 
 
 def wic(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], configs: dict[str, SenseConfig]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: SamplePlan,
+    states: Tensor,
+    configs: dict[str, SenseConfig],
 ) -> dict[str, Any]:
     """Dictionaries of text that holds none of the pairs, and what their senses tell of the pairs."""
-    tokenized = tokenize_texts(tokenizer, texts, MAX_LENGTH)
-    plan = plan_samples(tokenized.ids, len(tokenizer), SenseConfig().samples)
-    states = sampled_states(model, tokenized, plan)
     vocabulary = read_vocabulary(tokenizer)
     pairs = read_wic("dev")
     labels = [label for *_, label in pairs]
@@ -190,7 +198,7 @@ def wic(
         "pairs": len(pairs),
         "pairs_of_one_token": sum(alike),
         "same_of_one_token": sum(label for label, same in zip(labels, alike, strict=True) if same),
-        "tokens_read": len(tokenized.ids),
+        "tokens_read": int(plan.seen.sum()),
         "raw": scored(cosines(lambda ids, found: found)),
     }
     for name, config in configs.items():
@@ -217,7 +225,6 @@ WIC_CONFIGS = {
     "20 senses, cosine": SenseConfig(similarity="cosine"),
     "20 senses, rare tokens keep states": SenseConfig(keep_rare=False),
     "silhouette, at most 20": SenseConfig(rule="silhouette"),
-    "markov": SenseConfig(rule="markov"),
 }
 
 
@@ -243,14 +250,20 @@ def main() -> None:
         result[part] = {**figures, "environment": environment()}
         arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    sst2, wikitext = read_sst2(), read_wikitext()
     if "lookup" in arguments.parts:
-        keep("lookup", lookup(model, tokenizer, sst2, arguments.rounds))
-    if "build" in arguments.parts:
-        keep("build", build(model, tokenizer, wikitext, arguments.tokens))
-    if "wic" in arguments.parts:
-        contexts = [" ".join(words) for _, both, _, _ in read_wic("train") for words in both]
-        keep("wic", wic(model, tokenizer, [*dict.fromkeys(contexts), *wikitext], WIC_CONFIGS))
+        keep("lookup", lookup(model, tokenizer, read_sst2(), arguments.rounds))
+    if {"build", "wic"} & set(arguments.parts):
+        contexts = dict.fromkeys(" ".join(words) for _, both, _, _ in read_wic("train") for words in both)
+        texts = [*contexts, *read_wikitext()]
+        lengths = tokenize_texts(tokenizer, texts, MAX_LENGTH).lengths
+        texts = texts[: int((lengths.cumsum(0) < arguments.tokens).sum()) + 1]
+        if "build" in arguments.parts:
+            figures, plan, states = build(model, tokenizer, texts)
+            keep("build", figures)
+        else:
+            _, plan, states = read_states(model, tokenizer, texts, SenseConfig())
+        if "wic" in arguments.parts:
+            keep("wic", wic(model, tokenizer, plan, states, WIC_CONFIGS))
     if "distillation" in arguments.parts:
         folder = ROOT / "outputs" / "senses"  # where an interrupted run goes on
         command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model", name]

@@ -290,6 +290,16 @@ def test_lookup_keeps_dtype_and_passes_gradients_straight_through(dictionary: Se
     assert torch.equal(states.grad, torch.ones_like(states))
 
 
+def test_dictionary_without_senses_leaves_states_alone(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    empty = SenseDictionary.build(teacher, tokenizer, TEXTS[:2], keep_rare=False)
+    states, ids = torch.randn(2, 3, 32), torch.ones(2, 3, dtype=torch.int64)
+    assert len(empty.vectors) == 0
+    assert torch.equal(empty.lookup(states, ids), states)
+    assert empty.choose(states[0], ids[0]).tolist() == [-1] * 3
+
+
 def test_dictionary_depends_neither_on_batches_nor_on_the_order_of_reading(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
@@ -310,8 +320,6 @@ def test_build_says_what_it_will_hold(
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "product"])
 def test_what_is_saved_is_loaded(dictionary: SenseDictionary, tmp_path: Path, storage: Any) -> None:
-    if storage == "product":
-        pytest.importorskip("sklearn.cluster")
     saved = dictionary.compressed(storage)
     saved.save_pretrained(tmp_path)
     loaded = SenseDictionary.from_pretrained(tmp_path)
@@ -326,7 +334,6 @@ def test_what_is_saved_is_loaded(dictionary: SenseDictionary, tmp_path: Path, st
 
 
 def test_product_quantisation_takes_a_byte_for_eight_numbers() -> None:
-    pytest.importorskip("sklearn.cluster")
     vectors = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     quantised = compress(vectors, "product")
     stored = pack(quantised, "product")
@@ -418,6 +425,15 @@ def test_no_text(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         SenseDictionary.build(teacher, tokenizer, "one text")
     with pytest.raises(TypeError, match="got generator; put a single string into a list, and a stream into a Dataset"):
         SenseDictionary.build(teacher, tokenizer, (text for text in TEXTS))  # type: ignore[arg-type]
+
+
+def test_silhouette_without_scikit_learn(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    monkeypatch.setattr("defemb_callbacks.senses.dictionary.sampled_states", None)  # it is told before texts are read
+    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "defemb-callbacks\[senses\]"'):
+        SenseDictionary.build(teacher, tokenizer, TEXTS, rule="silhouette")
 
 
 def test_tokens_beyond_the_model() -> None:

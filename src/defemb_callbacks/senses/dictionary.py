@@ -23,6 +23,7 @@ from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.senses.config import SenseConfig, Similarity
 from defemb_callbacks.senses.discovery import discover_senses
 from defemb_callbacks.senses.files import read_senses, write_senses
+from defemb_callbacks.senses.number import silhouette_score
 from defemb_callbacks.senses.products import sampled_products
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
@@ -137,13 +138,15 @@ class SenseDictionary(
         Raises:
             TypeError: a single string, or a stream.
             ValueError: a setting outside its range, no text, a tokenizer that does not fit.
-            ImportError: a rule that needs scikit-learn without it.
+            ImportError: `rule="silhouette"` without scikit-learn.
 
         Example:
             >>> SenseDictionary.build(model, tokenizer, texts, senses=10)  # doctest: +SKIP
             SenseDictionary(19,214 senses of 5,310 of 30,522 tokens, width 384)
         """
         config = SenseConfig.resolve(config, overrides)
+        if config.rule == "silhouette":
+            silhouette_score()  # what is missing is told before texts are read
         vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         tokenized = tokenize_texts(tokenizer, texts, config.max_length)
         plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
@@ -236,7 +239,7 @@ class SenseDictionary(
     @torch.no_grad()
     def choose(self, states: Tensor, token_ids: Tensor) -> Tensor:
         """The best sense of each state, (n,) int64, counted within its token; -1 for a token without senses."""
-        if not self.most_senses:
+        if not len(self.vectors):
             return torch.full_like(token_ids, -1)
         best = self.scores(states, token_ids).argmax(dim=1)
         return torch.where(self.numbers(token_ids) > 0, best, -1)
@@ -260,6 +263,8 @@ class SenseDictionary(
                 f"states of shape {tuple(states.shape)} and token ids of shape {tuple(token_ids.shape)} do not fit a "
                 f"dictionary of width {self.width}"
             )
+        if not len(self.vectors):
+            return states
         flat, ids = states.detach().reshape(-1, self.width), token_ids.reshape(-1)
         chosen = self.choose(flat, ids)
         senses = self.vectors[(self.offsets[ids] + chosen).clamp(min=0, max=len(self.vectors) - 1)].to(states.dtype)
@@ -303,7 +308,6 @@ class SenseDictionary(
 
         Raises:
             ValueError: another storage, or a width that cannot be cut into parts of 8.
-            ImportError: "product" without scikit-learn.
         """
         vectors = compress(self.vectors.cpu(), storage, seed).to(self.vectors.device)
         settings: dict[str, Any] = {"similarity": self.similarity, "storage": storage, "info": self.info}

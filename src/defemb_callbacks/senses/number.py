@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -89,10 +89,7 @@ def silhouette_number(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -
     Raises:
         ImportError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.metrics import silhouette_score
-    except ImportError as error:
-        raise ImportError("rule='silhouette' needs scikit-learn: pip install \"defemb-callbacks[senses]\".") from error
+    score_of = silhouette_score()
     points, sizes = points[:, :_SILHOUETTE_SAMPLES].float(), sizes.clamp(max=_SILHOUETTE_SAMPLES)
     best = torch.full(sizes.shape, LEAST_SILHOUETTE, dtype=torch.float64)
     numbers = torch.ones_like(sizes)
@@ -101,10 +98,23 @@ def silhouette_number(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -
         for position, size in enumerate(sizes.tolist()):
             found = labels[position, :size].cpu()
             if 2 <= len(found.unique()) == number < size:
-                score = silhouette_score(points[position, :size].cpu().numpy(), found.numpy())
+                score = score_of(points[position, :size].cpu().numpy(), found.numpy())
                 if score > best[position]:
                     best[position], numbers[position] = score, number
     return numbers
+
+
+def silhouette_score() -> Callable[..., float]:
+    """scikit-learn's function.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.metrics import silhouette_score
+    except ImportError as error:
+        raise ImportError("rule='silhouette' needs scikit-learn: pip install \"defemb-callbacks[senses]\".") from error
+    return silhouette_score
 
 
 def _candidates(most: int) -> Sequence[int]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from defemb_callbacks.senses.clustering import kmeans
 
 Storage = Literal["float32", "float16", "product"]
 # Of product quantisation: numbers that share a code of one byte, which names one of so many codewords.
 SUBVECTOR, CODEWORDS = 8, 256
-# Vectors that codewords are learned from.
-_LEARNED_FROM = 65_536
+# Vectors that codewords are learned from, at most, and how long.
+_LEARNED_FROM, _ITERATIONS = 8192, 20
 
 
 def compress(vectors: Tensor, storage: Storage, seed: int = 0) -> Tensor:
@@ -31,7 +32,6 @@ def compress(vectors: Tensor, storage: Storage, seed: int = 0) -> Tensor:
 
     Raises:
         ValueError: another storage; "product" where d is not a multiple of 8.
-        ImportError: "product" without scikit-learn.
 
     Example:
         >>> compress(torch.tensor([[0.1]]), "float16").tolist()
@@ -45,18 +45,18 @@ def compress(vectors: Tensor, storage: Storage, seed: int = 0) -> Tensor:
         return vectors.half().float()
     if vectors.shape[1] % SUBVECTOR:
         raise ValueError(f"storage='product' needs a width that is a multiple of {SUBVECTOR}, got {vectors.shape[1]}")
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-    except ImportError as error:
-        raise ImportError("storage='product' needs scikit-learn: pip install \"defemb-callbacks[senses]\".") from error
-    parts = []
-    for part in vectors.numpy().reshape(len(vectors), -1, SUBVECTOR).transpose(1, 0, 2):
-        part = np.ascontiguousarray(part)
-        words = min(CODEWORDS, len(np.unique(part, axis=0)))
-        chosen = np.random.default_rng(seed).permutation(len(part))[:_LEARNED_FROM]
-        learned = MiniBatchKMeans(words, batch_size=4096, n_init=1, random_state=seed).fit(part[chosen])
-        parts.append(torch.from_numpy(learned.cluster_centers_[learned.predict(part)]).float())
-    return torch.cat(parts, dim=1)
+    parts = vectors.view(len(vectors), -1, SUBVECTOR).transpose(0, 1)
+    chosen = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))[:_LEARNED_FROM]
+    number = torch.tensor([min(CODEWORDS, len(chosen))])
+    size = torch.tensor([len(chosen)])
+    quantised = []
+    for part in parts:
+        found = kmeans(part[chosen][None], size, number, iterations=_ITERATIONS, seed=seed)
+        words = found.centres[0][found.counts[0] > 0]
+        quantised.append(
+            torch.cat([words[torch.cdist(some, words).argmin(dim=1)] for some in part.split(_LEARNED_FROM)])
+        )
+    return torch.cat(quantised, dim=1)
 
 
 def pack(vectors: Tensor, storage: Storage) -> dict[str, Tensor]:
