@@ -81,7 +81,8 @@ class SenseMonitorCallback(TrainerCallback):
         self._groups = frequency_groups(frequency_rank(self._vocabulary))
         self._texts = tokenize_texts(tokenizer, self.texts, self.config.max_length)
         self._plan = plan_samples(self._texts.ids, len(self._vocabulary), self.config.samples, self.config.seed)
-        self._measured: tuple[int, dict[str, float]] = (-1, {})
+        self._measured_step = -1
+        self._reporters: ForwardingReporters | None = None
 
     def on_log(
         self,
@@ -95,16 +96,22 @@ class SenseMonitorCallback(TrainerCallback):
         """Measure, and add what was found to the row."""
         if logs is None or not any(key.startswith("eval_") or key == "train_runtime" for key in logs):
             return
-        if state.global_step == self._measured[0]:  # another data set at the same step
+        if state.global_step == self._measured_step:  # another data set, or the end of the run, at the same step
             return
+        self._measured_step = state.global_step
         metrics = self._measure(bare_model(model))
-        self._measured = (state.global_step, metrics)
         state.log_history[-1].update(metrics)
         logs.update(metrics)
         if state.is_world_process_zero:
-            reporters = ForwardingReporters(args, None)
-            reporters.log(args, state, control, metrics, model=model)
-            reporters.close()
+            self._reporters = self._reporters or ForwardingReporters(args)
+            self._reporters.log(args, state, control, metrics, model=model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let go of the trackers."""
+        if self._reporters is not None:
+            self._reporters.close()
 
     def _measure(self, model: Any) -> dict[str, float]:
         config, plan = self.config, self._plan

@@ -61,7 +61,7 @@ class SenseDistillationTrainer(Trainer):
 
     Args:
         model: the student: `first_layers(teacher, n)` or `SenseStudent.of(teacher, smaller)`.
-        teacher: the model that the dictionary was built of; it is not changed.
+        teacher: the model that the dictionary was built of; it moves to the Trainer's device, and does not change.
         dictionary: the teacher's.
         args: settings; a plain `TrainingArguments` is refused.
         train_dataset: tokenized rows: `input_ids` and whatever else the teacher reads; `labels` for a task loss.

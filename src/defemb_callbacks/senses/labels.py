@@ -126,7 +126,8 @@ def _choose(
             inputs = collator([rows[row] for row in batch])
             ids, states = teacher_states(teacher, inputs)
             several = dictionary.numbers(ids) > 1
-            several &= inputs["attention_mask"].bool() if "attention_mask" in inputs else True
+            if "attention_mask" in inputs:
+                several &= inputs["attention_mask"].to(ids.device, torch.bool)
             chosen = torch.full_like(ids, IGNORED)
             chosen[several] = dictionary.choose(states[several], ids[several])
             for row, found in zip(batch, chosen.int().cpu(), strict=True):
