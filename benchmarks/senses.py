@@ -221,10 +221,8 @@ def wic(
 
 
 WIC_CONFIGS = {
-    **{f"{number} senses": SenseConfig(senses=number) for number in (2, 5, 20, 50)},
-    "20 senses, cosine": SenseConfig(similarity="cosine"),
-    "20 senses, rare tokens keep states": SenseConfig(keep_rare=False),
-    "silhouette, at most 20": SenseConfig(rule="silhouette"),
+    **{f"{number} senses": SenseConfig(senses=number) for number in (5, 20, 50)},
+    "20 senses, rare tokens keep their states": SenseConfig(keep_rare=False),
 }
 
 

@@ -26,7 +26,7 @@ from defemb_callbacks.senses.files import read_senses, write_senses
 from defemb_callbacks.senses.number import silhouette_score
 from defemb_callbacks.senses.products import sampled_products
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
-from defemb_callbacks.senses.states import sampled_states
+from defemb_callbacks.senses.states import sampled_states, state_width
 from defemb_callbacks.senses.storage import Storage, compress, pack
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
@@ -151,11 +151,10 @@ class SenseDictionary(
         tokenized = tokenize_texts(tokenizer, texts, config.max_length)
         plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
         rows = int(plan.offsets[-1])
-        width = model.config.get_text_config().hidden_size
         logger.info(
             "Reading %s tokens of %s texts; %s states of %s different tokens are kept (%.2f GB).",
             *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()))),
-            rows * width * 4 / 1e9,
+            rows * state_width(model) * 4 / 1e9,
         )
         states = sampled_states(model, tokenized, plan, layer=config.layer, batch_size=config.batch_size)
         info = {
@@ -277,7 +276,7 @@ class SenseDictionary(
         Accepted are the model itself, with any head, and a student that has learned from this dictionary; with `force`
         every model with as many tokens and states of the same width.
         """
-        size, width = len(embedding_weight(model)), model.config.get_text_config().hidden_size
+        size, width = len(embedding_weight(model)), state_width(model)
         if size != len(self.vocabulary):
             raise ValueError(f"the dictionary has {len(self.vocabulary)} tokens, the model {size}: another tokenizer")
         if width != self.width:

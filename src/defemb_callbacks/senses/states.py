@@ -35,6 +35,12 @@ def layer_states(model: PreTrainedModel, input_ids: Tensor, layer: int = -1) -> 
     return states
 
 
+def state_width(model: PreTrainedModel) -> int:
+    """d, the width of the hidden states of a model's backbone."""
+    width: int = backbone_of(model).config.get_text_config().hidden_size
+    return width
+
+
 def sampled_states(
     model: PreTrainedModel, texts: TokenizedTexts, plan: SamplePlan, *, layer: int = -1, batch_size: int = 32
 ) -> Tensor:
@@ -57,22 +63,19 @@ def sampled_states(
     process = this_process()
     starts = [0, *accumulate(texts.lengths.tolist())]
     batches = equal_length_batches(texts.lengths.tolist(), batch_size)
-    kept: Tensor | None = None
+    kept = torch.zeros(int(plan.offsets[-1]), state_width(model))
     progress = tqdm(total=len(texts.ids), desc="Reading texts", unit="token", unit_scale=True, disable=None)
     with evaluating(model), torch.no_grad(), progress:
-        # Every process reads at least one batch, and so knows the width.
-        for batch in batches[process.process_index :: process.num_processes] or batches[:1]:
+        for batch in batches[process.process_index :: process.num_processes]:
             length = starts[batch[0] + 1] - starts[batch[0]]
             if length:
                 positions = torch.tensor([starts[text] for text in batch])[:, None] + torch.arange(length)
                 states = layer_states(model, texts.ids[positions].long().to(model.device), layer)
-                kept = torch.zeros(int(plan.offsets[-1]), states.shape[-1]) if kept is None else kept
                 rows = plan.rows[positions].flatten()
                 wanted = (rows >= 0).nonzero().flatten()
                 chosen = states.flatten(0, 1)[wanted.to(states.device)]
                 kept[rows[wanted]] = chosen.float().cpu()
                 progress.update(positions.numel())
-    assert kept is not None
     if process.num_processes > 1:
         # A row is filled on one process, and zero on the others.
         for block in kept.split(_EXCHANGED):

@@ -75,8 +75,7 @@ class SenseStudent(PreTrainedModel):
         backbone = AutoModel.from_config(AutoConfig.for_model(**config.backbone))
         prefix = self.head.base_model_prefix
         pooler = getattr(getattr(self.head, prefix), "pooler", None)
-        width = teacher_config.get_text_config().hidden_size
-        setattr(self.head, prefix, _ProjectedBackbone(backbone, width, pooler))
+        setattr(self.head, prefix, _ProjectedBackbone(teacher_config, backbone, pooler))
         self.post_init()
 
     @classmethod
@@ -145,11 +144,12 @@ class _ProjectedEncoder(nn.Module):
 
 
 class _ProjectedBackbone(nn.Module):
-    """In the place of the teacher's backbone; `encoder` and `pooler` are what `with_senses` looks for."""
+    """In the place of the teacher's backbone; `encoder`, `pooler` and `config` are what `with_senses` looks for."""
 
-    def __init__(self, backbone: PreTrainedModel, width: int, pooler: nn.Module | None) -> None:
+    def __init__(self, config: PretrainedConfig, backbone: PreTrainedModel, pooler: nn.Module | None) -> None:
         super().__init__()
-        self.encoder = _ProjectedEncoder(backbone, width)
+        self.config = config
+        self.encoder = _ProjectedEncoder(backbone, config.get_text_config().hidden_size)
         self.pooler = pooler
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
