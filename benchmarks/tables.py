@@ -195,10 +195,11 @@ def senses(result: dict[str, Any]) -> str:
             size += runs[0]["bytes"]["dictionary, float16"] / 1e6
         faster = mean(run["seconds"]["teacher"] / run["seconds"][name] for run in runs)
         layers = runs[0]["parameters"][model]["layers"] / 1e6
-        cells = [f"{mean(scores):.4f} ± {stdev(scores):.4f}", f"{mean(differences):+.4f}"]
+        spread = f" ± {stdev(scores):.4f}" if len(scores) > 1 else ""
+        cells = [f"{mean(scores):.4f}{spread}", f"{mean(differences):+.4f}"]
         rows.append([name, *cells, f"{layers:.1f} M", f"{size:.0f}", f"{faster:.2f}"])
     settings = found["settings"]
-    what = f"SST-2, {settings['sentences']:,} sentences, {len(runs)} seeds"
+    what = f"SST-2, {settings['sentences']:,} sentences, {len(runs)} seed{'s' * (len(runs) > 1)}"
     header = [what, "accuracy", "less the teacher's", "parameters without table", "MB on disk, senses in float16"]
     return table([*header, "times the teacher's speed"], rows)
 

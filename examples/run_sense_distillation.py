@@ -130,7 +130,7 @@ def accuracy(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> 
     return float(torch.cat(right).float().mean())
 
 
-def seconds_by_turns(models: dict[str, PreTrainedModel], batches: list[Any], rounds: int = 5) -> dict[str, float]:
+def seconds_by_turns(models: dict[str, PreTrainedModel], batches: list[Any], rounds: int = 3) -> dict[str, float]:
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
