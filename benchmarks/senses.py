@@ -7,7 +7,8 @@
   (train) and running text.
 - lookup: time of a forward pass with senses over that without, by turns.
 - wic: Word in Context (development set): is the target word used in the same sense? "Same sense vector" against the
-  gold label, and the threshold-free AUC of the cosine of the two states, raw and replaced by senses.
+  gold label, and the threshold-free AUC of the cosine of the two states, raw and replaced by senses. The dictionaries
+  are of text without the pairs; wic_with_pairs adds their contexts, as those who look words up in known text would.
 - distillation: `examples/run_sense_distillation.py` on SST-2.
 
 Needs `shared/data` beside the repository, or $DEFEMB_TEST_DATA.
@@ -176,7 +177,7 @@ def wic(
     states: Tensor,
     configs: dict[str, SenseConfig],
 ) -> dict[str, Any]:
-    """Dictionaries of text that holds none of the pairs, and what their senses tell of the pairs."""
+    """What the senses of dictionaries of these states tell of the pairs of Word in Context."""
     vocabulary = read_vocabulary(tokenizer)
     pairs = read_wic("dev")
     labels = [label for *_, label in pairs]
@@ -229,7 +230,7 @@ WIC_CONFIGS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
-    parts = ("build", "lookup", "wic", "distillation")
+    parts = ("build", "lookup", "wic", "wic_with_pairs", "distillation")
     parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts, help="what to measure")
     parser.add_argument("--tokens", type=int, default=250_000, help="of the build")
     parser.add_argument("--rounds", type=int, default=5)
@@ -250,11 +251,16 @@ def main() -> None:
 
     if "lookup" in arguments.parts:
         keep("lookup", lookup(model, tokenizer, read_sst2(), arguments.rounds))
-    if {"build", "wic"} & set(arguments.parts):
-        contexts = dict.fromkeys(" ".join(words) for _, both, _, _ in read_wic("train") for words in both)
-        texts = [*contexts, *read_wikitext()]
+
+    def contexts(split: str) -> list[str]:
+        return list(dict.fromkeys(" ".join(words) for _, both, _, _ in read_wic(split) for words in both))
+
+    def first_texts(texts: list[str]) -> list[str]:
         lengths = tokenize_texts(tokenizer, texts, MAX_LENGTH).lengths
-        texts = texts[: int((lengths.cumsum(0) < arguments.tokens).sum()) + 1]
+        return texts[: int((lengths.cumsum(0) < arguments.tokens).sum()) + 1]
+
+    if {"build", "wic"} & set(arguments.parts):
+        texts = first_texts([*contexts("train"), *read_wikitext()])
         if "build" in arguments.parts:
             figures, plan, states = build(model, tokenizer, texts)
             keep("build", figures)
@@ -262,6 +268,10 @@ def main() -> None:
             _, plan, states = read_states(model, tokenizer, texts, SenseConfig())
         if "wic" in arguments.parts:
             keep("wic", wic(model, tokenizer, plan, states, WIC_CONFIGS))
+    if "wic_with_pairs" in arguments.parts:
+        texts = first_texts([*contexts("dev"), *contexts("train"), *read_wikitext()])
+        _, plan, states = read_states(model, tokenizer, texts, SenseConfig())
+        keep("wic_with_pairs", wic(model, tokenizer, plan, states, WIC_CONFIGS))
     if "distillation" in arguments.parts:
         folder = ROOT / "outputs" / "senses"  # where an interrupted run goes on
         command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model", name]

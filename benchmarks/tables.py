@@ -213,7 +213,8 @@ def senses_cost(result: dict[str, Any]) -> str:
             f"{build['share_of_bare']:.2f}",
         ],
         [
-            f"clustering {build['clustered_tokens']:,} tokens into {build['senses']:,} senses, seconds",
+            f"clustering {build['clustered_tokens']:,} tokens ({build['senses']:,} senses of "
+            f"{build['tokens_with_senses']:,} tokens in all), seconds",
             f"{build['clustering_seconds']:.0f}",
         ],
         ["memory of the states that are kept, MB", f"{build['states_mb']:.0f}"],
@@ -232,16 +233,20 @@ def senses_cost(result: dict[str, Any]) -> str:
 
 
 def senses_wic(result: dict[str, Any]) -> str:
-    found = result["wic"]
     rows = []
-    for name, row in found.items():
-        if isinstance(row, dict) and "auc" in row:
-            right = [f"{row[key]:.3f}" if key in row else "" for key in ("accuracy", "accuracy_same_token")]
-            number = f"{row['mean_senses_of_targets']:.0f}" if "mean_senses_of_targets" in row else ""
-            rows.append(["states themselves" if name == "raw" else name, number, *right, f"{row['auc']:.3f}"])
-    one = f"the same of the {found['pairs_of_one_token']:,} with one token"
-    header = [f"Word in Context, {found['pairs']:,} pairs", "senses of a target", 'accuracy of "same sense"', one]
-    return table([*header, "AUC of the cosine"], rows)
+    for part, texts in (("wic", "without the pairs"), ("wic_with_pairs", "with the pairs' contexts")):
+        for name, row in result[part].items():
+            if isinstance(row, dict) and "auc" in row and not (name == "raw" and rows):
+                right = [f"{row[key]:.3f}" if key in row else "" for key in ("accuracy", "accuracy_same_token")]
+                number = f"{row['mean_senses_of_targets']:.1f}" if "mean_senses_of_targets" in row else ""
+                known = "" if name == "raw" else texts
+                rows.append(
+                    ["states themselves" if name == "raw" else name, known, number, *right, f"{row['auc']:.3f}"]
+                )
+    found = result["wic"]
+    one = f"of the {found['pairs_of_one_token']:,} with one token"
+    header = [f"Word in Context, {found['pairs']:,} pairs", "dictionary of text", "senses of a target"]
+    return table([*header, 'accuracy of "same sense"', one, "AUC of the cosine"], rows)
 
 
 def dictionaries(result: dict[str, Any]) -> str:

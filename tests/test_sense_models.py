@@ -188,6 +188,10 @@ def test_what_cannot_be_wrapped(
     of_layer_1 = SenseDictionary.build(teacher, tokenizer, TEXTS[:5], layer=1)
     with pytest.raises(ValueError, match="the dictionary holds senses of layer 1"):
         with_senses(copy.deepcopy(teacher), of_layer_1)
+    prepared = copy.deepcopy(teacher)
+    prepared.bert.forward = prepared.bert.forward  # as accelerate does for mixed precision
+    with pytest.raises(ValueError, match="accelerate has prepared this model for mixed precision"):
+        with_senses(prepared, dictionary)
     with pytest.raises(ValueError, match="the states of other weights"):
         with_senses(tiny.tiny_bert(tokenizer, BertForSequenceClassification, initializer_range=0.1), dictionary)
 
