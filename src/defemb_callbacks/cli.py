@@ -267,6 +267,43 @@ def calibrate(
     _say("\n".join([done.advice.reason, "", *changes, "", f"Saved in {output}."]))
 
 
+@app.command()
+def senses(
+    model: Model,
+    texts: Annotated[Path, typer.Argument(help="One text a line, like those that the senses will be used on.")],
+    output: Annotated[Path | None, typer.Option(help="Save the dictionary into this folder.")] = None,
+    word: Annotated[list[str] | None, typer.Option(help="Show the senses of this token; may be given again.")] = None,
+    definitions: Sources = None,
+    number: Annotated[int, typer.Option("--senses", help="Senses of a token, at most.")] = 20,
+    rule: Annotated[str, typer.Option(metavar="fixed|markov|silhouette", help="How many senses.")] = "fixed",
+    storage: Annotated[
+        str, typer.Option(metavar="float32|float16|product", help="How --output is written.")
+    ] = "float32",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Find the senses of tokens in texts: save them as a dictionary, and name those of single words by definitions."""
+    from defemb_callbacks.senses import SenseConfig, SenseDictionary
+    from defemb_callbacks.senses.naming import name_senses, sense_table, tokens_of_words
+
+    if output is None and not word:
+        raise ValueError("Nothing to do: say --word WORD to see its senses, --output DIR to save all of them, or both.")
+    config = SenseConfig(senses=number, rule=rule)  # type: ignore[arg-type]
+    network, tokenizer = _load(model, revision, trust_remote_code)
+    tokens = tokens_of_words(read_vocabulary(tokenizer, len(embedding_weight(network))), word or [])
+    lexicon = load_definitions(definitions or "wordnet") if tokens else None
+    state = this_process()
+    network.to(state.device)
+    found = SenseDictionary.build(network, tokenizer, texts.read_text(encoding="utf-8").splitlines(), config)
+    lines = [str(found)]
+    if lexicon is not None:
+        lines.append(sense_table(found, name_senses(found, network, tokenizer, lexicon, tokens)))
+    if output is not None and state.is_main_process:
+        found.compressed(storage).save_pretrained(output)  # type: ignore[arg-type]
+        lines.append(f"Saved in {output}.")
+    _say("\n".join(lines))
+
+
 def _load(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model of the class that its checkpoint was saved from, so that its task head is kept, and its tokenizer."""
     settings = {"revision": revision, "trust_remote_code": trust_remote_code}

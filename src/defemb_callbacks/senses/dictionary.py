@@ -1,0 +1,357 @@
+"""The senses of each token as vectors, and the choice among them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import ModelHubMixin
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defemb_callbacks.build import fingerprint_weights
+from defemb_callbacks.cache import fingerprint
+from defemb_callbacks.processes import this_process
+from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.senses.config import SenseConfig, Similarity
+from defemb_callbacks.senses.discovery import discover_senses
+from defemb_callbacks.senses.files import read_senses, write_senses
+from defemb_callbacks.senses.number import silhouette_score
+from defemb_callbacks.senses.products import sampled_products
+from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
+from defemb_callbacks.senses.states import sampled_states, state_width
+from defemb_callbacks.senses.storage import Storage, compress, pack
+from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+
+logger = logging.getLogger(__name__)
+
+# Of a student's config: the dictionary that it has learned to choose from.
+MARK = "sense_dictionary"
+
+_MODEL_CARD = """---
+{{ card_data }}
+---
+
+# A sense dictionary
+
+The senses of each token as vectors: centres of the hidden states that a model gives the token in context
+(arXiv 2504.06036).
+
+```python
+from defemb_callbacks.senses import SenseDictionary, with_senses
+
+dictionary = SenseDictionary.from_pretrained("{{ repo_id | default("path or hub id") }}")
+model = with_senses(model, dictionary)  # its last hidden states are senses now
+```
+"""
+
+
+class SenseDictionary(
+    nn.Module,
+    ModelHubMixin,
+    library_name="defemb_callbacks",
+    tags=["word-senses", "knowledge-distillation"],
+    model_card_template=_MODEL_CARD,
+):
+    """Sense vectors of the tokens of one model.
+
+    Token t has the senses from `offsets[t]` to `offsets[t + 1]`, perhaps none. The dictionary is a module without
+    parameters, so that it moves with a model; it stays in float32, and a model's checkpoint does not contain it.
+
+    Source: Wang, Zaki, Kollias, Kalantzis, arXiv 2504.06036.
+
+    Args:
+        offsets: (vocabulary + 1,) int64.
+        vectors: (senses, d) float32.
+        counts: (senses,) int64, how many samples each sense is the mean of.
+        vocabulary: the tokens.
+        similarity: what chooses a sense of a state: "dot" (the paper), or "cosine".
+        storage: how vectors are written, see `compressed`.
+        info: how it was made; plain JSON.
+
+    Raises:
+        ValueError: tensors that do not fit each other, NaN or infinity.
+
+    Example:
+        >>> vocabulary = Vocabulary(("the", "bank"), ("the", "bank"), (None, None), uncased=True)
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> dictionary = SenseDictionary(torch.tensor([0, 0, 2]), vectors, torch.ones(2, dtype=torch.int64), vocabulary)
+        >>> dictionary
+        SenseDictionary(2 senses of 1 of 2 tokens, width 2)
+        >>> dictionary.lookup(torch.tensor([[0.2, 0.9], [0.3, 0.3]]), torch.tensor([1, 0])).tolist()
+        [[0.0, 1.0], [0.30000001192092896, 0.30000001192092896]]
+    """
+
+    offsets: Tensor
+    vectors: Tensor
+    counts: Tensor
+    lengths: Tensor
+
+    def __init__(
+        self,
+        offsets: Tensor,
+        vectors: Tensor,
+        counts: Tensor,
+        vocabulary: Vocabulary,
+        *,
+        similarity: Similarity = "dot",
+        storage: Storage = "float32",
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(offsets, vectors, counts, vocabulary)
+        tensors = {"offsets": offsets, "vectors": vectors, "counts": counts, "lengths": vectors.norm(dim=1)}
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.vocabulary, self.similarity, self.storage, self.info = vocabulary, similarity, storage, info or {}
+        self.most_senses = int(offsets.diff().max())
+
+    @classmethod
+    def build(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str],
+        config: SenseConfig | None = None,
+        **overrides: Any,
+    ) -> SenseDictionary:
+        """Read texts with a model, and cluster the states of each token into its senses.
+
+        Texts are read once. Memory is 4 bytes for each number of the states that are kept, at most `samples` of each
+        token, which is logged before the first text is read, and about 50 bytes for each token of the texts. The
+        processes of a launch share the texts, and each gets the same dictionary, which a single one would give.
+
+        Args:
+            model: the (fine-tuned) teacher, with any head; it is not changed.
+            tokenizer: the model's.
+            texts: like those that the senses will be used on; a list, or a column of a `Dataset`.
+            config: settings; default `SenseConfig()`.
+            **overrides: single settings.
+
+        Raises:
+            TypeError: a single string, or a stream.
+            ValueError: a setting outside its range, no text, a tokenizer that does not fit.
+            ImportError: `rule="silhouette"` without scikit-learn.
+
+        Example:
+            >>> SenseDictionary.build(model, tokenizer, texts, senses=10)  # doctest: +SKIP
+            SenseDictionary(19,214 senses of 5,310 of 30,522 tokens, width 384)
+        """
+        config = SenseConfig.resolve(config, overrides)
+        if config.rule == "silhouette":
+            silhouette_score()  # what is missing is told before texts are read
+        vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
+        tokenized = tokenize_texts(tokenizer, texts, config.max_length)
+        plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
+        rows = int(plan.offsets[-1])
+        logger.info(
+            "Reading %s tokens of %s texts; %s states of %s different tokens are kept (%.2f GB).",
+            *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()))),
+            rows * state_width(model) * 4 / 1e9,
+        )
+        states = sampled_states(model, tokenized, plan, layer=config.layer, batch_size=config.batch_size)
+        info = {
+            "model": model.name_or_path,
+            "weights": fingerprint_weights(model),
+            "texts": len(texts),
+            "tokens_read": len(tokenized.ids),
+            "states_kept": rows,
+        }
+        return cls.of_states(states, plan.offsets, vocabulary, config, device=model.device, info=info)
+
+    @classmethod
+    def of_states(
+        cls,
+        states: Tensor,
+        offsets: Tensor,
+        vocabulary: Vocabulary,
+        config: SenseConfig,
+        *,
+        device: torch.device | str = "cpu",
+        info: dict[str, Any] | None = None,
+    ) -> SenseDictionary:
+        """Cluster ready states, as `discover_senses` takes them, on a device; every process of a launch gets the same.
+
+        Args:
+            states: (rows, d) float32, token by token, each token's in random order.
+            offsets: (vocabulary + 1,) int64: token t has the rows from offsets[t] to offsets[t + 1].
+            vocabulary: the tokens.
+            config: settings of the clustering.
+            device: where to compute.
+            info: of the model and its texts.
+        """
+        senses = discover_senses(states, offsets, config, device)
+        if this_process().num_processes > 1:  # devices may round differently
+            senses = tuple(broadcast_object_list(list(senses)))
+        info = {**(info or {}), "config": asdict(config)}
+        return cls(*senses, vocabulary, similarity=config.similarity, info=info)
+
+    def extra_repr(self) -> str:
+        """Numbers of senses and tokens, and the width."""
+        tokens = int((self.offsets.diff() > 0).sum())
+        return f"{len(self.vectors):,} senses of {tokens:,} of {len(self.vocabulary):,} tokens, width {self.width}"
+
+    @property
+    def width(self) -> int:
+        """Of the vectors."""
+        return self.vectors.shape[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex string of the senses, the tokens, and what chooses among them."""
+        tensors = (tensor.cpu().numpy().tobytes() for tensor in (self.offsets, self.vectors))
+        return fingerprint(*tensors, self.vocabulary.fingerprint, self.similarity)
+
+    def numbers(self, token_ids: Tensor) -> Tensor:
+        """How many senses each of these tokens has, int64, in their shape."""
+        return self.offsets[token_ids + 1] - self.offsets[token_ids]
+
+    def scores(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        """How well each sense of its token fits each state; gradients reach the states.
+
+        Args:
+            states: (n, d) floating.
+            token_ids: (n,) int64.
+
+        Returns:
+            (n, most senses of a token) float32: dot products, or with `similarity="cosine"` these divided by the length
+            of the sense, which orders them alike; minus infinity beyond the senses of the token.
+        """
+        number = self.numbers(token_ids)
+        row = torch.repeat_interleave(number)
+        ends = number.cumsum(0)
+        column = torch.arange(len(row), device=row.device) - (ends - number)[row]
+        sense = self.offsets[token_ids][row] + column
+        values = sampled_products(states.float(), self.vectors, torch.nn.functional.pad(ends, (1, 0)), sense)
+        if self.similarity == "cosine":
+            values = values / self.lengths[sense].clamp(min=torch.finfo(torch.float32).tiny)
+        scores = values.new_full((len(states), self.most_senses), -torch.inf)
+        return scores.index_put((row, column), values)
+
+    @torch.no_grad()
+    def choose(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        """The best sense of each state, (n,) int64, counted within its token; -1 for a token without senses."""
+        if not len(self.vectors):
+            return torch.full_like(token_ids, -1)
+        best = self.scores(states, token_ids).argmax(dim=1)
+        return torch.where(self.numbers(token_ids) > 0, best, -1)
+
+    def lookup(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        """Replace states by the best sense of their tokens; those of tokens without senses stay.
+
+        Args:
+            states: (…, d), floating.
+            token_ids: (…) int64.
+
+        Returns:
+            (…, d) in the dtype of the states. The gradient is that of the states, as though nothing had been replaced
+            (straight through).
+
+        Raises:
+            ValueError: states of another width, or shapes that do not fit.
+        """
+        if states.shape[-1] != self.width or states.shape[:-1] != token_ids.shape:
+            raise ValueError(
+                f"states of shape {tuple(states.shape)} and token ids of shape {tuple(token_ids.shape)} do not fit a "
+                f"dictionary of width {self.width}"
+            )
+        if not len(self.vectors):
+            return states
+        flat, ids = states.detach().reshape(-1, self.width), token_ids.reshape(-1)
+        chosen = self.choose(flat, ids)
+        senses = self.vectors[(self.offsets[ids] + chosen).clamp(min=0, max=len(self.vectors) - 1)].to(states.dtype)
+        senses = torch.where((chosen >= 0)[:, None], senses, flat).view(states.shape)
+        return senses + (states - states.detach()) if states.requires_grad else senses
+
+    def check_model(self, model: PreTrainedModel, *, force: bool = False) -> None:
+        """Refuse a model whose states are not those that the senses were made of: `ValueError`.
+
+        Accepted are the model itself, with any head, and a student that has learned from this dictionary; with `force`
+        every model with as many tokens and states of the same width.
+        """
+        size, width = len(embedding_weight(model)), state_width(model)
+        if size != len(self.vocabulary):
+            raise ValueError(f"the dictionary has {len(self.vocabulary)} tokens, the model {size}: another tokenizer")
+        if width != self.width:
+            raise ValueError(f"the senses have width {self.width}, the model's states {width}: another model")
+        known = force or getattr(model.config, MARK, None) == self.fingerprint
+        if not known and fingerprint_weights(model) != self.info.get("weights"):
+            made_of = self.info.get("model") or "a model without a name"
+            raise ValueError(
+                f"the senses were made of the states of other weights ({made_of}): build a dictionary of this model, "
+                "or pass force=True"
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer with other tokens than the dictionary was built with: `ValueError`."""
+        other = read_vocabulary(tokenizer, max(len(self.vocabulary), max(tokenizer.get_vocab().values()) + 1))
+        if other.fingerprint != self.vocabulary.fingerprint:
+            pairs = zip(self.vocabulary.tokens, other.tokens, strict=False)
+            first = next((f"token {i} is {a!r} there, {b!r} here" for i, (a, b) in enumerate(pairs) if a != b), "")
+            sizes = f"{len(self.vocabulary)} entries there, {len(other)} here"
+            raise ValueError(f"the dictionary was built with another tokenizer ({first or sizes})")
+
+    def compressed(self, storage: Storage, seed: int = 0) -> SenseDictionary:
+        """The dictionary as it will be read back when stored in less space; `save_pretrained` then writes it so.
+
+        Args:
+            storage: "float16", or "product", see `compress`.
+            seed: of the codewords.
+
+        Raises:
+            ValueError: another storage, or a width that cannot be cut into parts of 8.
+        """
+        vectors = compress(self.vectors.cpu(), storage, seed).to(self.vectors.device)
+        settings: dict[str, Any] = {"similarity": self.similarity, "storage": storage, "info": self.info}
+        return SenseDictionary(self.offsets, vectors, self.counts, self.vocabulary, **settings)
+
+    @property
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of each tensor that `save_pretrained` writes."""
+        return {name: tensor.numel() * tensor.element_size() for name, tensor in self._stored().items()}
+
+    def _stored(self) -> dict[str, Tensor]:
+        # 4 bytes count more senses and samples than memory holds.
+        small = {name: getattr(self, name).to("cpu", torch.int32) for name in ("offsets", "counts")}
+        return small | pack(self.vectors.cpu(), self.storage)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_senses(save_directory, self._stored(), self.vocabulary, self.similarity, self.storage, self.info)
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | None = None, **download: Any
+    ) -> SenseDictionary:
+        if config is None or "files" not in config:
+            raise FileNotFoundError(f"{model_id} holds no sense dictionary")
+        # What the mixin has read from the config for the constructor is no business of the hub.
+        download = {name: value for name, value in download.items() if name not in config}
+        try:
+            return cls(**read_senses(model_id, config, download))
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(f"The sense dictionary in {model_id} cannot be used: {error}.") from error
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SenseDictionary:
+        # Of a model's .half() or .to("cuda") the senses follow the move only: counts of bytes are `storage`'s affair.
+        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        return self
+
+
+def _check(offsets: Tensor, vectors: Tensor, counts: Tensor, vocabulary: Vocabulary) -> None:
+    if vectors.ndim != 2 or vectors.dtype != torch.float32:
+        raise ValueError(f"vectors must be (senses, d) float32, got {tuple(vectors.shape)} {vectors.dtype}")
+    if offsets.shape != (len(vocabulary) + 1,) or offsets.dtype != torch.int64:
+        raise ValueError(f"offsets must be ({len(vocabulary) + 1},) int64, got {tuple(offsets.shape)} {offsets.dtype}")
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(vectors) or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"offsets must grow from 0 to the number of senses, {len(vectors)}")
+    if counts.shape != (len(vectors),) or counts.dtype != torch.int64:
+        raise ValueError(f"counts must be ({len(vectors)},) int64, got {tuple(counts.shape)} {counts.dtype}")
+    if not bool(vectors.isfinite().all()):
+        raise ValueError("the senses hold NaN or infinity; does the model give such states?")

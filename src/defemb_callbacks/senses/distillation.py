@@ -1,0 +1,158 @@
+"""Sense distillation: a student learns to choose the senses that its teacher chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from defemb_callbacks.senses.arguments import SenseDistillationArguments
+from defemb_callbacks.senses.dictionary import MARK, SenseDictionary
+from defemb_callbacks.senses.labels import COLUMN, IGNORED, Collator, WithSenseLabels, teacher_senses, teacher_states
+from defemb_callbacks.senses.replace import recorded_states, with_senses
+from defemb_callbacks.senses.student import freeze_head
+
+
+def sense_loss(scores: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of a student's scores of senses against the sense, or the probabilities, of its teacher.
+
+    Args:
+        scores: (n, senses) floating; minus infinity where a token has fewer senses.
+        targets: (n,) int64, senses; or (n, senses), the teacher's scores, which are then divided by the temperature as
+            well, and the loss is the Kullback-Leibler divergence, times the temperature's square (Hinton et al. 2015).
+        temperature: above 0.
+
+    Returns:
+        A scalar: the mean over the rows; 0 without any.
+
+    Example:
+        >>> round(float(sense_loss(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([1]))), 4)
+        0.6931
+    """
+    if not len(scores):
+        return scores.sum()
+    if targets.ndim == 1:
+        return cross_entropy(scores / temperature, targets)
+    # Where there is no sense both are minus infinity, whose difference is not a number.
+    missing = torch.isinf(scores)
+    student = log_softmax(scores / temperature, dim=1).masked_fill(missing, 0.0)
+    teacher = softmax(targets / temperature, dim=1)
+    return kl_div(student, teacher, reduction="batchmean") * temperature**2
+
+
+class SenseDistillationTrainer(Trainer):
+    """Trains a student to choose, for each token in context, the sense that its teacher chooses.
+
+    The student's score of a sense is the dot product with its own last state; the loss is the cross-entropy over the
+    senses of the token. Pooler and head are the teacher's, and frozen. From the start the student's last states are
+    replaced by the senses it chooses (`with_senses`), so that evaluations measure what will be used; a task loss passes
+    them straight through. What the teacher chooses is computed once, and kept in the cache.
+
+    `save_model` writes an ordinary checkpoint, and the dictionary into its folder `senses`:
+
+    `with_senses(AutoModel….from_pretrained(folder), SenseDictionary.from_pretrained(f"{folder}/senses"))`
+
+    Source: arXiv 2504.06036.
+
+    Args:
+        model: the student: `first_layers(teacher, n)` or `SenseStudent.of(teacher, smaller)`.
+        teacher: the model that the dictionary was built of; it moves to the Trainer's device, and does not change.
+        dictionary: the teacher's.
+        args: settings; a plain `TrainingArguments` is refused.
+        train_dataset: tokenized rows: `input_ids` and whatever else the teacher reads; `labels` for a task loss.
+        processing_class: the teacher's tokenizer, which the student shares.
+        data_collator: default `DataCollatorWithPadding`.
+        **kwargs: of the Trainer.
+
+    Raises:
+        TypeError: arguments or rows of another kind.
+        ValueError: a dictionary of another model, tokenizer or width; a student with senses already; a task loss
+            without labels; no token with several senses.
+
+    Example:
+        >>> trainer = SenseDistillationTrainer(  # doctest: +SKIP
+        ...     first_layers(teacher, 3), teacher, dictionary, SenseDistillationArguments("outputs"),
+        ...     train_dataset=rows, processing_class=tokenizer)
+    """
+
+    args: SenseDistillationArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        dictionary: SenseDictionary,
+        args: SenseDistillationArguments,
+        *,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        data_collator: Collator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, SenseDistillationArguments):
+            raise TypeError(f"args must be SenseDistillationArguments, got {type(args).__name__}")
+        if not isinstance(train_dataset, Dataset):
+            raise TypeError(f"train_dataset must be a Dataset of tokenized rows, got {type(train_dataset).__name__}")
+        if args.task_weight and "labels" not in train_dataset.column_names:
+            raise ValueError("task_weight needs rows with labels; set it to 0")
+        dictionary.check_tokenizer(processing_class)
+        collator = data_collator or DataCollatorWithPadding(processing_class)
+        self.teacher, self.dictionary = teacher, dictionary
+        teacher.to(args.device)  # type: ignore[arg-type]
+        self._padded_left = processing_class.padding_side == "left"
+        labels = teacher_senses(teacher, dictionary, train_dataset, collator, left=self._padded_left)
+        if not any((row >= 0).any() for row in labels):
+            raise ValueError("no token of train_dataset has several senses to choose from")
+        freeze_head(model)
+        setattr(model.config, MARK, dictionary.fingerprint)
+        with_senses(model, dictionary)
+        super().__init__(
+            model,
+            args,
+            data_collator=WithSenseLabels(collator, self._padded_left),
+            train_dataset=train_dataset.add_column(COLUMN, [row.tolist() for row in labels]),
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch, not a share of a sum
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of choosing senses, with the task's own loss if it has a weight; evaluations get the latter only."""
+        labels = inputs.pop(COLUMN, None)
+        if labels is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with recorded_states(model) as recorded:
+            outputs = model(**inputs)
+        (ids, states) = recorded[0]
+        chosen = labels != IGNORED
+        targets = labels[chosen]
+        if self.args.soft_targets:
+            ids_read, of_teacher = teacher_states(self.teacher, inputs)
+            targets = self.dictionary.scores(of_teacher[chosen], ids_read[chosen])
+        loss = sense_loss(self.dictionary.scores(states[chosen], ids[chosen]), targets, self.args.temperature)
+        if self.args.task_weight:
+            loss = loss + self.args.task_weight * outputs.loss
+        return (loss, outputs) if return_outputs else loss
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if COLUMN not in columns:
+            columns.append(COLUMN)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student, and beside it, but not into every checkpoint of the training, the dictionary."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.args.should_save:
+            self.dictionary.save_pretrained(Path(output_dir or str(self.args.output_dir)) / "senses")

@@ -1,0 +1,178 @@
+"""Students: the first layers of a teacher, or a smaller model, under the teacher's own pooler and head."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+
+from defemb_callbacks.reconstruction.mixin import backbone_of
+from defemb_callbacks.rows import embedding_weight
+
+
+def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A copy of a teacher with its first layers only: same class, head and embeddings, an ordinary checkpoint.
+
+    Args:
+        teacher: any encoder or decoder.
+        layers: how many to keep.
+
+    Raises:
+        ValueError: more layers than the teacher has, or none.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=3, num_attention_heads=1)
+        >>> first_layers(BertForSequenceClassification(config), 2).config.num_hidden_layers
+        2
+    """
+    config = copy.deepcopy(teacher.config)
+    own = config.get_text_config()
+    if not 1 <= layers <= own.num_hidden_layers:
+        raise ValueError(f"layers must be from 1 to the teacher's {own.num_hidden_layers}, got {layers}")
+    # What is said layer by layer, such as the kind of its attention.
+    if isinstance(kinds := getattr(own, "layer_types", None), list):
+        own.layer_types = kinds[:layers]
+    own.num_hidden_layers = layers
+    student = type(teacher)(config)
+    student.to(teacher.device, teacher.dtype)  # type: ignore[arg-type]
+    wanted = student.state_dict().keys()
+    student.load_state_dict({name: tensor for name, tensor in teacher.state_dict().items() if name in wanted})
+    return student.train(teacher.training)
+
+
+class SenseStudentConfig(PretrainedConfig):
+    """Of a `SenseStudent`: the configs of its teacher and of its backbone, as dicts."""
+
+    model_type = "sense_student"
+
+    def __init__(
+        self, teacher: dict[str, Any] | None = None, backbone: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        self.teacher, self.backbone = teacher or {}, backbone or {}
+        super().__init__(**kwargs)
+
+
+class SenseStudent(PreTrainedModel):
+    """A smaller model, a linear map to the teacher's width, and on top the teacher's pooler and head.
+
+    Made by `SenseStudent.of`; saved and loaded as any model of transformers, by this class.
+    """
+
+    config_class = SenseStudentConfig
+    base_model_prefix = "projected"
+
+    def __init__(self, config: SenseStudentConfig) -> None:
+        super().__init__(config)
+        teacher_config = AutoConfig.for_model(**config.teacher)
+        shallow = copy.deepcopy(teacher_config)
+        shallow.get_text_config().num_hidden_layers = 1  # layers that are thrown away at once
+        self.head = getattr(transformers, config.teacher["architectures"][0])(shallow)
+        backbone = AutoModel.from_config(AutoConfig.for_model(**config.backbone))
+        prefix = self.head.base_model_prefix
+        pooler = getattr(getattr(self.head, prefix), "pooler", None)
+        setattr(self.head, prefix, _ProjectedBackbone(teacher_config, backbone, pooler))
+        self.post_init()
+
+    @classmethod
+    def of(cls, teacher: PreTrainedModel, backbone: PreTrainedModel) -> SenseStudent:
+        """A student with the weights of a smaller model, and copies of the teacher's pooler and head.
+
+        Args:
+            teacher: a model with a head on an encoder or decoder.
+            backbone: a model without head that reads the same tokens.
+
+        Raises:
+            ValueError: another number of tokens than the teacher's, or a teacher without head.
+        """
+        sizes = len(embedding_weight(teacher)), len(embedding_weight(backbone))
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"teacher and student must read the same tokens: {sizes[0]} there, {sizes[1]} here")
+        if backbone_of(teacher) is teacher:
+            raise ValueError(f"{type(teacher).__name__} has no head for a student to keep")
+        settings = teacher.config.to_dict() | {"architectures": [type(teacher).__name__]}
+        width = teacher.config.get_text_config().hidden_size
+        config = SenseStudentConfig(settings, backbone.config.to_dict(), hidden_size=width, vocab_size=sizes[0])
+        for name in ("num_labels", "id2label", "label2id", "problem_type", "pad_token_id"):
+            setattr(config, name, getattr(teacher.config, name))
+        student = cls(config)
+        student.projected.encoder.backbone.load_state_dict(backbone.state_dict())
+        prefix = f"{teacher.base_model_prefix}."
+        kept = {
+            name: tensor
+            for name, tensor in teacher.state_dict().items()
+            if not name.startswith(prefix) or name.startswith(f"{prefix}pooler.")
+        }
+        student.head.load_state_dict(kept, strict=False)
+        student.to(teacher.device)  # type: ignore[arg-type]
+        return student
+
+    @property
+    def projected(self) -> _ProjectedBackbone:
+        """The backbone, in the teacher's width."""
+        found: _ProjectedBackbone = getattr(self.head, self.head.base_model_prefix)
+        return found
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The student's own table."""
+        return self.projected.encoder.backbone.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,  # by name, as the Trainer asks for what a model reads
+        **kwargs: Any,
+    ) -> Any:
+        """As the teacher's; `labels` gives its loss."""
+        return self.head(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+
+class _ProjectedEncoder(nn.Module):
+    def __init__(self, backbone: PreTrainedModel, width: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Linear(backbone.config.get_text_config().hidden_size, width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> BaseModelOutput:
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        return BaseModelOutput(last_hidden_state=self.projection(output.last_hidden_state))
+
+
+class _ProjectedBackbone(nn.Module):
+    """In the place of the teacher's backbone; `encoder`, `pooler` and `config` are what `with_senses` looks for."""
+
+    def __init__(self, config: PretrainedConfig, backbone: PreTrainedModel, pooler: nn.Module | None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _ProjectedEncoder(backbone, config.get_text_config().hidden_size)
+        self.pooler = pooler
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        states = self.encoder(input_ids, attention_mask).last_hidden_state
+        pooled = None if self.pooler is None else self.pooler(states)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+
+
+def freeze_head(student: PreTrainedModel) -> None:
+    """Keep pooler and head of a student, which are the teacher's, from learning.
+
+    A head that is tied to the input embeddings is part of the backbone, and stays as it is.
+    """
+    backbone = {id(weight) for name, weight in backbone_of(student).named_parameters() if "pooler" not in name}
+    for weight in student.parameters():
+        if id(weight) not in backbone:
+            weight.requires_grad_(False)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of a model's parameters: "all", and "layers", those outside of its embedding table."""
+    number = sum(weight.numel() for weight in model.parameters())
+    return {"all": number, "layers": number - embedding_weight(model).numel()}
+
+
+__all__ = ["SenseStudent", "SenseStudentConfig", "first_layers", "freeze_head", "parameter_counts"]
