@@ -201,12 +201,6 @@ def test_refuses_a_table_on_the_meta_device():
         write_rows(model, IDS, new_rows())
 
 
-def test_refuses_a_table_that_is_sharded_away(model):
-    model.get_input_embeddings().weight = nn.Parameter(torch.empty(0))
-    with pytest.raises(ValueError, match=r"no rows here, as they are sharded over processes"):
-        read_table(model)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

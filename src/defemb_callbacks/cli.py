@@ -21,7 +21,7 @@ from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
 from defemb_callbacks.model_card import update_model_card
 from defemb_callbacks.processes import this_process
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import table_shape
 from defemb_callbacks.vocabulary import read_vocabulary
 
 app = typer.Typer(
@@ -200,7 +200,7 @@ def apply(
         raise ValueError(f"--output {output} is MODEL itself; name another folder.")
     network, tokenizer = _load(model, revision, trust_remote_code)
     ready = DefinitionEmbeddings.from_pretrained(embeddings)
-    ready.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(network, config.table))))
+    ready.check_tokenizer(read_vocabulary(tokenizer, table_shape(network, config.table)[0]))
     done = ready.apply(network, config, force=force)
     if this_process().is_main_process:
         network.save_pretrained(output)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from defemb_callbacks.adapters import advice_on_saving
 from defemb_callbacks.applied import applied_to, note_applied
 from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
@@ -23,7 +24,17 @@ from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.report import GroupSummary, RebuildReport
-from defemb_callbacks.rows import INPUT, bare_model, check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.rows import (
+    INPUT,
+    TableName,
+    check_rows,
+    embedding_layer,
+    read_table,
+    table_shape,
+    transformers_model,
+    whole_table,
+    write_rows,
+)
 from defemb_callbacks.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -113,13 +124,7 @@ class DefinitionEmbeddings:
         built_for = self.info.get("table", INPUT)
         if built_for != table:
             raise ValueError(f"These embeddings were built for the {built_for} table; set table={built_for!r}.")
-        weight = embedding_weight(model, table)
-        if hasattr(bare_model(model), "peft_config"):
-            logger.warning(
-                "This is a PEFT model: the rebuilt rows are in the model, but an adapter saved without them will not "
-                "bring them back. Save with save_embedding_layers=True, or name the embeddings in modules_to_save."
-            )
-        self._check_shape(weight)
+        self._check_shape(table_shape(model, table))
         if (earlier := applied_to(model, table)) and not force:
             raise ValueError(
                 f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
@@ -144,7 +149,8 @@ class DefinitionEmbeddings:
         measure = TableMeasure(groups, pairs=self.pairs)
         figures_before = measure.measure(before)
         write_rows(model, ids, rows, table)
-        figures_after = measure.measure(weight)
+        figures_after = measure.measure(whole_table(model, table))
+        _warn_of_adapters(model, ids, table)
 
         settings = {name: getattr(config, name) for name in APPLY_FIELDS}
         applied = {
@@ -171,11 +177,11 @@ class DefinitionEmbeddings:
             info=self.info | {"settings": settings} | applied,
         )
 
-    def _check_shape(self, weight: Tensor) -> None:
+    def _check_shape(self, shape: torch.Size) -> None:
         expected = (len(self.vocabulary), self.rows.shape[1])
-        if tuple(weight.shape) != expected:
+        if tuple(shape) != expected:
             raise ValueError(
-                f"These embeddings were built for a table of shape {expected}, the model's is {tuple(weight.shape)}: "
+                f"These embeddings were built for a table of shape {expected}, the model's is {tuple(shape)}: "
                 "another tokenizer, size or resized vocabulary. Build them for this model."
             )
 
@@ -283,3 +289,14 @@ class DefinitionEmbeddings:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
+
+
+def _warn_of_adapters(model: nn.Module, ids: Tensor, table: TableName) -> None:
+    """Of a PEFT model the adapter alone is saved: say so where it does not contain the rows."""
+    inner = transformers_model(model)
+    if not hasattr(inner, "peft_config"):
+        return
+    layer = embedding_layer(model, table)
+    name = next(name for name, module in inner.named_modules() if module is layer).rpartition(".")[2]
+    if advice := advice_on_saving(layer, name, ids):
+        logger.warning("This is a PEFT model: %s", advice)
