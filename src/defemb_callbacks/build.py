@@ -100,10 +100,12 @@ def _kept_or_built(
 ) -> DefinitionEmbeddings:
     process = this_process()
     learned = config.method == "learned"
-    weights = fingerprint_weights(model, config.table)
+    weights = gather_object([fingerprint_weights(model, config.table)])
+    # Elsewhere they may not be there yet, or be others, until the main process shares its own out.
+    readers = [number for number, found in enumerate(weights) if found == weights[0]]
     key = fingerprint(
         BUILD_VERSION,
-        only_main(lambda: weights),  # which elsewhere may not be there yet
+        weights[0],
         vocabulary.fingerprint,
         fingerprint_tokenizer(tokenizer),
         lexicon.fingerprint,
@@ -116,7 +118,7 @@ def _kept_or_built(
     training = root / "constructors" / key
 
     def build() -> DefinitionEmbeddings:
-        return _build(model, tokenizer, lexicon, vocabulary, config, training)
+        return _build(model, tokenizer, lexicon, vocabulary, config, training, readers)
 
     def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
@@ -153,6 +155,7 @@ def _build(
     vocabulary: Vocabulary,
     config: DefinitionEMBConfig,
     folder: Path,
+    readers: list[int],
 ) -> DefinitionEmbeddings:
     found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
     if not found:
@@ -190,7 +193,7 @@ def _build(
                 config.features,
                 batch_size=config.batch_size,
                 precision=config.precision,
-                readers=_readers(model),
+                readers=readers,
             )
         targets = read_table(model, config.table).cpu()[ids]
         fitted = only_main(lambda: cross_fitted_rows(features, targets))
@@ -222,14 +225,6 @@ def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None
         f"Definitions cannot be read with this model: it is {where}. Build the embeddings from the whole model first, "
         "with `defemb build MODEL --output DIR`, and pass embeddings=DIR."
     )
-
-
-def _readers(model: PreTrainedModel) -> list[int] | None:
-    """The processes that hold the model's weights; None where this one is alone."""
-    if this_process().num_processes == 1:
-        return None
-    able = gather_object([not embedding_weight(model).is_meta])
-    return [number for number, has_weights in enumerate(able) if has_weights]
 
 
 def single_words(lexicon: Lexicon, most: int) -> list[tuple[str, list[Definition]]]:
@@ -297,7 +292,8 @@ def learning_conditions(model: PreTrainedModel, config: DefinitionEMBConfig, pro
 def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str:
     """Hex string of all weights that definitions pass through, the backbone without its pooler, and of a table.
 
-    Heads and poolers are left out, as they do not change the states and are often drawn at random anew.
+    Heads and poolers are left out, as they do not change the states and are often drawn at random anew. Empty where the
+    weights are awaited from the main process.
     """
     backbone = getattr(model, model.base_model_prefix, model)
     digest = xxhash.xxh3_128()
@@ -309,7 +305,7 @@ def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str
         if "pooler" in name:
             continue
         if tensor.is_meta:
-            if awaits_main_process(tensor):  # its hash is asked for there
+            if awaits_main_process(tensor):
                 return ""
             raise ValueError(
                 f"The weight {name} is offloaded. Build the embeddings from the model in memory first, with "

@@ -112,7 +112,7 @@ def word_features(
             embeddings, special tokens and mask left out).
         batch_size: texts encoded at once.
         precision: "float32", "bfloat16", or "auto".
-        readers: the processes, by their number, that share the texts among themselves. Every process of the launch
+        readers: the processes, by their number, that share the texts among themselves; every process of the launch
             must call this then, and gets the features of all words. If None this process reads all texts.
 
     Returns:
