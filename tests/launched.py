@@ -190,7 +190,7 @@ def together(folder: Path) -> Outcome:
     model = tiny_bert(tokenizer)
     read = [0]
     model.register_forward_hook(lambda *call: read.__setitem__(0, read[0] + 1))
-    config = DefinitionEMBConfig(cache_dir=str(folder / "cache"), batch_size=4)
+    config = DefinitionEMBConfig(cache_dir=str(folder / "cache"), batch_size=4, precision="float32")
     built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
     batches = read[0]
     again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
