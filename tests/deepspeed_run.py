@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 from defemb_callbacks import build_definition_embeddings
+from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.rows import embedding_weight, read_table, write_rows
 from runs import glossary_callback
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
@@ -101,6 +102,11 @@ def main(folder: Path) -> None:
     outcomes: dict[str, dict[str, Any]] = {"reference": {"untouched": read_table(whole)}}
     build_definition_embeddings(whole, tokenizer, tiny_glossary()).apply(whole)
     outcomes["reference"]["rebuilt"] = read_table(whole)
+    counting = DefinitionEMBConfig(frequency="training_data")
+    counts = torch.bincount(torch.tensor(tiny_dataset(tokenizer)["input_ids"]).flatten(), minlength=len(tokenizer))
+    whole = tiny_bert(tokenizer, BertForSequenceClassification)
+    build_definition_embeddings(whole, tokenizer, tiny_glossary(), counting).apply(whole, counting, counts=counts)
+    outcomes["reference"]["rebuilt by counts"] = read_table(whole)
     for stage in (2, 3):
         for late in (False, True):
             name = f"zero{stage}-{'late' if late else 'init'}"
