@@ -25,7 +25,8 @@ INPUT: TableName = "input"
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel or torch.compile; the wrappers stay as they are."""
+    """The model inside DDP, DataParallel or torch.compile, or the body of SetFit's; the wrappers stay as they are."""
+    model = getattr(model, "model_body", model)
     # From a compiled wrapper, accelerate's function would take the DDP inside out for good, and gradients with it.
     compiled: Any = model if is_compiled_module(model) else None
     return extract_model_from_parallel(compiled._orig_mod if compiled is not None else model)
@@ -38,7 +39,7 @@ def transformers_model(model: nn.Module) -> Any:
         TypeError: the model is wrapped by FSDP1, which keeps all weights in one.
     """
     bare = bare_model(model)
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+    if any(isinstance(module, FullyShardedDataParallel) for module in (model, *bare.modules())):
         raise TypeError(
             "The model is wrapped by FSDP1, in which no embedding table can be told apart. Use FSDP2: "
             'fsdp_config={"version": 2} of TrainingArguments, or fsdp_version: 2 in accelerate\'s configuration.'
@@ -154,7 +155,7 @@ def whole_table(model: nn.Module, table: TableName = INPUT) -> Tensor:
     layer, weight = embedding_layer(model, table), embedding_weight(model, table)
     if awaits_main_process(weight):
         return from_main_process(weight if weight.is_meta else with_adapters(layer, weight.detach()))
-    reshard(model)
+    reshard(transformers_model(model))
     # FSDP2 exchanges its parameter when it gives up the whole one.
     return with_adapters(layer, whole(embedding_weight(model, table)))
 
@@ -190,7 +191,7 @@ def write_rows(model: nn.Module, ids: Tensor, rows: Tensor, table: TableName = I
         >>> embedding_weight(model)[3].tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    reshard(model)
+    reshard(transformers_model(model))
     layer, weight = embedding_layer(model, table), embedding_weight(model, table)
     size, width = whole_shape(weight)
     rows = rows.to(weight.dtype)  # first: what float32 holds may be infinite in float16
