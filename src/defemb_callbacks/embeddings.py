@@ -229,11 +229,18 @@ class DefinitionEmbeddings:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder."""
+        """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder.
+
+        Raises:
+            OSError: they cannot be written, e.g. as the disk is full.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        except SafetensorError as error:  # its word for a full disk too
+            raise OSError(f"{folder / TENSORS} cannot be written: {error}") from error
         vocabulary = self.vocabulary
         description = {
             "format": FORMAT,
@@ -279,7 +286,7 @@ class DefinitionEmbeddings:
             tokens, words, reasons = (tuple(description[name]) for name in ("tokens", "words", "reasons"))
             vocabulary = Vocabulary(tokens, words, reasons, description["uncased"])
             return cls(tensors["ids"], tensors["rows"], vocabulary, tensors["pairs"], description["info"])
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:

@@ -116,7 +116,7 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
     if path.suffix == ".json":
         try:
             entries = list(json.loads(path.read_text(encoding="utf-8")).items())
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON object {{token: count}}: {error}.") from error
     else:
         # Not splitlines(): a token may hold one of Unicode's other line breaks.
