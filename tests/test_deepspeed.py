@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3: rows are written where its optimizer trains them, before and after it takes the model."""
+"""DeepSpeed ZeRO-2 and 3: rows are written where its optimizer trains them, before it takes the model or after."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_training_goes_on_from_the_written_rows(outcomes: dict[str, Any], case: 
 
 
 def test_all_cases_train_alike(outcomes: dict[str, Any]) -> None:
-    """So a late write leaves nothing behind that an early one does not, and metrics of shards are those of the whole."""
+    """So a late write leaves behind what an early one does, and metrics of shards are those of the whole."""
     first = outcomes["zero2-init"]
     for case in ("zero2-late", "zero3-init", "zero3-late"):
         assert outcomes[case]["losses"] == pytest.approx(first["losses"], rel=1e-4)

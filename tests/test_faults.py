@@ -1,7 +1,7 @@
 """What dies, fills up or decays while rows are built and kept: never a wrong row, never a lock that stays.
 
-`DEFEMB_FAULTS` multiplies the number of attempts; `benchmarks/faults.py` makes 20 kills of each kind and writes down the
-figures.
+`DEFEMB_FAULTS` multiplies the number of attempts; `benchmarks/faults.py` makes 20 kills of each kind and writes down
+the figures.
 """
 
 from __future__ import annotations
@@ -228,4 +228,3 @@ def test_a_process_that_dies_stops_the_others(tmp_path, record_property) -> None
     assert processes[0].returncode not in (0, None)
     assert (tmp_path / "died").exists()
     assert "Connection closed by peer" in errors or "Connection reset" in errors
-

@@ -1,4 +1,4 @@
-"""Whatever a Trainer's life is like, the rows are written once, before the first step, and are still there at its end."""
+"""Whatever a Trainer's life is like, rows are written once, before the first step, and are still there at its end."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_model_that_is_dispatched_over_devices(trainer, tables, rebuilt, token
     from accelerate import dispatch_model
 
     model = tiny_bert(tokenizer, BertForSequenceClassification)
-    parts = {"bert.embeddings": "cpu", "bert.encoder": "cpu", "bert.pooler": "cpu", "dropout": "cpu", "classifier": "cpu"}
+    parts = dict.fromkeys(("bert.embeddings", "bert.encoder", "bert.pooler", "dropout", "classifier"), "cpu")
     dispatch_model(model, parts, main_device="cpu", force_hooks=True)
     assert hasattr(model.bert.embeddings, "_hf_hook")
     trainer(glossary_callback(), tables, model=model).train()
@@ -155,7 +155,7 @@ def test_offloaded_layers_and_offloaded_embeddings_are_refused_with_a_cure(token
         build_definition_embeddings(model, tokenizer, {"dog": "an animal", "cat": "another"})
     assert embeddings.apply(model).rebuilt == 66  # ready ones need the table only
     cpu_offload(model.bert.embeddings)
-    with pytest.raises(ValueError, match="meta device and hold no data.*keep the embeddings on a device"):
+    with pytest.raises(ValueError, match=r"meta device and hold no data.*keep the embeddings on a device"):
         embeddings.apply(model, force=True)
 
 

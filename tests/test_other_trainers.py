@@ -75,7 +75,7 @@ def test_trl_sft_trainer(tmp_path) -> None:
 
 
 def test_setfit_trainer(sentence_transformer, tmp_path) -> None:
-    """SetFit adds callbacks to a Trainer that is made already: rows are written when it begins to train."""
+    """Its events carry its own model, which is no module, and its own arguments."""
     setfit = pytest.importorskip("setfit")
     from sklearn.linear_model import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""PEFT: rows are written where the adapter trains them, and saved, reloaded and merged; else a warning says what to set."""
+"""PEFT: rows are written where the adapter trains them, saved, reloaded and merged; or a warning says what to set."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from torch import Tensor
 from transformers import BertForSequenceClassification, LlamaForCausalLM, Trainer
 
 from defemb_callbacks import build_definition_embeddings
-from defemb_callbacks.build import fingerprint_weights
+from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.rows import embedding_weight, read_table, write_rows
 from runs import defined_ids, glossary_callback
-from tiny import tiny_bert, tiny_dataset, tiny_glossary, tiny_model, training_args, unigram_tokenizer, wordpiece_tokenizer
+from tiny import (
+    tiny_bert,
+    tiny_dataset,
+    tiny_glossary,
+    tiny_model,
+    training_args,
+    unigram_tokenizer,
+    wordpiece_tokenizer,
+)
 
 peft = pytest.importorskip("peft")
 
@@ -190,7 +198,7 @@ def test_other_adapters_on_the_embeddings_are_refused_and_nothing_is_written(con
     except (ValueError, NotImplementedError, TypeError):
         pytest.skip(f"this PEFT has no {kind} for embeddings")
     before = embedding_weight(model).detach().clone()
-    with pytest.raises(TypeError, match=r"adapted by .* in a way that rows cannot be written through. Take them out of"):
+    with pytest.raises(TypeError, match=r"adapted by .* in a way that rows cannot be written through\. Take"):
         write_rows(model, IDS, torch.ones(len(IDS), 32))
     assert torch.equal(embedding_weight(model), before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForMaskedLM, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
 
@@ -141,6 +143,15 @@ def test_ddp_inside_torch_compile_stays_there(model, process_group):
     write_rows(compiled, IDS, new_rows())
     assert compiled._orig_mod is wrapped
     assert torch.equal(read_table(model)[IDS], new_rows())
+
+
+def test_a_model_inside_fsdp1_is_refused(model, process_group):
+    """All its weights are one: the table is no matrix any more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by torch
+        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"wrapped by FSDP1.*Use FSDP2: fsdp_config=\{\"version\": 2\}"):
+        write_rows(wrapped, IDS, new_rows())
 
 
 def broken(row: int, value: float) -> Tensor:

@@ -283,8 +283,9 @@ class DefinitionEmbeddings:
             if fingerprint(folder / TENSORS) != description["tensors"]:
                 raise ValueError(f"the checksum of {TENSORS} is wrong")
             tensors = load_file(folder / TENSORS)
-            tokens, words, reasons = (tuple(description[name]) for name in ("tokens", "words", "reasons"))
-            vocabulary = Vocabulary(tokens, words, reasons, description["uncased"])
+            vocabulary = _described_vocabulary(description)
+            if not isinstance(description["info"], dict):
+                raise ValueError(f"info is {description['info']!r}, no object")
             return cls(tensors["ids"], tensors["rows"], vocabulary, tensors["pairs"], description["info"])
         except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
@@ -296,6 +297,18 @@ class DefinitionEmbeddings:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
+
+
+def _described_vocabulary(description: dict[str, Any]) -> Vocabulary:
+    """A vocabulary as JSON has it, which anybody may have written."""
+    columns = [description[name] for name in ("tokens", "words", "reasons")]
+    allowed = (str, type(None))
+    if not all(isinstance(column, list) and all(isinstance(text, allowed) for text in column) for column in columns):
+        raise ValueError("tokens, words and reasons must be lists of text")
+    if None in columns[0] or len(set(map(len, columns))) > 1 or not isinstance(description["uncased"], bool):
+        raise ValueError("tokens, words and reasons do not fit each other")
+    tokens, words, reasons = map(tuple, columns)
+    return Vocabulary(tokens, words, reasons, description["uncased"])
 
 
 def _warn_of_adapters(model: nn.Module, ids: Tensor, table: TableName) -> None:
