@@ -229,8 +229,8 @@ def faults(result: dict[str, Any]) -> str:
         [
             [
                 f"killed at {sum(case['kills'] for case in kills)} random moments",
-                f"nothing was there {states['nothing']} times, half of it {states['half']} times, all {states['whole']} "
-                "times; the next run always gave the right rows, and no lock stayed",
+                f"nothing was there {states['nothing']} times, half of it {states['half']} times, all "
+                f"{states['whole']} times; the next run always gave the right rows, and no lock stayed",
             ],
             ["8 processes at once", f"{at_once['builds']} build, {at_once['different_results']} result"],
             [f"{found['test_every_flipped_bit_is_noticed']['flips']:,} flipped bits", "no wrong row"],

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer, TrainerCallback
+from transformers.models.bert.modeling_bert import BertLayer
 
 from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
 from defemb_callbacks.applied import applied_to
@@ -35,6 +36,11 @@ from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiec
 Outcome = dict[str, Any]  # tensors, or plain JSON
 IDS = torch.tensor([7, 3, 470, 100])
 RATE = 0.5
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "modules_to_save": {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]},
+    "tokens": {"target_modules": ["query"], "trainable_token_indices": {"word_embeddings": [100, 3, 8]}},
+    "lora_on_embeddings": {"target_modules": ["word_embeddings"]},
+}
 
 
 def new_rows(width: int = 32) -> Tensor:
@@ -64,8 +70,9 @@ def metrics_of(model: nn.Module) -> dict[str, float]:
 def sharded(model: nn.Module) -> nn.Module:
     """As accelerate does for FSDP2: layers, then the rest of the model, in place."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for layer in model.bert.encoder.layer:
-        fully_shard(layer, mesh=mesh)
+    for module in list(model.modules()):
+        if isinstance(module, BertLayer):
+            fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
@@ -185,6 +192,28 @@ def awaited(folder: Path) -> Outcome:
         del os.environ["ACCELERATE_USE_FSDP"], os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
 
 
+def fsdp_peft(folder: Path) -> Outcome:
+    """Adapters on sharded embeddings."""
+    return {
+        f"{name} {moment}": table
+        for name in ADAPTERS
+        for moment, table in zip(("written", "first"), written_and_trained(sharded(adapted(name))), strict=True)
+    }
+
+
+def written_and_trained(model: Any) -> list[Tensor]:
+    write_rows(model, IDS, new_rows())
+    return [read_table(model), *trained(model)]
+
+
+def adapted(name: str) -> Any:
+    import peft
+
+    model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
+    torch.manual_seed(1)
+    return peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, r=4, **ADAPTERS[name]))
+
+
 def together(folder: Path) -> Outcome:
     """A build that all processes share, and one that fails on all."""
     tokenizer = wordpiece_tokenizer()
@@ -216,7 +245,7 @@ def error_of(do: Callable[[], Any]) -> str:
 
 
 CASES: dict[int, list[Callable[[Path], Outcome]]] = {
-    2: [ddp_vocabulary, ddp_training_data, fsdp_tied, fsdp_untied, awaited, together],
+    2: [ddp_vocabulary, ddp_training_data, fsdp_tied, fsdp_untied, fsdp_peft, awaited, together],
     3: [ddp_vocabulary, fsdp_tied, fsdp_untied, together],
 }
 

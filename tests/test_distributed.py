@@ -159,6 +159,17 @@ def test_an_untied_output_table_and_other_shardings(launch: Launch) -> None:
 
 
 @two_processes
+@pytest.mark.parametrize("name", launched.ADAPTERS)
+def test_adapters_on_sharded_embeddings(launch: Launch, name: str) -> None:
+    found = launch.same(launched.fsdp_peft, f"{name} written", f"{name} first")
+    written, first = launched.written_and_trained(launched.adapted(name))
+    close(written[IDS], new_rows())
+    close(found[f"{name} written"], written)
+    close(found[f"{name} first"], first)
+    assert not torch.equal(first, written)
+
+
+@two_processes
 def test_weights_that_only_the_main_process_has_yet(launch: Launch, tmp_path: Path) -> None:
     found = launch.same(launched.awaited, "before", "rows", "again", "note", "table", "first", "refused")
     _, rebuilt = reference("vocabulary", tmp_path)

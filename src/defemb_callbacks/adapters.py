@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defemb_callbacks.sharding import write_into
+from defemb_callbacks.sharding import gathered, whole, write_into
 
 # Children of PEFT's layers that belong to the model itself.
 _OWN = ("base_layer", "original_module", "token_adapter")
@@ -41,9 +41,9 @@ def with_adapters(layer: Any, table: Tensor) -> Tensor:
     for tuner, name in _active(layer):
         if _replaces_tokens(tuner):
             index = torch.tensor(tuner.token_indices[name], device=table.device)
-            table = table.index_copy(0, index, tuner.trainable_tokens_delta[name].detach().to(table))
+            table = table.index_copy(0, index, whole(tuner.trainable_tokens_delta[name]).to(table))
         else:
-            table = table + tuner.get_delta_weight(name).detach().to(table)
+            table = table + _delta(tuner, name).to(table)
     return table
 
 
@@ -63,7 +63,7 @@ def write_into_adapters(layer: Any, ids: Tensor, rows: Tensor) -> Tensor:
             for kept in (tuner.trainable_tokens_delta[name], tuner.trainable_tokens_original[name]):
                 write_into(kept, places, rows[held].to(kept.dtype))
         else:
-            delta = tuner.get_delta_weight(name).detach()
+            delta = _delta(tuner, name)
             rows = rows - delta[ids.to(delta.device)].to(rows)
     return rows
 
@@ -142,6 +142,12 @@ def _replaces_tokens(tuner: Any) -> bool:
     return hasattr(tuner, "trainable_tokens_delta")
 
 
+def _delta(tuner: Any, name: str) -> Tensor:
+    """What a low-rank adapter adds to the table, (vocabulary, d), also where it is sharded."""
+    with gathered(tuner):
+        return whole(tuner.get_delta_weight(name))
+
+
 def _active(layer: Any) -> list[tuple[Any, str]]:
     """PEFT's layer and the names of its adapters that a forward pass applies to the base layer's table."""
     if not is_adapted(layer):
@@ -161,5 +167,6 @@ def _active(layer: Any) -> list[tuple[Any, str]]:
             f"The embeddings are adapted by {type(tuner).__name__} in a way that rows cannot be written through. Take "
             "them out of target_modules (plain LoRA, trainable_token_indices and modules_to_save are possible)."
         )
-    # What is merged is in the base layer's table already.
-    return [(tuner, name) for name in tuner.active_adapters if name in held and name not in tuner.merged_adapters]
+    # What is merged is in the base layer's table already, and tokens' rows are kept to be put back when it is undone.
+    merged = () if _replaces_tokens(tuner) else tuner.merged_adapters
+    return [(tuner, name) for name in tuner.active_adapters if name in held and name not in merged]

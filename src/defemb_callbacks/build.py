@@ -208,20 +208,19 @@ def _build(
 
 
 def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None:
-    """Refuse to read definitions with a model whose parts the processes would have to exchange in step."""
-    weights = list(model.parameters())
+    """Refuse, on all processes, to read definitions with a model whose parts they would have to exchange in step."""
+    weights, where = list(model.parameters()), None
     if any(isinstance(weight, DTensor) for weight in weights):
         where = "sharded over processes (FSDP2 or tensor parallelism) already"
     elif any(weight.is_meta and not awaits_main_process(weight) for weight in weights):
         where = "offloaded, so that it is not in memory"
     elif config.method == "learned" and any(is_sharded(weight) or weight.is_meta for weight in weights):
         where = "sharded over processes, and a constructor is a copy of all of it"
-    else:
-        return
-    raise ValueError(
-        f"Definitions cannot be read with this model: it is {where}. Build the embeddings from the whole model first, "
-        "with `defemb build MODEL --output DIR`, and pass embeddings=DIR."
-    )
+    if found := next(filter(None, gather_object([where])), None):
+        raise ValueError(
+            f"Definitions cannot be read with this model: it is {found}. Build the embeddings from the whole model "
+            "first, with `defemb build MODEL --output DIR`, and pass embeddings=DIR."
+        )
 
 
 def single_words(lexicon: Lexicon, most: int) -> list[tuple[str, list[Definition]]]:
