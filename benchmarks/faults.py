@@ -13,17 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
 from common import RESULTS, ROOT, environment
 
 
-def run_tests(names: list[str], environ: dict[str, str]) -> dict[str, dict[str, object]]:
-    """The tests of some files in a process of their own: outcome, seconds and recorded figures of each."""
+def run_tests(arguments: list[str], environ: dict[str, str]) -> dict[str, dict[str, object]]:
+    """Some tests in a process of their own: outcome, seconds and recorded figures of each."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *names]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *arguments]
         subprocess.run(command, cwd=ROOT, env=os.environ | environ, check=False)
         cases = ElementTree.parse(report).iter("testcase")
         return {case.attrib["name"]: _outcome(case) for case in cases}
@@ -50,7 +51,13 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     faults = run_tests(["tests/test_faults.py"], {"DEFEMB_FAULTS": str(options.kills // 5)})
-    fuzz = run_tests(["tests/test_fuzz.py"], {"DEFEMB_FUZZ": str(options.inputs)})
+    parts = ["glossary or entries or extract", "counts or ratings or wordnet", "record or embeddings or manifest"]
+    with ThreadPoolExecutor() as several:
+        runs = [
+            several.submit(run_tests, ["tests/test_fuzz.py", "-k", part], {"DEFEMB_FUZZ": str(options.inputs)})
+            for part in parts
+        ]
+    fuzz = {name: found for run in runs for name, found in run.result().items()}
     results = {
         "environment": environment(),
         "inputs_per_parser": options.inputs,

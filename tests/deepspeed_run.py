@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-# Before torch and accelerate look: accelerate takes this process for one of a DeepSpeed launch.
-os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "MASTER_ADDR": "localhost"}
-os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": sys.argv[2]}
-
-import deepspeed
 import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
@@ -82,6 +76,8 @@ def trained(folder: Path, checkpoint: Path, stage: int, late: bool, **callback: 
 
 def in_bfloat16(stage: int) -> dict[str, Any]:
     """Rows written into a prepared bfloat16 model, whose optimizer trains float32 copies."""
+    import deepspeed
+
     model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification).bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     config = settings(stage, bf16={"enabled": True})

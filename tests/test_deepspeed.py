@@ -35,7 +35,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         port = free.getsockname()[1]
     path = os.pathsep.join([*filter(None, sys.path), str(apart)])
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DEFEMB_CACHE": str(folder / "cache")}
-    command = [sys.executable, str(Path(__file__).with_name("deepspeed_run.py")), str(folder), str(port)]
+    # accelerate takes the process for one of a DeepSpeed launch.
+    env |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0", "LOCAL_RANK": "0"}
+    env |= {"WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(Path(__file__).with_name("deepspeed_run.py")), str(folder)]
     with (folder / "log").open("w") as log:
         done = subprocess.run(command, env=env, stdout=log, stderr=subprocess.STDOUT, timeout=180)
     assert done.returncode == 0, (folder / "log").read_text()[-5000:]
