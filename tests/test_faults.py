@@ -96,7 +96,6 @@ def test_killed_at_any_moment_the_next_one_gets_the_right_rows(work, tmp_path, r
     assert sum(states.values()) == KILLS
 
 
-@pytest.mark.slow
 def test_eight_processes_at_once_build_once(tmp_path, monkeypatch, record_property) -> None:
     make = defemb_callbacks.build._build
 
