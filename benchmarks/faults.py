@@ -24,7 +24,18 @@ def run_tests(arguments: list[str], environ: dict[str, str]) -> dict[str, dict[s
     """Some tests in a process of their own: outcome, seconds and recorded figures of each."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={report}", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "",
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={report}",
+            *arguments,
+        ]
         subprocess.run(command, cwd=ROOT, env=os.environ | environ, check=False)
         cases = ElementTree.parse(report).iter("testcase")
         return {case.attrib["name"]: _outcome(case) for case in cases}
