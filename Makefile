@@ -4,18 +4,19 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # For example: make test PYTEST_ARGS="tests/test_rows.py -x"; with PYTEST_ARGS='-m ""' the slow tests run too.
 PYTEST_ARGS ?=
-BENCHMARKS := choices encode metrics monitoring senses sentence sst2 wiktionary wordsim
+BENCHMARKS := choices encode faults metrics monitoring new_tokens scaling senses sentence sst2 wiktionary wordsim
 
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # benchmarks must not share the processor
-.PHONY: help demo test lint bench clean wordnet $(BENCHMARKS:%=bench-%)
+.PHONY: help demo test lint bench clean wordnet deepspeed $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make demo   rebuild real embeddings in a real Trainer run and show what that changed"
 	@echo "make test   the tests and doctests, all but the slow ones"
 	@echo "make lint   ruff and mypy"
+	@echo "make deepspeed  what the tests of DeepSpeed need, which skip otherwise"
 	@echo "make bench  every benchmark; make bench-metrics: one of: $(BENCHMARKS)"
 	@echo "make clean  remove what these made, $(VENV) included"
 
@@ -24,6 +25,14 @@ demo: wordnet $(VENV)/.installed-demo
 
 test: wordnet $(VENV)/.installed-test
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+# In a folder of its own, which the tests of DeepSpeed alone look into: where it is installed, accelerate imports it into
+# every process. It builds with the setuptools and torch that are there, and compiles nothing.
+deepspeed: $(VENV)/deepspeed/deepspeed
+$(VENV)/deepspeed/deepspeed: | $(VENV)/.installed-test
+	$(RUN) -m pip install --disable-pip-version-check --upgrade "setuptools>=77" wheel
+	DS_BUILD_OPS=0 $(RUN) -m pip install --disable-pip-version-check --no-build-isolation --no-deps \
+		--target $(VENV)/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 
 lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check

@@ -280,6 +280,47 @@ def learned(result: dict[str, Any]) -> str:
     return table([*header, "their loss × 1000, at a tenth and at the end"], rows)
 
 
+def scaling(result: dict[str, Any]) -> str:
+    busiest, clock = result["processor_seconds_of_the_busiest"], result["seconds"]
+    rows = [
+        [f"{processes} × 1 core", f"{busiest[processes]:.0f} s", f"{clock[processes]:.0f} s"]
+        for processes in ("1", "2")
+    ]
+    rows.append(["times faster", f"**{result['speedup_in_processor_time']:.2f}**", f"{result['speedup']:.2f}"])
+    header = [
+        f"cold build, {result['tokens_encoded']:,} tokens read",
+        "processor time of the busiest process",
+        "clock, on a machine in use",
+    ]
+    return table(header, rows)
+
+
+def faults(result: dict[str, Any]) -> str:
+    found = result["faults"]
+    kills = [case for name, case in found.items() if "kills" in case]
+    at_once = found["test_eight_processes_at_once_build_once"]
+    died = found["test_a_process_that_dies_stops_the_others"]["seconds_until_the_other_stops"]
+    fuzz = [case["outcome"] for case in result["fuzz"].values()]
+    states = {state: sum(case["found"][state] for case in kills) for state in ("nothing", "half", "whole")}
+    return table(
+        ["fault", "what happened"],
+        [
+            [
+                f"killed at {sum(case['kills'] for case in kills)} random moments",
+                f"nothing was there {states['nothing']} times, half of it {states['half']} times, all "
+                f"{states['whole']} times; the next run always gave the right rows, and no lock stayed",
+            ],
+            ["8 processes at once", f"{at_once['builds']} build, {at_once['different_results']} result"],
+            [f"{found['test_every_flipped_bit_is_noticed']['flips']:,} flipped bits", "no wrong row"],
+            ["one of two processes killed", f"the other one stopped after {died} s"],
+            [
+                f"{result['inputs_per_parser']:,} inputs for each of {len(fuzz)} parser tests",
+                f"{len(fuzz) - fuzz.count('passed')} with another error than those documented",
+            ],
+        ],
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "supersense": ("supersense.json", supersense),
     "wordsim": ("wordsim.json", wordsim),
@@ -287,6 +328,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "features": ("choices.json", features),
     "definitions": ("choices.json", definitions),
     "weights": ("choices.json", weights),
+    "scaling": ("scaling.json", scaling),
+    "faults": ("faults.json", faults),
     "speed": ("encode.json", speed),
     "metrics": ("metrics.json", metrics),
     "dictionaries": ("choices.json", dictionaries),

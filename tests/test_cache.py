@@ -188,27 +188,6 @@ cached(Path(sys.argv[1]), lambda: "x", save, None)
     assert (tmp_path / ".entry2.tmp-other").exists()
 
 
-def test_processes_that_ask_at_once_build_once(tmp_path: Path) -> None:
-    program = """
-import sys, time
-from pathlib import Path
-from defemb_callbacks.cache import cached
-root = Path(sys.argv[1])
-def build():
-    with (root / "builds").open("a") as file:
-        file.write("built\\n")
-    time.sleep(0.5)
-    return "value"
-def save(value, folder): (folder / "value").write_text(value)
-def load(folder): return (folder / "value").read_text()
-assert cached(root / "entry", build, save, load) == "value"
-"""
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    processes = [subprocess.Popen(command, env=environment()) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
-    assert (tmp_path / "builds").read_text() == "built\n"
-
-
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 

@@ -1,4 +1,4 @@
-"""Two processes on gloo: the same rows on both, before and after training, and every file written once."""
+"""Several processes on gloo: the same rows on all, before and after training, wherever the weights are sharded."""
 
 from __future__ import annotations
 
@@ -7,92 +7,201 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
 
-from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
+import launched
+from defemb_callbacks import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.rows import read_table
-from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
+from defemb_callbacks.rows import read_table, write_rows
+from launched import IDS, metrics_of, new_rows, trained
+from runs import defined_ids
+from tiny import tiny_bert, tiny_dataset, tiny_glossary, wordpiece_tokenizer
+
+pytestmark = pytest.mark.slow
 
 
-def worker(folder: Path, frequency: str) -> None:
-    """What each process runs: a real Trainer, its tables at init, at train begin and at the end written down."""
-    tables = {}
+class Launch:
+    """What the processes of one launch found."""
 
-    class Look(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            tables["begin"] = read_table(model)
+    def __init__(self, folder: Path, processes: int) -> None:
+        self.folder, self.processes = folder, processes
 
-    tokenizer = wordpiece_tokenizer()
-    model = tiny_bert(tokenizer, BertForSequenceClassification)
-    callback = DefinitionEMBCallback(
-        tiny_glossary(), frequency=frequency, monitor_steps=1 if frequency == "vocabulary" else None
-    )
-    trainer = Trainer(
-        model,
-        training_args(folder / "run", report_to=["tensorboard"], per_device_train_batch_size=4),
-        train_dataset=tiny_dataset(tokenizer),
-        processing_class=tokenizer,
-        callbacks=[callback, Look],
-    )
-    rank = trainer.args.process_index
-    tables["init"] = read_table(model)
-    assert trainer.args.world_size == torch.distributed.get_world_size() == 2
-    assert torch.distributed.get_backend() == "gloo"
-    trainer.train()
-    tables["end"] = read_table(model)
-    save_file(tables, folder / f"tables-{rank}.safetensors")
-    (folder / f"history-{rank}.json").write_text(json.dumps(trainer.state.log_history))
-    # A process that exits while gloo's threads still run may be aborted by them.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    def of(self, case: Any) -> list[dict[str, Any]]:
+        """The outcome of a case in each process."""
+        own = self.folder / case.__name__
+        return [
+            load_file(own / f"{rank}.safetensors") | json.loads((own / f"{rank}.json").read_text())
+            for rank in range(self.processes)
+        ]
+
+    def same(self, case: Any, *names: str) -> dict[str, Any]:
+        """The outcome of a case in the first process, of which these parts are those of all others."""
+        first, *others = self.of(case)
+        for other in others:
+            for name in names:
+                equal = torch.equal if isinstance(first[name], Tensor) else lambda one, two: one == two
+                assert equal(first[name], other[name]), name
+        return first
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("frequency", ["vocabulary", "training_data"])
-def test_two_processes_have_the_same_rows(tmp_path: Path, frequency: str) -> None:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path), frequency]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr[-3000:]
+def torchrun(folder: Path, processes: int, script: str, *arguments: str, timeout: float = 180) -> str:
+    path = os.pathsep.join(filter(None, sys.path))
+    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DEFEMB_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", script, *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
 
-    first, second = (load_file(tmp_path / f"tables-{rank}.safetensors") for rank in (0, 1))
-    for moment in ("init", "begin", "end"):
-        assert torch.equal(first[moment], second[moment])
-    assert not torch.equal(first["begin"], first["end"])
 
-    # What one process writes is what both have written; the data are counted in whole, not the share of a process.
+@pytest.fixture(scope="module", params=[2, 3], ids=lambda processes: f"{processes}-processes")
+def launch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    folder = tmp_path_factory.mktemp("launch")
+    torchrun(folder, request.param, launched.__file__, str(folder))
+    return Launch(folder, request.param)
+
+
+two_processes = pytest.mark.parametrize("launch", [2], indirect=True, ids=["2-processes"])
+
+
+def reference(frequency: str, folder: Path) -> tuple[Tensor, Tensor]:
+    """One process: the untouched table and the rebuilt one."""
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer, BertForSequenceClassification)
     untouched = read_table(model)
-    config = DefinitionEMBConfig(frequency=frequency, cache_dir=str(tmp_path / "one-process"))
+    config = DefinitionEMBConfig(frequency=frequency, cache_dir=str(folder))
     ready = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
     ids = torch.tensor(tiny_dataset(tokenizer)["input_ids"]).flatten()
     ready.apply(model, config, counts=torch.bincount(ids, minlength=len(untouched)))
-    rebuilt = read_table(model)
-    assert torch.equal(first["init"], rebuilt if frequency == "vocabulary" else untouched)
-    assert torch.equal(first["begin"], rebuilt)
+    return untouched, read_table(model)
 
-    run = tmp_path / "run"
+
+def check_trainer(launch: Launch, case: Any, tmp_path: Path) -> None:
+    frequency = case.__name__.removeprefix("ddp_")
+    found = launch.same(case, "init", "begin", "end")
+    assert found["world"] == [launch.processes, launch.processes]
+    assert found["backend"] == "gloo"
+    # What one process writes is what all have written; the data are counted in whole, not the share of a process.
+    untouched, rebuilt = reference(frequency, tmp_path)
+    assert torch.equal(found["init"], rebuilt if frequency == "vocabulary" else untouched)
+    assert torch.equal(found["begin"], rebuilt)
+    # Training goes on from these rows, and not from the old ones.
+    ids = defined_ids(wordpiece_tokenizer())
+    moved = (found["end"] - rebuilt)[ids].norm()
+    assert 0 < moved < (found["end"] - untouched)[ids].norm() / 2
+
+    run = launch.folder / case.__name__
     assert sorted(path.name for path in (run / "defemb").iterdir()) == [
         *("index.html", "metrics.png", "projection.png", "report.json", "singular_values.png")
     ]
     assert len(list(run.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours, of the main process
-    histories = [json.loads((tmp_path / f"history-{rank}.json").read_text()) for rank in (0, 1)]
-    measured = [[row for row in history if "defemb/isotropy/all" in row] for history in histories]
+    measured = [[row for row in one["history"] if "defemb/isotropy/all" in row] for one in launch.of(case)]
     steps = [[row["step"] for row in rows] for rows in measured]
     # By default clocks decide, those of the main process for all: the processes agree on the rows.
-    assert steps[0] == steps[1]
-    assert steps[0][-1] == 8
+    assert all(found == steps[0] for found in steps)
+    last = -(-64 // (4 * launch.processes))
+    assert steps[0][-1] == last
     if frequency == "vocabulary":
-        assert steps[0] == list(range(1, 9))
-    assert measured[0][0]["defemb/isotropy/rare"] == measured[1][0]["defemb/isotropy/rare"]
+        assert steps[0] == list(range(1, last + 1))
+    assert measured[0][0]["defemb/isotropy/rare"] == measured[-1][0]["defemb/isotropy/rare"]
 
 
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]), sys.argv[2])
+def test_a_trainer_on_all_processes(launch: Launch, tmp_path: Path) -> None:
+    check_trainer(launch, launched.ddp_vocabulary, tmp_path)
+
+
+@two_processes
+def test_a_trainer_that_counts_its_data(launch: Launch, tmp_path: Path) -> None:
+    check_trainer(launch, launched.ddp_training_data, tmp_path)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def model_of_one_process(**config: Any) -> PreTrainedModel:
+    return tiny_bert(wordpiece_tokenizer(), BertForMaskedLM, **config)
+
+
+def test_a_tied_table_sharded_by_fsdp2_is_written_read_measured_and_trained_like_a_whole_one(launch: Launch) -> None:
+    found = launch.same(launched.fsdp_tied, "written", "metrics", "logits", "first", "second")
+    model = model_of_one_process()
+    write_rows(model, IDS, new_rows())
+    assert torch.equal(found["written"], read_table(model))
+    assert found["metrics"] == metrics_of(model)
+    close(found["logits"], model(input_ids=IDS[None]).logits.detach())
+    # Written while FSDP2 keeps whole weights, and not lost in the first step.
+    write_rows(model, IDS, 2 * new_rows())
+    first, second = trained(model, 2)
+    close(found["first"], first)
+    close(found["second"], second)
+
+
+def test_an_untied_output_table_and_other_shardings(launch: Launch) -> None:
+    found = launch.same(launched.fsdp_untied, "input", "output", "by_column", "small", "metrics")
+    model = model_of_one_process(tie_word_embeddings=False)
+    write_rows(model, IDS, new_rows(), "output")
+    assert torch.equal(found["input"], read_table(model))
+    assert torch.equal(found["output"], read_table(model, "output"))
+    assert found["metrics"] == metrics_of(model)
+    expected = torch.zeros(476, 5)
+    expected[IDS] = new_rows(5)
+    assert torch.equal(found["by_column"], expected)
+    assert found["small"].tolist() == [[0.0] * 5, [1.0] * 5]
+    shards = [outcome["shard"] for outcome in launch.of(launched.fsdp_untied)]
+    assert shards == ([1, 1] if launch.processes == 2 else [1, 1, 0])
+
+
+@two_processes
+@pytest.mark.parametrize("name", launched.ADAPTERS)
+def test_adapters_on_sharded_embeddings(launch: Launch, name: str) -> None:
+    found = launch.same(launched.fsdp_peft, f"{name} written", f"{name} first")
+    written, first = launched.written_and_trained(launched.adapted(name))
+    close(written[IDS], new_rows())
+    close(found[f"{name} written"], written)
+    close(found[f"{name} first"], first)
+    assert not torch.equal(first, written)
+
+
+@two_processes
+def test_weights_that_only_the_main_process_has_yet(launch: Launch, tmp_path: Path) -> None:
+    found = launch.same(launched.awaited, "before", "rows", "again", "note", "table", "first", "refused")
+    _, rebuilt = reference("vocabulary", tmp_path)
+    assert torch.equal(found["table"], rebuilt)
+    assert torch.equal(found["again"], found["rows"])  # a second model, sharded already, finds them in the cache
+    assert found["note"]["rebuilt"] == len(tiny_glossary())
+    model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
+    write_rows(model, torch.arange(len(rebuilt)), rebuilt)
+    close(found["first"], trained(model)[0])
+    assert "sharded over processes (FSDP2 or tensor parallelism) already" in found["refused"]
+    assert "pass embeddings=DIR" in found["refused"]
+
+
+def test_a_build_is_shared_out_and_equals_that_of_one_process(launch: Launch, tmp_path: Path) -> None:
+    found = launch.same(launched.together, "rows", "again")
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer)
+    calls: list[None] = []
+    model.register_forward_hook(lambda *call: calls.append(None))
+    config = DefinitionEMBConfig(cache_dir=str(tmp_path), batch_size=4, precision="float32")
+    assert torch.equal(found["rows"], build_definition_embeddings(model, tokenizer, tiny_glossary(), config).rows)
+    assert torch.equal(found["again"], found["rows"])
+    shares = [outcome["batches"] for outcome in launch.of(launched.together)]
+    assert max(shares) - min(shares) <= 1
+    assert sum(shares) == len(calls)
+    assert [outcome["read_again"] for outcome in launch.of(launched.together)] == [0] * launch.processes
+    entries = launch.folder / "together" / "cache" / "embeddings"
+    assert len([entry for entry in entries.iterdir() if entry.is_dir()]) == 1
+
+
+def test_what_fails_fails_on_all_processes_and_none_waits(launch: Launch) -> None:
+    for outcome in launch.of(launched.together):
+        nothing, main, first = outcome["errors"]
+        assert nothing.startswith("ValueError: None of the 476 tokens has a definition")
+        assert main == first == "ZeroDivisionError: division by zero"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForMaskedLM, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
 
@@ -143,6 +145,15 @@ def test_ddp_inside_torch_compile_stays_there(model, process_group):
     assert torch.equal(read_table(model)[IDS], new_rows())
 
 
+def test_a_model_inside_fsdp1_is_refused(model, process_group):
+    """All its weights are one: the table is no matrix any more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by torch
+        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"wrapped by FSDP1.*Use FSDP2: fsdp_config=\{\"version\": 2\}"):
+        write_rows(wrapped, IDS, new_rows())
+
+
 def broken(row: int, value: float) -> Tensor:
     rows = new_rows()
     rows[row, 4] = value
@@ -199,12 +210,6 @@ def test_refuses_a_table_on_the_meta_device():
         model = tiny_bert(wordpiece_tokenizer())
     with pytest.raises(ValueError, match="meta device and hold no data. Load the weights first"):  # noqa: RUF043
         write_rows(model, IDS, new_rows())
-
-
-def test_refuses_a_table_that_is_sharded_away(model):
-    model.get_input_embeddings().weight = nn.Parameter(torch.empty(0))
-    with pytest.raises(ValueError, match=r"no rows here, as they are sharded over processes"):
-        read_table(model)
 
 
 @pytest.mark.parametrize(

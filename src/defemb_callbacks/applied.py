@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from defemb_callbacks.rows import INPUT, TableName, bare_model
+from defemb_callbacks.rows import INPUT, TableName, transformers_model
 
 NEW_TOKENS = "new_tokens"
 
@@ -49,7 +49,7 @@ def restore_note(model: nn.Module, note: dict[str, Any] | None) -> None:
 
 
 def _config_of(model: nn.Module) -> Any:
-    config = getattr(bare_model(model), "config", None)
+    config = getattr(transformers_model(model), "config", None)
     if config is None:
         raise TypeError(f"{type(model).__name__} has no config; pass a transformers model.")
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
@@ -10,26 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defemb_callbacks.adapters import adapters_off
+from defemb_callbacks.build_key import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.cache import cache_root, cached, fingerprint, verify_manifest
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings import DefinitionEmbeddings
-from defemb_callbacks.processes import this_process
+from defemb_callbacks.processes import main_first, only_main, this_process
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
-from defemb_callbacks.reconstruction.trainer import trains_in_bfloat16
-from defemb_callbacks.rows import INPUT, TableName, embedding_weight, read_table
+from defemb_callbacks.rows import read_table, table_shape, transformers_model
+from defemb_callbacks.sharding import awaits_main_process, gathered, is_sharded
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import related_tokens
 
 logger = logging.getLogger(__name__)
 
 # Part of every cache key; to be raised when the same input comes to give other rows.
-BUILD_VERSION = "4"
+BUILD_VERSION = "5"
 
 
 def build_definition_embeddings(
@@ -45,11 +46,12 @@ def build_definition_embeddings(
     embedding. With `method="learned"` a copy of the model is trained to do this (see `learned_rows`). The model is not
     changed. The result is kept on disk, under a key made of weights, tokenizer, dictionary and settings.
 
-    Under `accelerate launch` or `torchrun` each process calls this and gets the same rows: ridge's are made once on
-    each machine, a constructor is trained by all processes together.
+    Under `accelerate launch` or `torchrun` every process calls this, and gets the same rows: definitions are read, or a
+    constructor is trained, by all processes together, and the main one keeps the result.
 
     Args:
-        model: any Hugging Face model; its task head plays no part.
+        model: any Hugging Face model; its task head and PEFT's adapters play no part. What ZeRO-3 has sharded is
+            gathered while definitions are read.
         tokenizer: the model's own.
         definitions: all that `load_definitions` takes.
         config: settings of the build; those of the writing play no part.
@@ -59,7 +61,8 @@ def build_definition_embeddings(
 
     Raises:
         FileNotFoundError: no WordNet, or no such dictionary file.
-        ValueError: no token of the vocabulary is in the dictionary, or tokenizer and model do not fit.
+        ValueError: no token of the vocabulary is in the dictionary, tokenizer and model do not fit, or the model is
+            sharded by FSDP2 already, or offloaded.
         TypeError: a model without a floating-point embedding table.
 
     Example:
@@ -76,48 +79,70 @@ def build_definition_embeddings(
         DefinitionEmbeddings(2 of 10 tokens, width 8)
     """
     config = config or DefinitionEMBConfig()
-    weight = embedding_weight(model, config.table)
-    lexicon = load_definitions(definitions)
-    vocabulary = read_vocabulary(tokenizer, len(weight))
+    outer = transformers_model(model)
+    # PEFT's adapters play no part: the pretrained model is what knows the words.
+    inner: PreTrainedModel = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    lexicon = main_first(lambda: load_definitions(definitions))
+    vocabulary = read_vocabulary(tokenizer, table_shape(inner, config.table)[0])
+    with adapters_off(outer):
+        return _kept_or_built(inner, tokenizer, lexicon, vocabulary, config)
 
-    process = this_process() if config.method == "learned" else None
+
+def _kept_or_built(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lexicon: Lexicon,
+    vocabulary: Vocabulary,
+    config: DefinitionEMBConfig,
+) -> DefinitionEmbeddings:
+    process = this_process()
+    learned = config.method == "learned"
+    weights = gather_object([fingerprint_weights(model, config.table)])
+    # Elsewhere they may not be there yet, or be others, until the main process shares its own out.
+    readers = [number for number, found in enumerate(weights) if found == weights[0]]
     key = fingerprint(
         BUILD_VERSION,
-        fingerprint_weights(model, config.table),
+        weights[0],
         vocabulary.fingerprint,
         fingerprint_tokenizer(tokenizer),
         lexicon.fingerprint,
         *lexicon.sources,
         config.build_fingerprint,
-        *([] if process is None else learning_conditions(model, config, process.num_processes)),
+        *(learning_conditions(model, config, process.num_processes) if learned else []),
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     folder = root / "embeddings" / key
     training = root / "constructors" / key
 
     def build() -> DefinitionEmbeddings:
-        return _build(model, tokenizer, lexicon, vocabulary, config, training)
+        return _build(model, tokenizer, lexicon, vocabulary, config, training, readers)
 
     def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
 
-    if process is None:
-        return kept(build)
-    save_to = config.constructor_config.save_to
+    save_to = config.constructor_config.save_to if learned else None
     saved = save_to is None or any(Path(save_to).glob("*.safetensors"))  # else what is kept is not all that is wanted
-    ready = all(gather_object([saved and verify_manifest(folder) is None]))
-    if ready or (saved and process.num_processes == 1):
+    if saved and process.num_processes == 1:
         embeddings = kept(build)
     else:
-        # All processes train together, so none may wait at the cache's lock for another one.
-        embeddings = build()
-        process.wait_for_everyone()
-        if process.is_local_main_process:
+        # All processes build together, so none may wait at the cache's lock for another one.
+        found = only_main(lambda: _kept_before(folder) if saved else None)
+        embeddings = build() if found is None else found
+        if found is None and process.is_main_process:
             kept(lambda: embeddings)
-    if process.is_local_main_process:
+    if learned and process.is_local_main_process:
         # Checkpoints have served; whatever cannot be deleted costs nothing but space.
         shutil.rmtree(training, ignore_errors=True)
     return embeddings
+
+
+def _kept_before(folder: Path) -> DefinitionEmbeddings | None:
+    if verify_manifest(folder) is not None:
+        return None
+    try:
+        return DefinitionEmbeddings.from_pretrained(folder)
+    except ValueError:  # of another format; `cached` will say so
+        return None
 
 
 def _build(
@@ -127,6 +152,7 @@ def _build(
     vocabulary: Vocabulary,
     config: DefinitionEMBConfig,
     folder: Path,
+    readers: list[int],
 ) -> DefinitionEmbeddings:
     found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
     if not found:
@@ -137,6 +163,7 @@ def _build(
     ids = torch.tensor(list(found))
     words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
     max_length = min(config.max_length, tokenizer.model_max_length)
+    _check_readable(model, config)
     feature_map = None
     if config.method == "learned":
         learned = learned_rows(
@@ -156,10 +183,18 @@ def _build(
     else:
         texts = definition_texts(words, list(found.values()), tokenizer, max_length)
         logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
-        features = word_features(
-            model, tokenizer, texts, config.features, batch_size=config.batch_size, precision=config.precision
-        )
-        fitted = cross_fitted_rows(features, read_table(model, config.table)[ids.to(model.device)].cpu())
+        with gathered(model):
+            features = word_features(
+                model,
+                tokenizer,
+                texts,
+                config.features,
+                batch_size=config.batch_size,
+                precision=config.precision,
+                readers=readers,
+            )
+        targets = read_table(model, config.table).cpu()[ids]
+        fitted = only_main(lambda: cross_fitted_rows(features, targets))
         rows, feature_map = fitted.rows, fitted.weights
         details = {"features": config.features, "ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
@@ -172,6 +207,22 @@ def _build(
         **details,
     }
     return DefinitionEmbeddings(ids, rows, vocabulary, related_tokens(vocabulary, lexicon), info, feature_map)
+
+
+def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None:
+    """Refuse, on all processes, to read definitions with a model whose parts they would have to exchange in step."""
+    weights, where = list(model.parameters()), None
+    if any(isinstance(weight, DTensor) for weight in weights):
+        where = "sharded over processes (FSDP2 or tensor parallelism) already"
+    elif any(weight.is_meta and not awaits_main_process(weight) for weight in weights):
+        where = "offloaded, so that it is not in memory"
+    elif config.method == "learned" and any(is_sharded(weight) or weight.is_meta for weight in weights):
+        where = "sharded over processes, and a constructor is a copy of all of it"
+    if found := next(filter(None, gather_object([where])), None):
+        raise ValueError(
+            f"Definitions cannot be read with this model: it is {found}. Build the embeddings from the whole model "
+            "first, with `defemb build MODEL --output DIR`, and pass embeddings=DIR."
+        )
 
 
 def single_words(lexicon: Lexicon, most: int) -> list[tuple[str, list[Definition]]]:
@@ -222,46 +273,3 @@ def first_glosses(vocabulary: Vocabulary, lexicon: Lexicon | None, ids: Tensor) 
         return {}
     found = definitions_of_tokens(vocabulary, lexicon, most=1, among=ids.tolist())
     return {index: definitions[0].gloss for index, definitions in found.items()}
-
-
-def learning_conditions(model: PreTrainedModel, config: DefinitionEMBConfig, processes: int) -> list[str]:
-    """What a learned constructor depends on besides weights and settings, for the key of its rows.
-
-    That is dropout and whatever else the model's config says, how many processes share a batch, and the arithmetic.
-    """
-    settings = model.config.to_dict()
-    for name in ("_name_or_path", "architectures", "definition_emb", "transformers_version"):
-        settings.pop(name, None)
-    bfloat16 = trains_in_bfloat16(config.precision, model.device)
-    return [json.dumps(settings, sort_keys=True, default=str), str(processes), str(bfloat16)]
-
-
-def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str:
-    """Hex string of all weights that definitions pass through, the backbone without its pooler, and of a table.
-
-    Heads and poolers are left out, as they do not change the states and are often drawn at random anew.
-    """
-    backbone = getattr(model, model.base_model_prefix, model)
-    digest = xxhash.xxh3_128()
-    digest.update(repr(type(backbone)).encode())
-    targets = [] if table == INPUT else [(table, embedding_weight(model, table))]
-    for name, tensor in [*_named_weights(backbone), *targets]:
-        if "pooler" not in name:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex string of how a tokenizer cuts text, without padding and truncation, which any call may have set."""
-    if not tokenizer.is_fast:
-        return fingerprint(type(tokenizer).__name__, json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True))
-    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    pipeline |= {"truncation": None, "padding": None}
-    settings = [tokenizer.mask_token, sorted(tokenizer.all_special_ids), tokenizer.model_max_length]
-    return fingerprint(json.dumps([pipeline, settings], sort_keys=True))
-
-
-def _named_weights(module: torch.nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from module.named_parameters()
-    yield from module.named_buffers()

@@ -174,7 +174,7 @@ def verify_manifest(folder: Path) -> str | None:
                 return f"the checksum of {name} is wrong"
     except (FileNotFoundError, NotADirectoryError):
         return f"there is no {MANIFEST}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} is damaged ({error!r})"
     except OSError as error:
         return f"it cannot be read ({error})"

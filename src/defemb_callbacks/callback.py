@@ -24,7 +24,7 @@ from defemb_callbacks.new_tokens.terms import TermSource
 from defemb_callbacks.new_tokens.trainer import NewTokens
 from defemb_callbacks.plots import TableSnapshot, watched_tokens
 from defemb_callbacks.report import RebuildReport
-from defemb_callbacks.rows import INPUT, embedding_weight, read_table
+from defemb_callbacks.rows import INPUT, bare_model, read_table, table_shape
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self.force = force
         self._given = embeddings
         self._rebuilt: weakref.ref[Any] | None = None
+        self._built_for: weakref.ref[Any] | None = None
         self.new_tokens = None if new_tokens is None else NewTokens(new_tokens, definitions, self.config)
         if self.new_tokens is not None and tokenizer is not None:
             self.new_tokens.extend(tokenizer)
@@ -95,7 +96,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         **kwargs: Any,
     ) -> None:
         """Rebuild now, before anything copies the weights: optimizers and shards are made of what stands there then."""
-        seen_before = self._rebuilt is not None and self._rebuilt() is model
+        seen_before = _refers_to(self._rebuilt, model)
         snapshots, rebuilt_ids = self._snapshots, self._rebuilt_ids
         super().on_init_end(args, state, control, processing_class=processing_class, **kwargs)
         if seen_before:  # a second Trainer for one model: what was done to it still holds
@@ -109,6 +110,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         needs_data = self.config.frequency == "training_data" or self.config.only_training_tokens
         if not needs_data:
             self._rebuild(args, state, model, counts=None)
+        elif not self._is_done(model):  # the vectors at least, while the model is whole on each process
+            self.embeddings = self._embeddings_for(model)
 
     @property
     def new_tokens_report(self) -> RebuildReport | None:
@@ -156,29 +159,34 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         # Ready embeddings need no dictionary, which may not even be on this machine.
         return None if self._given is not None else super()._lexicon()
 
-    def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
-        earlier = applied_to(model, self.config.table)
+    def _is_done(self, model: Any) -> bool:
         # `force` is for what others rebuilt: a second train() is no second rebuild.
-        rebuilt_here = self._rebuilt is not None and self._rebuilt() is model
-        if earlier is not None and (rebuilt_here or not self.force):
-            logger.info("The embeddings were rebuilt before (%s); they are left as they are.", earlier)
-            return
-        embeddings = self._given
+        rebuilt_here = _refers_to(self._rebuilt, model)
+        return applied_to(model, self.config.table) is not None and (rebuilt_here or not self.force)
+
+    def _embeddings_for(self, model: Any) -> DefinitionEmbeddings:
         if self.new_tokens is not None and self.new_tokens.embeddings is not None:
-            embeddings = self.new_tokens.embeddings  # built before the table grew
-        elif embeddings is None:
+            return self.new_tokens.embeddings  # built before the table grew
+        if self._given is not None:
+            vocabulary = read_vocabulary(self._tokenizer, table_shape(model, self.config.table)[0])
+            self._given.check_tokenizer(vocabulary)
+            return self._given
+        if self.embeddings is None or not _refers_to(self._built_for, model):
             # Built anew for each model, as a `model_init` may give other weights each time.
-            embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
-        else:
-            embeddings.check_tokenizer(
-                read_vocabulary(self._tokenizer, len(embedding_weight(model, self.config.table)))
-            )
+            self.embeddings = build_definition_embeddings(model, self._tokenizer, self.definitions, self.config)
+            self._built_for = weakref.ref(bare_model(model))
+        return self.embeddings
+
+    def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
+        if self._is_done(model):
+            logger.info("The embeddings were rebuilt before; they are left as they are.")
+            return
+        embeddings = self._embeddings_for(model)
         ids = embeddings.chosen(self.config, counts)
-        # The pictures are those of the input table.
-        drawn = self.config.plots and self.config.table == INPUT and state.is_world_process_zero
-        table = read_table(model) if drawn else None
+        # The pictures are those of the input table, in which, where it is sharded, all processes have a part.
+        table = read_table(model) if self.config.plots and self.config.table == INPUT else None
         self.report = embeddings.apply(model, self.config, counts=counts, force=self.force)
-        if table is not None:
+        if table is not None and state.is_world_process_zero:
             rank = configured_rank(embeddings.vocabulary, self.config, counts)
             groups = frequency_groups(rank, self.config.group_edges)
             watched = watched_tokens(ids, groups, embeddings.vocabulary)
@@ -187,7 +195,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             )
         self._rebuilt_ids = ids
         self.embeddings = embeddings
-        self._rebuilt = weakref.ref(model)
+        self._rebuilt = weakref.ref(bare_model(model))
         self._save_report(args, state, self.report, "report.json")
 
     def _save_report(self, args: TrainingArguments, state: TrainerState, report: Any, name: str) -> None:
@@ -196,3 +204,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             folder = Path(str(args.output_dir), "defemb")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(report.to_json(), encoding="utf-8")
+
+
+def _refers_to(reference: weakref.ref[Any] | None, model: Any) -> bool:
+    return reference is not None and reference() is bare_model(model)

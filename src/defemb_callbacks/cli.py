@@ -23,7 +23,7 @@ from defemb_callbacks.model_card import update_model_card
 from defemb_callbacks.new_tokens import define_new_tokens
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.report import RebuildReport
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import table_shape
 from defemb_callbacks.vocabulary import read_vocabulary
 
 app = typer.Typer(
@@ -204,7 +204,7 @@ def apply(
     _refuse_same_folder(model, output)
     network, tokenizer = _load(model, revision, trust_remote_code)
     ready = DefinitionEmbeddings.from_pretrained(embeddings)
-    ready.check_tokenizer(read_vocabulary(tokenizer, len(embedding_weight(network, config.table))))
+    ready.check_tokenizer(read_vocabulary(tokenizer, table_shape(network, config.table)[0]))
     done = ready.apply(network, config, force=force)
     _save(network, tokenizer, output, done, report)
     _say(f"{done}\n\nSaved in {output}.")
@@ -290,7 +290,7 @@ def senses(
         raise ValueError("Nothing to do: say --word WORD to see its senses, --output DIR to save all of them, or both.")
     config = SenseConfig(senses=number, rule=rule)  # type: ignore[arg-type]
     network, tokenizer = _load(model, revision, trust_remote_code)
-    tokens = tokens_of_words(read_vocabulary(tokenizer, len(embedding_weight(network))), word or [])
+    tokens = tokens_of_words(read_vocabulary(tokenizer, table_shape(network)[0]), word or [])
     lexicon = load_definitions(definitions or "wordnet") if tokens else None
     state = this_process()
     network.to(state.device)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from defemb_callbacks.adapters import advice_on_saving
 from defemb_callbacks.applied import applied_to, note_applied
 from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
@@ -23,7 +24,17 @@ from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.report import GroupSummary, RebuildReport
-from defemb_callbacks.rows import INPUT, bare_model, check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.rows import (
+    INPUT,
+    TableName,
+    check_rows,
+    embedding_layer,
+    read_table,
+    table_shape,
+    transformers_model,
+    whole_table,
+    write_rows,
+)
 from defemb_callbacks.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -119,13 +130,7 @@ class DefinitionEmbeddings:
         built_for = self.info.get("table", INPUT)
         if built_for != table:
             raise ValueError(f"These embeddings were built for the {built_for} table; set table={built_for!r}.")
-        weight = embedding_weight(model, table)
-        if hasattr(bare_model(model), "peft_config"):
-            logger.warning(
-                "This is a PEFT model: the rebuilt rows are in the model, but an adapter saved without them will not "
-                "bring them back. Save with save_embedding_layers=True, or name the embeddings in modules_to_save."
-            )
-        self._check_shape(weight)
+        self._check_shape(table_shape(model, table))
         if (earlier := applied_to(model, table)) and not force:
             raise ValueError(
                 f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
@@ -150,7 +155,8 @@ class DefinitionEmbeddings:
         measure = TableMeasure(groups, pairs=self.pairs)
         figures_before = measure.measure(before)
         write_rows(model, ids, rows, table)
-        figures_after = measure.measure(weight)
+        figures_after = measure.measure(whole_table(model, table))
+        _warn_of_adapters(model, ids, table)
 
         settings = {name: getattr(config, name) for name in APPLY_FIELDS}
         applied = {
@@ -177,11 +183,11 @@ class DefinitionEmbeddings:
             info=self.info | {"settings": settings} | applied,
         )
 
-    def _check_shape(self, weight: Tensor) -> None:
+    def _check_shape(self, shape: torch.Size) -> None:
         expected = (len(self.vocabulary), self.rows.shape[1])
-        if tuple(weight.shape) != expected:
+        if tuple(shape) != expected:
             raise ValueError(
-                f"These embeddings were built for a table of shape {expected}, the model's is {tuple(weight.shape)}: "
+                f"These embeddings were built for a table of shape {expected}, the model's is {tuple(shape)}: "
                 "another tokenizer, size or resized vocabulary. Build them for this model."
             )
 
@@ -229,13 +235,20 @@ class DefinitionEmbeddings:
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder."""
+        """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder.
+
+        Raises:
+            OSError: they cannot be written, e.g. as the disk is full.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
         if self.feature_map is not None:
             tensors["feature_map"] = self.feature_map
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
+        except SafetensorError as error:  # its word for a full disk too
+            raise OSError(f"{folder / TENSORS} cannot be written: {error}") from error
         vocabulary = self.vocabulary
         description = {
             "format": FORMAT,
@@ -278,11 +291,18 @@ class DefinitionEmbeddings:
             if fingerprint(folder / TENSORS) != description["tensors"]:
                 raise ValueError(f"the checksum of {TENSORS} is wrong")
             tensors = load_file(folder / TENSORS)
-            tokens, words, reasons = (tuple(description[name]) for name in ("tokens", "words", "reasons"))
-            vocabulary = Vocabulary(tokens, words, reasons, description["uncased"])
-            rest = {"info": description["info"], "feature_map": tensors.get("feature_map")}
-            return cls(tensors["ids"], tensors["rows"], vocabulary, tensors["pairs"], **rest)
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            vocabulary = _described_vocabulary(description)
+            if not isinstance(description["info"], dict):
+                raise ValueError(f"info is {description['info']!r}, no object")
+            return cls(
+                tensors["ids"],
+                tensors["rows"],
+                vocabulary,
+                tensors["pairs"],
+                info=description["info"],
+                feature_map=tensors.get("feature_map"),
+            )
+        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
@@ -292,3 +312,26 @@ class DefinitionEmbeddings:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
+
+
+def _described_vocabulary(description: dict[str, Any]) -> Vocabulary:
+    """A vocabulary as JSON has it, which anybody may have written."""
+    columns = [description[name] for name in ("tokens", "words", "reasons")]
+    allowed = (str, type(None))
+    if not all(isinstance(column, list) and all(isinstance(text, allowed) for text in column) for column in columns):
+        raise ValueError("tokens, words and reasons must be lists of text")
+    if None in columns[0] or len(set(map(len, columns))) > 1 or not isinstance(description["uncased"], bool):
+        raise ValueError("tokens, words and reasons do not fit each other")
+    tokens, words, reasons = map(tuple, columns)
+    return Vocabulary(tokens, words, reasons, description["uncased"])
+
+
+def _warn_of_adapters(model: nn.Module, ids: Tensor, table: TableName) -> None:
+    """Of a PEFT model the adapter alone is saved: say so where it does not contain the rows."""
+    inner = transformers_model(model)
+    if not hasattr(inner, "peft_config"):
+        return
+    layer = embedding_layer(model, table)
+    name = next(name for name, module in inner.named_modules() if module is layer).rpartition(".")[2]
+    if advice := advice_on_saving(layer, name, ids):
+        logger.warning("This is a PEFT model: %s", advice)

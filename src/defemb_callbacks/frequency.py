@@ -116,7 +116,7 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
     if path.suffix == ".json":
         try:
             entries = list(json.loads(path.read_text(encoding="utf-8")).items())
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} is no JSON object {{token: count}}: {error}.") from error
     else:
         # Not splitlines(): a token may hold one of Unicode's other line breaks.
@@ -129,8 +129,10 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
     counts = torch.zeros(len(vocabulary), dtype=torch.int64)
     known = 0
     for number, (token, count) in enumerate(entries, 1):
-        if not str(count).strip().isdecimal():
-            raise ValueError(f"{path}, entry {number}: the count of {token!r} is {count!r}, not a whole number.")
+        if not str(count).strip().isdecimal() or len(str(count)) > 18:  # as int64 holds
+            raise ValueError(
+                f"{path}, entry {number}: the count of {token!r} is {count!r}, not a whole number of at most 18 digits."
+            )
         if token in ids:
             counts[ids[token]] += int(count)
             known += 1

@@ -22,7 +22,7 @@ from defemb_callbacks.metrics.blocks import unit_rows
 from defemb_callbacks.monitoring import measure_embeddings
 from defemb_callbacks.plots import RunRecord, TableSnapshot, save_projector, watched_tokens, write_pictures
 from defemb_callbacks.plots.meanings import OUTPUT, meaning_of, metrics_in
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import whole_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 # 1 - cosine to the row of the other model, above which a token counts as rebuilt: more than the rounding of a 16-bit
@@ -119,7 +119,7 @@ def inspect_embeddings(
         FileNotFoundError, ValueError, TypeError: see `measure_embeddings`.
     """
     config = config or DefinitionEMBConfig()
-    table = embedding_weight(model).detach()
+    table = whole_table(model)
     vocabulary = read_vocabulary(tokenizer, len(table))
     found = definitions_of_tokens(vocabulary, lexicon, most=1)
     return Inspection(

@@ -71,7 +71,7 @@ def read_json(path: Path) -> Lexicon:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no valid JSON glossary: {error}.") from error
     if isinstance(content, dict):
         entries = _dict_entries(content, str(path))

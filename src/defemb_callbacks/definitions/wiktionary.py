@@ -125,7 +125,10 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    entry = json.loads(line.decode())
+    try:
+        entry = json.loads(line.decode())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(entry, dict):
         raise ValueError("it is no object")
     if b"\\ud" in line.lower():

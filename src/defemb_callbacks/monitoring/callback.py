@@ -26,7 +26,7 @@ from defemb_callbacks.monitoring.reporters import ForwardingReporters
 from defemb_callbacks.monitoring.schedule import MeasuringSchedule
 from defemb_callbacks.plots import RunRecord, TableSnapshot, save_pictures, watched_tokens
 from defemb_callbacks.report import RebuildReport
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import table_shape
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import related_tokens
 
@@ -164,7 +164,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         """For subclasses: what is to happen before the first measurement."""
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
-        vocabulary, lexicon = read_vocabulary(self._tokenizer, len(embedding_weight(model))), self._lexicon()
+        vocabulary, lexicon = read_vocabulary(self._tokenizer, table_shape(model)[0]), self._lexicon()
         return vocabulary, None if lexicon is None else related_tokens(vocabulary, lexicon)
 
     def _lexicon(self) -> Lexicon | None:
@@ -274,9 +274,12 @@ class EmbeddingMonitorCallback(TrainerCallback):
         watched_to_the_end, self._watching = self._watching, False
         if self._reporters is not None:
             self._reporters.close()
-        if not (watched_to_the_end and self.config.plots and state.is_world_process_zero):
+        if not (watched_to_the_end and self.config.plots):
             return
         assert self.monitor is not None
+        if not state.is_world_process_zero:
+            self.monitor.take_part(model)
+            return
         # Where the best checkpoint was loaded, the rows are not those that the log's last row is about.
         known = self._figures if not args.load_best_model_at_end else None
         try:
@@ -300,4 +303,4 @@ class EmbeddingMonitorCallback(TrainerCallback):
     def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
         if self.config.frequency != "training_data" and not self.config.only_training_tokens:
             return None
-        return count_tokens(train_dataloader.dataset, len(embedding_weight(model)))
+        return count_tokens(train_dataloader.dataset, table_shape(model)[0])

@@ -14,7 +14,7 @@ from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.frequency import configured_rank, frequency_groups
 from defemb_callbacks.metrics.measure import TableMeasure, spectra_by_group
 from defemb_callbacks.plots import TableSnapshot
-from defemb_callbacks.rows import embedding_weight, output_weight
+from defemb_callbacks.rows import output_weight, table_shape, whole_table
 from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 from defemb_callbacks.word_pairs import rated_tokens, related_tokens
 
@@ -61,6 +61,10 @@ class EmbeddingMonitor:
         """All metrics, `defemb/<metric>/<group>`; those of the output table are `defemb/output_<metric>/<group>`."""
         return _figures(_tables(model), self._measures)
 
+    def take_part(self, model: nn.Module) -> None:
+        """Give the main process, which measures or takes a snapshot alone, this process's part of sharded tables."""
+        _tables(model)
+
     def snapshot(
         self, model: nn.Module, metrics: Mapping[str, float] | None = None, watched: Tensor | None = None
     ) -> TableSnapshot:
@@ -71,10 +75,11 @@ class EmbeddingMonitor:
             metrics: of this very table, where they are known already; else it is measured.
             watched: (w,) int64 tokens whose nearest words are looked up.
         """
-        table, spectra = embedding_weight(model).detach(), None
+        tables, spectra = _tables(model), None
+        table = tables[""]
         if metrics is None:
             spectra = spectra_by_group(table, self.groups)  # for the metrics and for the picture
-            metrics = _figures(_tables(model), self._measures, spectra=spectra)
+            metrics = _figures(tables, self._measures, spectra=spectra)
         spectrum = spectra["all"] if spectra else None
         return TableSnapshot.take(
             table, self.groups, metrics=dict(metrics), spectrum=spectrum, watched=watched, among=self._words
@@ -111,7 +116,7 @@ def measure_embeddings(
         'defemb/average_cosine/all'
     """
     config = config or DefinitionEMBConfig()
-    vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
+    vocabulary = read_vocabulary(tokenizer, table_shape(model)[0])
     pairs = None if definitions is None else related_tokens(vocabulary, load_definitions(definitions))
     groups = frequency_groups(configured_rank(vocabulary, config), config.group_edges)
     tables = _tables(model)
@@ -119,11 +124,11 @@ def measure_embeddings(
 
 
 def _tables(model: nn.Module) -> dict[str, Tensor]:
-    """The tables themselves, not copies, by what the names of their metrics begin with."""
-    tables = {"": embedding_weight(model).detach()}
-    output = output_weight(model)
-    if output is not None and len(output) == len(tables[""]):  # of another length it has another vocabulary
-        tables[OUTPUT] = output.detach()
+    """The tables themselves, copied only where they are sharded, by what the names of their metrics begin with."""
+    tables = {"": whole_table(model)}
+    # Of another length it has another vocabulary.
+    if output_weight(model) is not None and table_shape(model, "output")[0] == len(tables[""]):
+        tables[OUTPUT] = whole_table(model, "output")
     return tables
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build import build_definition_embeddings, fingerprint_weights
+from defemb_callbacks.build import build_definition_embeddings
+from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import cache_root, fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.embeddings import DefinitionEmbeddings

@@ -11,14 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from defemb_callbacks.rows import INPUT, TableName, bare_model, embedding_weight, output_weight
+from defemb_callbacks.sharding import is_sharded
 
 
 def check_model(model: PreTrainedModel) -> None:
     """Refuse a model whose tables cannot grow.
 
     Raises:
-        ValueError: it is wrapped, has adapters, is read-only (made under `torch.inference_mode()`), or its tables
-            differ in length.
+        ValueError: it is wrapped, sharded, has adapters, is read-only (made under `torch.inference_mode()`), or its
+            tables differ in length.
         TypeError: a table is quantized, or there is none.
     """
     if bare_model(model) is not model:
@@ -29,6 +30,11 @@ def check_model(model: PreTrainedModel) -> None:
             "adapters, with the embeddings in modules_to_save if the new rows are to be trained and saved with them."
         )
     weight = embedding_weight(model)
+    if is_sharded(weight) or weight.is_meta:
+        raise ValueError(
+            "The model is spread over processes, and its tables cannot grow there. Define new tokens beforehand, with "
+            "`defemb define MODEL GLOSSARY --output DIR`, and load model and tokenizer from DIR."
+        )
     head: Any = model.get_output_embeddings()
     output = getattr(head, "weight", None)
     if head is not None and not (isinstance(output, Tensor) and output.is_floating_point()):

@@ -22,7 +22,7 @@ from defemb_callbacks.new_tokens.terms import TermSource
 from defemb_callbacks.new_tokens.tokenization import TokenPlan
 from defemb_callbacks.reconstruction.batches import spread
 from defemb_callbacks.report import RebuildReport
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.rows import table_shape
 from defemb_callbacks.vocabulary import read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class NewTokens:
         embeddings = new_token_embeddings(model, self._plan, self.dictionary, self.config, ready)
         self.report = write_new_tokens(model, self._plan, embeddings, self.config)
         if self.config.table in embeddings:
-            vocabulary = read_vocabulary(self._plan.after, len(embedding_weight(model, self.config.table)))
+            vocabulary = read_vocabulary(self._plan.after, table_shape(model, self.config.table)[0])
             self.embeddings = replace(embeddings[self.config.table], vocabulary=vocabulary)
         return True
 
@@ -95,7 +95,7 @@ class NewTokens:
         """
         assert self._plan is not None
         new = {index for token in self._plan.tokens if token.is_new for index in token.ids}
-        size = len(embedding_weight(model))
+        size = table_shape(model)[0]
         if new and max(new) >= size:
             raise ValueError(
                 f"The model has {size} rows, and none for the new tokens, as it was made when training began "

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.definitions import Definition
+from defemb_callbacks.processes import this_process
 from defemb_callbacks.prompts import definition_prompt, mask_text
 from defemb_callbacks.reconstruction.mixin import backbone_of, last_states
 from defemb_callbacks.rows import embedding_weight
@@ -94,6 +96,7 @@ def word_features(
     *,
     batch_size: int = 128,
     precision: str = "auto",
+    readers: Sequence[int] | None = None,
 ) -> Tensor:
     """Features of each word: the weighted mean over its definitions.
 
@@ -109,9 +112,11 @@ def word_features(
             embeddings, special tokens and mask left out).
         batch_size: texts encoded at once.
         precision: "float32", "bfloat16", or "auto".
+        readers: the processes, by their number, that share the texts among themselves; every process of the launch
+            must call this then, and gets the features of all words. If None this process reads all texts.
 
     Returns:
-        (words, len(features) · d) float32, on the CPU.
+        (words, len(features) · d) float32, on the CPU; the same however many processes have read.
     """
     special = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int64, device=model.device)
     mask = mask_text(tokenizer)
@@ -125,21 +130,39 @@ def word_features(
     result: Tensor | None = None
     with evaluating(model), torch.inference_mode():
         batches = equal_length_batches([len(ids) for ids in texts.input_ids], batch_size)
-        weights = _lower_precision(model, texts, batches[len(batches) // 2], precision)
-        progress = tqdm(total=texts.tokens, desc="Encoding definitions", unit="token", unit_scale=True, disable=None)
+        own = batches if readers is None else _share(batches, readers)
+        weights = _lower_precision(model, texts, batches[len(batches) // 2], precision) if own else None
+        total = sum(len(texts.input_ids[index]) for batch in own for index in batch)
+        progress = tqdm(total=total, desc="Encoding definitions", unit="token", unit_scale=True, disable=None)
         with progress:
-            for batch in batches:
+            for batch in own:
                 input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
                 encoded = _text_features(model, weights, input_ids, features, table, special, mask_id)
-                result = torch.zeros(words, encoded.shape[1]) if result is None else result
+                if result is None:
+                    # float64: in which order, and on which process, is not to be seen in the sum's float32.
+                    result = torch.zeros(words, encoded.shape[1], dtype=torch.float64)
                 number = uses[batch]
                 starts = torch.repeat_interleave(first_use[batch] - (number.cumsum(0) - number), number)
                 use = use_order[starts + torch.arange(len(starts))]
                 source = torch.repeat_interleave(torch.arange(len(batch)), number)
-                result.index_add_(0, texts.word[use], encoded[source] * texts.weight[use, None])
+                result.index_add_(0, texts.word[use], encoded[source].double() * texts.weight[use, None])
                 progress.update(input_ids.numel())
+    if readers is not None:
+        result = _sum_over_processes(result, words)
     assert result is not None
-    return result.clone()  # out of inference mode
+    return result.float()  # also out of inference mode
+
+
+def _share(batches: list[list[int]], readers: Sequence[int]) -> list[list[int]]:
+    """In turn, so that each reader has as many long texts as the others; nothing for those that cannot read."""
+    number = this_process().process_index
+    return batches[list(readers).index(number) :: len(readers)] if number in readers else []
+
+
+def _sum_over_processes(own: Tensor | None, words: int) -> Tensor:
+    width = max(gather_object([0 if own is None else own.shape[1]]))
+    own = torch.zeros(words, width, dtype=torch.float64) if own is None else own.clone()  # out of inference mode
+    return reduce(own.to(this_process().device), reduction="sum").cpu()
 
 
 def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -170,6 +193,7 @@ def _text_features(
 ) -> Tensor:
     """(batch, len(features) · d) float32 on the CPU."""
     states = last_states(model, input_ids, weights=weights).float()  # nothing is padded, so there is nothing to mask
+    states = states.to(input_ids.device)  # of a model on several devices they are on the last one
     is_mask = input_ids == mask_id
     content = ~torch.isin(input_ids, special)
     # A definition of nothing but special tokens is read whole.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build import fingerprint_weights
+from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.rows import embedding_weight

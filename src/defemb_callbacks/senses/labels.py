@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from defemb_callbacks.build import fingerprint_weights
+from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import cache_root, cached, fingerprint
 from defemb_callbacks.reconstruction.encode import evaluating
 from defemb_callbacks.reconstruction.mixin import backbone_of

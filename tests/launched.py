@@ -1,0 +1,290 @@
+"""What each process of a launch runs for test_distributed: one case after the other, and what came out, on disk.
+
+A launch costs ten seconds of imports, so there is one for each number of processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer, TrainerCallback
+from transformers.models.bert.modeling_bert import BertLayer
+
+from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
+from defemb_callbacks.applied import applied_to
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.monitoring import EmbeddingMonitor
+from defemb_callbacks.processes import main_first, only_main, this_process
+from defemb_callbacks.rows import read_table, write_rows
+from defemb_callbacks.sharding import whole, write_into
+from defemb_callbacks.vocabulary import read_vocabulary
+from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
+
+Outcome = dict[str, Any]  # tensors, or plain JSON
+IDS = torch.tensor([7, 3, 470, 100])
+RATE = 0.5
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "modules_to_save": {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]},
+    "tokens": {"target_modules": ["query"], "trainable_token_indices": {"word_embeddings": [100, 3, 8]}},
+    "lora_on_embeddings": {"target_modules": ["word_embeddings"]},
+}
+
+
+def new_rows(width: int = 32) -> Tensor:
+    return torch.randn(len(IDS), width, generator=torch.Generator().manual_seed(5))
+
+
+def trained(model: nn.Module, steps: int = 1) -> list[Tensor]:
+    """The table after each step of gradient descent on the same sentences on every process."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    batch = tiny_dataset(wordpiece_tokenizer(), 4)[:]
+    ids = torch.tensor(batch["input_ids"])
+    ids[:, 1] = IDS  # rows that were written get gradients
+    tables = []
+    for _ in range(steps):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        tables.append(read_table(model))
+    return tables
+
+
+def metrics_of(model: nn.Module) -> dict[str, float]:
+    vocabulary = read_vocabulary(wordpiece_tokenizer(), 476)
+    return EmbeddingMonitor(model, vocabulary, DefinitionEMBConfig()).measure(model)
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """As accelerate does for FSDP2: layers, then the rest of the model, in place."""
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in list(model.modules()):
+        if isinstance(module, BertLayer):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def ddp(folder: Path, frequency: str) -> Outcome:
+    """A real Trainer: its tables at init, at train begin and at the end."""
+    found: Outcome = {}
+
+    class Look(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            found["begin"] = read_table(model)
+
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer, BertForSequenceClassification)
+    callback = DefinitionEMBCallback(
+        tiny_glossary(), frequency=frequency, monitor_steps=1 if frequency == "vocabulary" else None
+    )
+    trainer = Trainer(
+        model,
+        training_args(folder, report_to=["tensorboard"], per_device_train_batch_size=4),
+        train_dataset=tiny_dataset(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[callback, Look],
+    )
+    found["init"] = read_table(model)
+    found["world"] = [trainer.args.world_size, torch.distributed.get_world_size()]
+    found["backend"] = torch.distributed.get_backend()
+    trainer.train()
+    return {**found, "end": read_table(model), "history": trainer.state.log_history}
+
+
+def ddp_vocabulary(folder: Path) -> Outcome:
+    return ddp(folder, "vocabulary")
+
+
+def ddp_training_data(folder: Path) -> Outcome:
+    return ddp(folder, "training_data")
+
+
+def fsdp_tied(folder: Path) -> Outcome:
+    """Written after sharding, where one parameter is the input and the output table."""
+    model = sharded(tiny_bert(wordpiece_tokenizer(), BertForMaskedLM))
+    assert isinstance(model.get_input_embeddings().weight, DTensor)
+    write_rows(model, IDS, new_rows())
+    written, metrics = read_table(model), metrics_of(model)
+    with torch.no_grad():  # afterwards FSDP2 keeps the whole table, which is not what is trained
+        logits = model(input_ids=IDS[None]).logits
+    write_rows(model, IDS, 2 * new_rows())
+    tables = trained(model, 2)
+    return {"written": written, "metrics": metrics, "logits": logits, "first": tables[0], "second": tables[1]}
+
+
+def fsdp_untied(folder: Path) -> Outcome:
+    """Rows of the output table alone, by columns too: tensor parallelism shards either way."""
+    model = tiny_bert(wordpiece_tokenizer(), BertForMaskedLM, tie_word_embeddings=False)
+    sharded(model)
+    write_rows(model, IDS, new_rows(), "output")
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    by_column = nn.Parameter(distribute_tensor(torch.zeros(476, 5), mesh, [Shard(1)]))
+    write_into(by_column, IDS, new_rows(5))
+    small = nn.Parameter(distribute_tensor(torch.zeros(2, 5), mesh, [Shard(0)]))  # of three processes one has none
+    write_into(small, torch.tensor([1]), torch.ones(1, 5))
+    return {
+        "input": read_table(model),
+        "output": read_table(model, "output"),
+        "metrics": metrics_of(model),
+        "by_column": whole(by_column),
+        "small": whole(small),
+        "shard": len(small.to_local()),
+    }
+
+
+def awaited(folder: Path) -> Outcome:
+    """accelerate's FSDP2 with `cpu_ram_efficient_loading`: only the main process has weights when rows are written."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    tokenizer = wordpiece_tokenizer()
+    checkpoint = folder / "checkpoint"
+    only_main(lambda: tiny_bert(tokenizer, BertForSequenceClassification).save_pretrained(checkpoint))
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    try:
+        model = BertForSequenceClassification.from_pretrained(checkpoint).eval()
+        if torch.distributed.get_rank() != 0:
+            # transformers 5.24 leaves only those there that the checkpoint lacks, other versions all.
+            for module in model.modules():
+                for name, weight in module.named_parameters(recurse=False):
+                    setattr(module, name, nn.Parameter(weight.to("meta")))
+        embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary())
+        report = embeddings.apply(model)
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=True
+        )
+        state = SimpleNamespace(fsdp_plugin=plugin)
+        accelerator: Any = SimpleNamespace(
+            state=state,
+            mixed_precision="no",
+            device=torch.device("cpu"),
+            is_main_process=torch.distributed.get_rank() == 0,
+        )
+        model = fsdp2_prepare_model(accelerator, model)
+        # A second model of the same weights, made after sharding (`model_init`): its rows are in the cache.
+        second = sharded(tiny_bert(tokenizer, BertForSequenceClassification))
+        again = build_definition_embeddings(second, tokenizer, tiny_glossary())
+        other = sharded(tiny_bert(tokenizer, BertForSequenceClassification, hidden_size=16))
+        refused = error_of(lambda: build_definition_embeddings(other, tokenizer, tiny_glossary()))
+        return {
+            "before": report.before,
+            "rows": embeddings.rows,
+            "again": again.rows,
+            "refused": refused,
+            "note": applied_to(model),
+            "table": read_table(model),
+            "first": trained(model)[0],
+        }
+    finally:
+        del os.environ["ACCELERATE_USE_FSDP"], os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"]
+
+
+def fsdp_peft(folder: Path) -> Outcome:
+    """Adapters on sharded embeddings."""
+    return {
+        f"{name} {moment}": table
+        for name in ADAPTERS
+        for moment, table in zip(("written", "first"), written_and_trained(sharded(adapted(name))), strict=True)
+    }
+
+
+def written_and_trained(model: Any) -> list[Tensor]:
+    write_rows(model, IDS, new_rows())
+    return [read_table(model), *trained(model)]
+
+
+def adapted(name: str) -> Any:
+    import peft
+
+    model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
+    torch.manual_seed(1)
+    return peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, r=4, **ADAPTERS[name]))
+
+
+def together(folder: Path) -> Outcome:
+    """A build that all processes share, and one that fails on all."""
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer)
+    read = [0]
+    model.register_forward_hook(lambda *call: read.__setitem__(0, read[0] + 1))
+    config = DefinitionEMBConfig(cache_dir=str(folder / "cache"), batch_size=4, precision="float32")
+    built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    batches = read[0]
+    again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    none = error_of(lambda: build_definition_embeddings(model, tokenizer, {"zzzz": "not a word of it"}, config))
+    main_fails = error_of(lambda: only_main(lambda: 1 / 0))
+    first_fails = error_of(lambda: main_first(lambda: 1 / 0))
+    return {
+        "rows": built.rows,
+        "again": again.rows,
+        "batches": batches,
+        "read_again": read[0] - batches,
+        "errors": [none, main_fails, first_fails],
+    }
+
+
+def error_of(do: Callable[[], Any]) -> str:
+    try:
+        do()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+CASES: dict[int, list[Callable[[Path], Outcome]]] = {
+    2: [ddp_vocabulary, ddp_training_data, fsdp_tied, fsdp_untied, fsdp_peft, awaited, together],
+    3: [ddp_vocabulary, fsdp_tied, fsdp_untied, together],
+}
+
+
+def dying(folder: Path) -> None:
+    """The last process is killed while all read definitions."""
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer)
+
+    def die(*call: Any) -> None:
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            (folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.register_forward_hook(die)
+    config = DefinitionEMBConfig(cache_dir=str(folder / "cache"))
+    build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    this_process()  # opens the process group
+    world = int(os.environ["WORLD_SIZE"])
+    for case in CASES[world]:
+        own = folder / case.__name__
+        outcome = case(own)
+        rank = torch.distributed.get_rank()
+        own.mkdir(exist_ok=True)
+        tensors = {name: value.contiguous() for name, value in outcome.items() if isinstance(value, Tensor)}
+        save_file(tensors, own / f"{rank}.safetensors")
+        plain = {name: value for name, value in outcome.items() if name not in tensors}
+        (own / f"{rank}.json").write_text(json.dumps(plain))
+    # A process that exits while gloo's threads still run may be aborted by them.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if sys.argv[2:] == ["dying"]:
+        dying(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]))

@@ -1,0 +1,229 @@
+"""What dies, fills up or decays while rows are built and kept: never a wrong row, never a lock that stays.
+
+`DEFEMB_FAULTS` multiplies the number of attempts; `benchmarks/faults.py` makes 20 kills of each kind and writes down
+the figures.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import defemb_callbacks.build
+import launched
+from defemb_callbacks import DefinitionEMBCallback, DefinitionEmbeddings, build_definition_embeddings
+from defemb_callbacks.cache import MANIFEST, cached, verify_manifest
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.rows import read_table
+from defemb_callbacks.vocabulary import Vocabulary
+from tiny import tiny_bert, tiny_glossary, wordpiece_tokenizer
+
+KILLS = 5 * int(os.environ.get("DEFEMB_FAULTS", "1"))
+
+# A forked process has all imports behind it, so that what is killed is the work itself.
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+PROCESSES = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
+
+
+def forked(work: Callable[..., Any], *arguments: Any) -> Any:
+    process = PROCESSES.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
+def build(folder: Path) -> DefinitionEmbeddings:
+    tokenizer = wordpiece_tokenizer()
+    config = DefinitionEMBConfig(cache_dir=str(folder), precision="float32")
+    return build_definition_embeddings(tiny_bert(tokenizer), tokenizer, tiny_glossary(), config)
+
+
+def large() -> DefinitionEmbeddings:
+    """24 MB, so that writing them takes long enough to be hit."""
+    tokens = tuple(f"word{number}" for number in range(16_000))
+    rows = torch.arange(16_000.0)[:, None] + torch.linspace(0, 1, 384)
+    return DefinitionEmbeddings(torch.arange(16_000), rows, Vocabulary(tokens, tokens, (None,) * 16_000, True))
+
+
+def keep_large(folder: Path) -> DefinitionEmbeddings:
+    return cached(
+        folder / "embeddings" / "large",
+        large,
+        DefinitionEmbeddings.save_pretrained,
+        DefinitionEmbeddings.from_pretrained,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [build, keep_large])
+def test_killed_at_any_moment_the_next_one_gets_the_right_rows(work, tmp_path, record_property) -> None:
+    began = time.perf_counter()
+    expected = work(tmp_path / "undisturbed")
+    duration = time.perf_counter() - began
+    moments, states = random.Random(0), {"nothing": 0, "half": 0, "whole": 0}
+    for number in range(KILLS):
+        folder = tmp_path / str(number)
+        process = forked(work, folder)
+        time.sleep(moments.uniform(0, 1.2 * duration))
+        process.kill()
+        process.join(10)
+        names = [path.name for path in (folder / "embeddings").glob("*")] + [
+            path.name for path in (folder / "embeddings").glob(".*tmp-*")
+        ]
+        whole = any(not name.startswith(".") for name in names)
+        states["whole" if whole else "half" if any(".tmp-" in name for name in names) else "nothing"] += 1
+        began = time.perf_counter()
+        found = work(folder)
+        assert time.perf_counter() - began < 5 * duration + 2  # no lock stays
+        assert torch.equal(found.rows, expected.rows)
+        [entry] = [path for path in (folder / "embeddings").iterdir() if not path.name.startswith(".")]
+        assert verify_manifest(entry) is None
+        assert not list((folder / "embeddings").glob(".*tmp-*"))
+    record_property("kills", KILLS)
+    record_property("found", states)
+    assert sum(states.values()) == KILLS
+
+
+def test_eight_processes_at_once_build_once(tmp_path, monkeypatch, record_property) -> None:
+    make = defemb_callbacks.build._build
+
+    def counted(*arguments: Any) -> DefinitionEmbeddings:
+        with (tmp_path / "builds").open("a") as file:
+            file.write("one\n")
+        time.sleep(0.3)
+        return make(*arguments)
+
+    def work(number: int) -> None:
+        build(tmp_path / "cache").save_pretrained(tmp_path / f"result-{number}")
+
+    monkeypatch.setattr(defemb_callbacks.build, "_build", counted)
+    processes = [forked(work, number) for number in range(8)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    builds = (tmp_path / "builds").read_text().count("one")
+    prints = {DefinitionEmbeddings.from_pretrained(tmp_path / f"result-{number}").fingerprint for number in range(8)}
+    record_property("builds", builds)
+    record_property("different_results", len(prints))
+    assert builds == len(prints) == 1
+
+
+def test_every_flipped_bit_is_noticed(tmp_path, record_property) -> None:
+    expected = build(tmp_path)
+    [entry] = [path for path in (tmp_path / "embeddings").iterdir() if path.is_dir()]
+    moments, flips = random.Random(0), 0
+    for path in sorted(entry.rglob("*")):
+        original = path.read_bytes()
+        for _ in range(20 * KILLS):
+            changed = bytearray(original)
+            changed[moments.randrange(len(changed))] ^= 1 << moments.randrange(8)
+            path.write_bytes(bytes(changed))
+            flips += 1
+            # What of the manifest's own text is not told (a blank for another) changes no row.
+            if verify_manifest(entry) is None:
+                assert path.name == MANIFEST
+                assert torch.equal(DefinitionEmbeddings.from_pretrained(entry).rows, expected.rows)
+        path.write_bytes(original)
+    record_property("flips", flips)
+    assert verify_manifest(entry) is None
+
+
+def result_of(work: Callable[[], Any]) -> Any:
+    """What a forked process returns, or its error; a limit set in there is gone afterwards."""
+
+    def run(connection: Any) -> None:
+        try:
+            connection.send(work())
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
+
+    here, there = PROCESSES.Pipe()
+    process = forked(run, there)
+    assert here.poll(60)
+    outcome = here.recv()
+    process.join(10)
+    return outcome
+
+
+def test_a_disk_that_is_full_costs_the_cache_and_not_the_run(tmp_path) -> None:
+    """The kernel itself refuses to write more than 4 KB into a file."""
+    expected = build(tmp_path / "elsewhere").rows
+
+    def work() -> Any:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        return build(tmp_path / "full").rows.numpy()
+
+    assert torch.equal(torch.from_numpy(result_of(work)), expected)
+    assert not [path for path in (tmp_path / "full" / "embeddings").glob("*") if path.is_dir()]
+
+
+def test_a_cache_that_may_only_be_read(tmp_path) -> None:
+    expected = build(tmp_path / "cache").rows
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    (tmp_path / "empty").chmod(0o555)
+
+    def work(folder: Path) -> Any:
+        if os.geteuid() == 0:  # to whom nothing is forbidden
+            os.setuid(65534)
+        return build(folder).rows.numpy()
+
+    for folder in (tmp_path / "cache", tmp_path / "empty"):  # where the rows are, and where they cannot be kept
+        found = result_of(lambda folder=folder: work(folder))
+        assert not isinstance(found, str), found
+        assert torch.equal(torch.from_numpy(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda path: path.mkdir(), FileNotFoundError, "There is no file"),
+        (lambda path: None, FileNotFoundError, "There is no file"),
+        (lambda path: path.write_bytes(b"word\tdefinition\ncat\t\xff\xfe"), ValueError, "is not UTF-8 text"),
+        (lambda path: path.write_bytes(b""), ValueError, "needs 'word' or 'token'"),
+    ],
+)
+def test_a_dictionary_that_cannot_be_read_stops_the_run_before_anything_is_written(
+    trainer, model, tmp_path, make, error, message
+) -> None:
+    make(tmp_path / "glossary.tsv")
+    before = read_table(model)
+    with pytest.raises(error, match=message):
+        trainer(DefinitionEMBCallback(str(tmp_path / "glossary.tsv")), model=model)
+    assert torch.equal(read_table(model), before)
+    assert not hasattr(model.config, "definition_emb")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_stops_the_others(tmp_path, record_property) -> None:
+    """Rank 1 is killed in the middle of a build; the other one is waiting for its share."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        env |= {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, launched.__file__, str(tmp_path), "dying"]
+    processes = [
+        subprocess.Popen(command, env=env | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in ("0", "1")
+    ]
+    assert processes[1].wait(timeout=60) == -signal.SIGKILL
+    began = time.time()
+    _, errors = processes[0].communicate(timeout=60)
+    record_property("seconds_until_the_other_stops", round(time.time() - began, 1))
+    assert processes[0].returncode not in (0, None)
+    assert (tmp_path / "died").exists()
+    assert "Connection closed by peer" in errors or "Connection reset" in errors
