@@ -124,11 +124,11 @@ def model_card_section(report: RebuildReport) -> str:
         >>> model_card_section(report).splitlines()[0]
         '## Token embeddings rebuilt from definitions'
     """
-    total, table = report.groups["all"], report.group_table()
+    table = report.group_table()
     paragraphs = [
-        "## Token embeddings rebuilt from definitions",
-        f"{total.rebuilt:,} of {total.tokens:,} token embeddings were rebuilt from dictionary definitions, by the "
-        "library defemb-callbacks, after the idea of [DefinitionEMB](https://arxiv.org/abs/2408.01308).",
+        "## New tokens from definitions" if report.terms else "## Token embeddings rebuilt from definitions",
+        _what_was_done(report),
+        _markdown_table(_term_table(report)) if report.terms else "",
         "\n".join(_facts(report)),
         _markdown_table(table),
         _legend(table[0]),
@@ -138,6 +138,21 @@ def model_card_section(report: RebuildReport) -> str:
         CITATION,
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _what_was_done(report: RebuildReport) -> str:
+    by = "by the library defemb-callbacks, after the idea of [DefinitionEMB](https://arxiv.org/abs/2408.01308)."
+    if report.terms:
+        number = sum(term.is_new for term in report.terms)
+        return f"{number:,} terms were added to the vocabulary, with embeddings made from their definitions, {by}"
+    total = report.groups["all"]
+    return f"{total.rebuilt:,} of {total.tokens:,} token embeddings were rebuilt from dictionary definitions, {by}"
+
+
+def _term_table(report: RebuildReport, shown: int = 20) -> list[list[str]]:
+    rows = [[term.term, ", ".join(map(str, term.tokens.values())), term.made_of] for term in report.terms[:shown]]
+    more = len(report.terms) - shown
+    return [["term", "token", "row made of"], *rows, *([[f"… and {more:,} more", "", ""]] if more > 0 else [])]
 
 
 def _facts(report: RebuildReport) -> list[str]:
