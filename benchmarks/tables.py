@@ -321,9 +321,60 @@ def faults(result: dict[str, Any]) -> str:
     )
 
 
+NEW_TOKENS = {
+    "pretrained": "pretrained (ceiling)",
+    "definition": "definitions",
+    "definition with synonyms": "with synonyms",
+    "sub-token mean": "sub-token mean",
+    "mean of the glosses' tokens": "mean of the gloss",
+    "mean + covariance draw": "mean + covariance draw",
+}
+
+
+def new_tokens(result: dict[str, Any]) -> str:
+    def cells(row: dict[str, float], form: str = "{:.3f}") -> list[str]:
+        return [form.format(row[method]) if method in row else "" for method in NEW_TOKENS]
+
+    rows = [
+        [f"{name}, {groups['all']['pairs']:,} pairs (Spearman)", *cells(groups["all"])]
+        for name, groups in result["similarity"].items()
+    ]
+    rows += [
+        [f"rank of the word's old row among {result['word_tokens']:,}, median: {group} words", *cells(ranks, "{:,.0f}")]
+        for group, ranks in result["median_rank"].items()
+    ]
+    categories = result["categories"]
+    rows.append([f"WordNet category of {categories['test_nouns']:,} nouns (accuracy)", *cells(categories["accuracy"])])
+    rows.append(["cosine to the old row, centred", *cells(result["centred_cosine"])])
+    return table([f"{result['words']:,} words held out, {result['folds']} parts", *NEW_TOKENS.values()], rows)
+
+
+def new_tokens_recovery(result: dict[str, Any]) -> str:
+    curves, steps = result["recovery"]["curves"], result["recovery"]["steps"]
+    rows = []
+    for method, label in NEW_TOKENS.items():
+        if method in curves:
+            losses, scores = ([run[what] for run in curves[method]] for what in ("loss", "accuracy"))
+            by_step = [mean(values) for values in zip(*losses, strict=True)]
+            rows.append([label, *(f"{value:.3f}" for value in by_step), f"{mean(run[-1] for run in scores):.3f}"])
+    return table(["rows", *(f"loss, step {step}" for step in steps), f"accuracy, step {steps[-1]}"], rows)
+
+
+def new_tokens_speed(result: dict[str, Any]) -> str:
+    speed = result["speed"]
+    rows = [
+        [f"{speed['terms']:,} new terms, map in the cache, seconds", f"{speed['seconds']:.1f}"],
+        [f"memory beyond the model's {speed['model_mb']:.0f} MB, MB", f"{speed['extra_mb']:.0f}"],
+    ]
+    return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "supersense": ("supersense.json", supersense),
     "wordsim": ("wordsim.json", wordsim),
+    "new_tokens": ("new_tokens.json", new_tokens),
+    "new_tokens_recovery": ("new_tokens.json", new_tokens_recovery),
+    "new_tokens_speed": ("new_tokens.json", new_tokens_speed),
     "sst2": ("sst2.json", sst2),
     "features": ("choices.json", features),
     "definitions": ("choices.json", definitions),

@@ -28,9 +28,10 @@ from defemb_callbacks.applied import applied_to, new_tokens_in
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.new_tokens.constructors import rows_from_definitions
-from defemb_callbacks.new_tokens.define import new_token_embeddings, plan_new_tokens
+from defemb_callbacks.new_tokens.define import new_token_embeddings, plan_new_tokens, write_new_tokens
 from defemb_callbacks.new_tokens.growth import tables_of
 from defemb_callbacks.new_tokens.terms import Term
+from defemb_callbacks.new_tokens.tokenization import NO_TOKEN
 from defemb_callbacks.prompts import definition_prompt, mask_text
 from defemb_callbacks.reconstruction import last_states
 from defemb_callbacks.rows import embedding_weight, read_table
@@ -236,8 +237,7 @@ def test_the_report_is_for_people_and_programs(tokenizer, model):
 def test_metrics_before_and_after_are_those_of_the_tables(tokenizer, model):
     report = define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
     assert report.before["defemb/norm/all"] != report.after["defemb/norm/all"]
-    note = new_tokens_in(model)
-    assert (note["terms"], note["tokens"]) == (3, 3)
+    assert set(new_tokens_in(model)) == set(TERMS)
     assert applied_to(model) is None  # a rebuild is still to come
 
 
@@ -250,13 +250,11 @@ def test_a_trained_constructor_reads_new_words_too(tokenizer, model, lora, own_c
         pytest.importorskip("peft")
     constructor = {"held_out": 0.2, "lora_r": lora, "training": {"max_steps": 3}}
     config = DefinitionEMBConfig(method="learned", constructor=constructor, definitions_per_token=1)
-    same = unchanged(model, tokenizer)
-    plan = plan_new_tokens(
-        tokenizer, {**tiny_glossary(), "lynx": "a wild cat"}, load_definitions(tiny_glossary()), config
-    )
-    (built,) = new_token_embeddings(model, plan, load_definitions(tiny_glossary()), config).values()
+    same, lexicon = unchanged(model, tokenizer), load_definitions(tiny_glossary())
+    plan = plan_new_tokens(tokenizer, {**tiny_glossary(), "lynx": "a wild cat"}, lexicon, config)
+    (built,) = new_token_embeddings(model, plan, lexicon, config).values()
     terms = [token.term for token in plan.tokens if not token.is_new]
-    rows = rows_from_definitions(model, tokenizer, terms, built, config)
+    rows = rows_from_definitions(model, tokenizer, terms, built, config, lexicon)
     places = {index: place for place, index in enumerate(built.ids.tolist())}
     known = [places[token.word] for token in plan.tokens if not token.is_new]
     # What the kept constructor makes of the words that it was built for is what it made then.
@@ -268,15 +266,28 @@ def test_a_trained_constructor_reads_new_words_too(tokenizer, model, lora, own_c
     assert report.info["method"] == "learned"
 
 
+def test_constructors_of_two_dictionaries_are_kept_apart(tokenizer, model):
+    config = DefinitionEMBConfig(method="learned", constructor={"training": {"max_steps": 2}}, definitions_per_token=1)
+    one, other = tiny_glossary(), {word: gloss[::-1] for word, gloss in tiny_glossary().items()}
+    rows = []
+    for definitions in (one, other, one):
+        made, its = copy.deepcopy(model), wordpiece_tokenizer()
+        define_new_tokens(made, its, {"lynx": "a wild cat"}, definitions, config)
+        rows.append(read_table(made)[-1])
+    assert torch.equal(rows[0], rows[2])
+    assert not torch.allclose(rows[0], rows[1])
+
+
 def test_embeddings_without_a_map_or_constructor(tokenizer, model, tmp_path):
-    config = DefinitionEMBConfig()
+    config, lexicon = DefinitionEMBConfig(), load_definitions(tiny_glossary())
+    lynx = [Term("lynx", (Definition("lynx", "a cat"),))]
     old = replace(build_definition_embeddings(model, tokenizer, tiny_glossary()), feature_map=None)
     with pytest.raises(ValueError, match=r"no map for new words.*anew"):
-        rows_from_definitions(model, tokenizer, [Term("lynx", (Definition("lynx", "a cat"),))], old, config)
+        rows_from_definitions(model, tokenizer, lynx, old, config, lexicon)
     learned = replace(old, info={"method": "learned"})
     nowhere = DefinitionEMBConfig(method="learned", constructor={"save_to": str(tmp_path)})
     with pytest.raises(FileNotFoundError, match="no trained constructor"):
-        rows_from_definitions(model, tokenizer, [Term("lynx", (Definition("lynx", "a cat"),))], learned, nowhere)
+        rows_from_definitions(model, tokenizer, lynx, learned, nowhere, lexicon)
 
 
 # Errors, each before anything is changed
@@ -338,14 +349,77 @@ def test_bad_terms_change_nothing(tokenizer, model, terms, match):
     assert same()
 
 
-def test_a_failure_in_writing_takes_everything_back(tokenizer, model, monkeypatch):
+@pytest.mark.parametrize("where", ["write_bias", "_report"])
+@pytest.mark.parametrize("padded", [0, 2])
+def test_a_failure_in_writing_takes_everything_back(tokenizer, monkeypatch, where, padded):
+    model = tiny_bert(tokenizer, BertForMaskedLM, vocab_size=len(tokenizer) + padded)
     same = unchanged(model, tokenizer)
 
     def fail(*_: Any) -> None:
-        raise RuntimeError("out of memory")
+        raise MemoryError("no memory is left")
 
-    monkeypatch.setattr("defemb_callbacks.new_tokens.define.write_bias", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
+    monkeypatch.setattr(f"defemb_callbacks.new_tokens.define.{where}", fail)
+    with pytest.raises(MemoryError, match="no memory"):
+        define_new_tokens(model, tokenizer, {**TERMS, "bridge": "a game of cards"}, tiny_glossary())
     assert same()
     assert new_tokens_in(model) is None
+
+
+def test_a_sentence_transformer_is_refused_with_the_cure(tokenizer, model):
+    class Pooled(nn.Module):
+        transformers_model = model
+
+    with pytest.raises(ValueError, match=r"define new tokens in model\.transformers_model"):
+        define_new_tokens(Pooled(), tokenizer, TERMS, tiny_glossary())
+
+
+# Terms that are tokens already, in part or as something else
+
+
+def test_a_word_piece_of_the_same_spelling_is_left_alone():
+    tokenizer = byte_bpe_tokenizer()
+    model = tiny_model(GPT2LMHeadModel, tokenizer)
+    piece = tokenizer.convert_tokens_to_ids("um")
+    assert piece != tokenizer.unk_token_id
+    before = read_table(model)[piece]
+    report = define_new_tokens(model, tokenizer, {"um": "a sound of doubt"}, tiny_glossary())
+    assert list(report.terms[0].tokens) == [" um"]
+    assert torch.equal(read_table(model)[piece], before)
+    assert report.terms[0].tokens[" um"] in tokenizer("the um is")["input_ids"]
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "T5"])
+def test_both_tokens_of_a_term_are_defined_anew(family: str):
+    make_tokenizer, make_model, _ = FAMILIES[family]
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    first = define_new_tokens(model, tokenizer, {"lynx": "a wild cat"}, tiny_glossary()).terms[0]
+    rows = read_table(model)
+    again = define_new_tokens(model, tokenizer, {"lynx": "a machine for hot gas"}, tiny_glossary()).terms[0]
+    assert again.tokens == first.tokens
+    assert len(again.tokens) == 2
+    assert not again.is_new
+    assert (read_table(model) != rows).any(dim=1).nonzero().flatten().tolist() == sorted(again.tokens.values())
+
+
+def test_when_no_term_can_be_a_token_all_are_reported():
+    tokenizer = unigram_tokenizer()
+    model = tiny_model(T5ForConditionalGeneration, tokenizer)
+    same = unchanged(model, tokenizer)
+    report = define_new_tokens(model, tokenizer, {"car t cell": "a T cell"}, tiny_glossary())
+    assert report.skipped == {NO_TOKEN: ("car t cell",)}
+    assert report.rebuilt == 0
+    assert same()
+
+
+def test_each_table_has_its_own_words(tokenizer):
+    """Ready embeddings may be of fewer words than those of another table that is built."""
+    model = tiny_model(LlamaForCausalLM, gemma_tokenizer())
+    its = gemma_tokenizer()
+    few = dict(list(tiny_glossary().items())[:30])
+    lexicon, config = load_definitions(tiny_glossary()), DefinitionEMBConfig()
+    plan = plan_new_tokens(its, TERMS, lexicon, config)
+    ready = {"input": build_definition_embeddings(model, its, few)}
+    report = write_new_tokens(model, plan, new_token_embeddings(model, plan, lexicon, config, ready), lexicon, config)
+    words = {table: mixture["words"] for table, mixture in report.info["new_tokens"].items()}
+    assert words["input"] < words["output"]

@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForSequenceClassification, Trainer
 
-from defemb_callbacks import DefinitionEMBCallback, define_new_tokens
+from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, define_new_tokens
 from defemb_callbacks.applied import applied_to, new_tokens_in
 from defemb_callbacks.cli import main
+from defemb_callbacks.new_tokens.trainer import NewTokens
 from defemb_callbacks.rows import read_table
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
@@ -138,7 +139,7 @@ def test_a_model_made_in_training_is_refused(tokenizer, tmp_path):
         processing_class=tokenizer,
         callbacks=[DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS)],
     )
-    with pytest.raises(ValueError, match=r"none for the new tokens.*define_new_tokens\(.* in model_init"):
+    with pytest.raises(ValueError, match=r"no rows for the new tokens.*define_new_tokens\(.* in model_init"):
         trainer.train()
 
 
@@ -159,6 +160,55 @@ def test_a_resumed_run_gets_the_rows_of_its_checkpoint(tmp_path):
     resumed = trainer(4)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     torch.testing.assert_close(read_table(resumed.model), read_table(whole.model))
+
+
+def test_the_users_definition_of_a_known_word_stands(tokenizer, tmp_path):
+    rows = []
+    for number, gloss in enumerate(("a game of cards for four", "a part of the nose")):
+        model = tiny_bert(tokenizer, BertForSequenceClassification)
+        callback = DefinitionEMBCallback(tiny_glossary(), new_tokens={"bridge": gloss}, strategy="replace")
+        folder = training_args(tmp_path / str(number))
+        Trainer(model, folder, processing_class=wordpiece_tokenizer(), callbacks=[callback])
+        assert callback.report.rebuilt > 50
+        rows.append(read_table(model)[tokenizer.convert_tokens_to_ids("bridge")])
+    assert torch.cosine_similarity(*rows, dim=0) < 0.9
+
+
+def test_only_terms_that_the_model_lacks_are_written(tokenizer, model, tmp_path):
+    define_new_tokens(model, tokenizer, {"lynx": TERMS["lynx"]}, tiny_glossary())
+    define_new_tokens(model, tokenizer, {"ocelot": "a small wild cat"}, tiny_glossary())
+    lynx, ocelot = read_table(model)[-2:]
+    callback = DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS, alpha=0.0)
+    Trainer(model, training_args(tmp_path), processing_class=tokenizer, callbacks=[callback])
+    assert [term.term for term in callback.new_tokens_report.terms] == ["tokamak"]
+    assert torch.equal(read_table(model)[-3:-1], torch.stack([lynx, ocelot]))
+    # A second Trainer finds all done, and the report is still there.
+    report = callback.new_tokens_report
+    Trainer(model, training_args(tmp_path), processing_class=tokenizer, callbacks=[callback])
+    assert callback.new_tokens_report is report
+
+
+def test_a_model_made_in_training_is_refused_even_with_rows_to_spare(tokenizer, tmp_path):
+    def model_init() -> Any:
+        return tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification, vocab_size=512)
+
+    trainer = Trainer(
+        model_init=model_init,
+        args=training_args(tmp_path),
+        train_dataset=tiny_dataset(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS)],
+    )
+    with pytest.raises(ValueError, match="no rows for the new tokens"):
+        trainer.train()
+
+
+def test_rows_of_several_texts_are_looked_at(tokenizer, model):
+    new_tokens = NewTokens(TERMS, tiny_glossary(), DefinitionEMBConfig())
+    new_tokens.extend(tokenizer)
+    new_tokens.write(model)
+    choices = [{"input_ids": tokenizer(["the cat", "the lynx"])["input_ids"]}]
+    new_tokens.check(model, choices)
 
 
 def test_bad_terms_are_told_when_the_callback_is_made(tokenizer):

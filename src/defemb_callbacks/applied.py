@@ -37,10 +37,12 @@ def new_tokens_in(model: nn.Module) -> dict[str, Any] | None:
     return (getattr(_config_of(model), "definition_emb", None) or {}).get(NEW_TOKENS)
 
 
-def note_new_tokens(model: nn.Module, note: dict[str, Any]) -> None:
+def note_new_tokens(model: nn.Module, note: dict[str, Any] | None) -> None:
     """Set what `new_tokens_in` tells of a model and of its checkpoints."""
     config = _config_of(model)
-    config.definition_emb = {**(getattr(config, "definition_emb", None) or {}), NEW_TOKENS: note}
+    others = {**(getattr(config, "definition_emb", None) or {})}
+    others.pop(NEW_TOKENS, None)
+    config.definition_emb = ({**others, NEW_TOKENS: note} if note else others) or None
 
 
 def restore_note(model: nn.Module, note: dict[str, Any] | None) -> None:

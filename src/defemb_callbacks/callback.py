@@ -165,8 +165,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         return applied_to(model, self.config.table) is not None and (rebuilt_here or not self.force)
 
     def _embeddings_for(self, model: Any) -> DefinitionEmbeddings:
-        if self.new_tokens is not None and self.new_tokens.embeddings is not None:
-            return self.new_tokens.embeddings  # built before the table grew
+        if self.new_tokens is not None and (built := self.new_tokens.embeddings_for(model)) is not None:
+            return built
         if self._given is not None:
             vocabulary = read_vocabulary(self._tokenizer, table_shape(model, self.config.table)[0])
             self._given.check_tokenizer(vocabulary)

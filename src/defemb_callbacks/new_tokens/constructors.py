@@ -12,41 +12,45 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.build import build_definition_embeddings
-from defemb_callbacks.build_key import fingerprint_weights
+from defemb_callbacks.build_key import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.cache import cache_root, fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.definitions import Lexicon
 from defemb_callbacks.embeddings import DefinitionEmbeddings
 from defemb_callbacks.new_tokens.terms import Term
+from defemb_callbacks.processes import this_process
 from defemb_callbacks.reconstruction import definition_texts, held_out_words, mapped, read_definitions, word_features
-from defemb_callbacks.rows import TableName
 
 
 def build_keeping_constructor(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    definitions: Any,
-    config: DefinitionEMBConfig,
-    table: TableName,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: Lexicon, config: DefinitionEMBConfig
 ) -> DefinitionEmbeddings:
-    """`build_definition_embeddings` of a table; a constructor that is trained for it is kept, for other words.
-
-    It is kept where `constructor={"save_to": …}` says, else in the cache.
-    """
-    config = replace(config, table=table)
+    """`build_definition_embeddings`; a constructor that is trained for it is kept, to read other words too."""
     if config.method == "learned":
-        where = constructor_folder(model, config)
+        where = constructor_folder(model, tokenizer, dictionary, config)
         constructor = {**config.constructor_config.to_dict(), "save_to": str(where)}
         config = replace(config, constructor=constructor)
-    return build_definition_embeddings(model, tokenizer, definitions, config)
+    return build_definition_embeddings(model, tokenizer, dictionary, config)
 
 
-def constructor_folder(model: PreTrainedModel, config: DefinitionEMBConfig) -> Path:
-    """Where the trained constructor of a model's table is kept."""
+def constructor_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: Lexicon, config: DefinitionEMBConfig
+) -> Path:
+    """Where a trained constructor is kept: below `constructor={"save_to": …}`, else in the cache.
+
+    Its name is made of all that the constructor depends on, so that none is taken for another.
+    """
+    key = fingerprint(
+        fingerprint_weights(model, config.table),
+        fingerprint_tokenizer(tokenizer),
+        dictionary.fingerprint,
+        config.build_fingerprint,
+        *learning_conditions(model, config, this_process().num_processes),
+    )
     chosen = config.constructor_config.save_to
     if chosen is not None:
-        return Path(chosen) if config.table == "input" else Path(f"{chosen}-{config.table}")
+        return Path(chosen) / key
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
-    key = fingerprint(fingerprint_weights(model, config.table), config.build_fingerprint)
     return root / "constructors" / f"{key}-kept"
 
 
@@ -56,6 +60,7 @@ def rows_from_definitions(
     terms: Sequence[Term],
     embeddings: DefinitionEmbeddings,
     config: DefinitionEMBConfig,
+    dictionary: Lexicon,
 ) -> Tensor:
     """What the definitions of each term give, (n, d) float32; zeros for a term without any.
 
@@ -65,6 +70,7 @@ def rows_from_definitions(
         terms: any.
         embeddings: of the table in question, from `build_keeping_constructor`.
         config: with which they were built, the table included.
+        dictionary: from which they were built.
 
     Raises:
         ValueError: the embeddings have neither a map nor a constructor that was kept.
@@ -78,7 +84,7 @@ def rows_from_definitions(
     max_length = min(config.max_length, tokenizer.model_max_length)
     batch_size = config.batch_size
     if embeddings.info.get("method") == "learned":
-        folder = constructor_folder(model, config)
+        folder = constructor_folder(model, tokenizer, dictionary, config)
         settings: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "table": config.table}
         rows[defined] = read_definitions(model, tokenizer, folder, words, definitions, **settings)
         return rows

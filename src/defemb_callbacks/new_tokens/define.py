@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.applied import note_new_tokens
+from defemb_callbacks.applied import new_tokens_in, note_new_tokens
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
@@ -22,7 +22,7 @@ from defemb_callbacks.new_tokens.constructors import build_keeping_constructor, 
 from defemb_callbacks.new_tokens.growth import check_model, grown, tables_of, write_bias
 from defemb_callbacks.new_tokens.subtokens import split_without_itself
 from defemb_callbacks.new_tokens.term_rows import TermRows, expected_rank, term_rows
-from defemb_callbacks.new_tokens.terms import TermSource, read_terms
+from defemb_callbacks.new_tokens.terms import Term, TermSource, read_terms
 from defemb_callbacks.new_tokens.tokenization import TermToken, TokenPlan, plan_tokens
 from defemb_callbacks.report import GroupSummary, RebuildReport, TermSummary
 from defemb_callbacks.rows import INPUT, TableName, check_rows, embedding_weight, read_table, write_rows
@@ -81,7 +81,8 @@ def define_new_tokens(
     check_model(model)
     read_vocabulary(tokenizer, len(embedding_weight(model)))
     plan = plan_new_tokens(tokenizer, terms, dictionary, config)
-    report = write_new_tokens(model, plan, new_token_embeddings(model, plan, dictionary, config), config)
+    embeddings = new_token_embeddings(model, plan, dictionary, config)
+    report = write_new_tokens(model, plan, embeddings, dictionary, config)
     plan.extend(tokenizer)
     return report
 
@@ -110,7 +111,7 @@ def new_token_embeddings(
             vocabulary = read_vocabulary(plan.before, len(embedding_weight(model, table)))
             found[table].check_tokenizer(vocabulary)
         else:
-            found[table] = build_keeping_constructor(model, plan.before, dictionary, config, table)
+            found[table] = build_keeping_constructor(model, plan.before, dictionary, replace(config, table=table))
     return found
 
 
@@ -118,6 +119,7 @@ def write_new_tokens(
     model: PreTrainedModel,
     plan: TokenPlan,
     embeddings: Mapping[TableName, DefinitionEmbeddings],
+    dictionary: Lexicon,
     config: DefinitionEMBConfig,
 ) -> RebuildReport:
     """Let a model's tables grow by the tokens of a plan, and write their rows.
@@ -126,56 +128,58 @@ def write_new_tokens(
         model: see `define_new_tokens`.
         plan: from `plan_new_tokens`; whether the tokenizer is extended already makes no difference.
         embeddings: from `new_token_embeddings`.
+        dictionary: from which they were built.
         config: settings.
     """
     check_model(model)
     terms = [token.term for token in plan.tokens]
-    splits = split_without_itself(plan.before, embeddings[INPUT].ids)
     size = max([len(embedding_weight(model)), *(index + 1 for token in plan.tokens for index in token.ids)])
     made: dict[TableName, TermRows] = {}
     for table, built in embeddings.items():
         settings = replace(config, table=table)
-        rows = rows_from_definitions(model, plan.before, terms, built, settings)
+        rows = rows_from_definitions(model, plan.before, terms, built, settings, dictionary)
+        splits = split_without_itself(plan.before, built.ids)
         found = made[table] = term_rows(read_table(model, table).cpu(), plan.tokens, rows, splits, built, settings)
         weight = embedding_weight(model, table)
         check_rows(found.ids, found.rows.to(weight.dtype), size=size, width=weight.shape[1])
-    vocabulary = embeddings[INPUT].vocabulary
-    groups = frequency_groups(expected_rank(vocabulary, config), config.group_edges)
-    before = TableMeasure(groups, pairs=embeddings[INPUT].pairs).measure(read_table(model))
+    groups = frequency_groups(expected_rank(read_vocabulary(plan.after, size), config), config.group_edges)
+    # Of the same groups, as far as they have rows yet.
+    earlier = {name: members[members < len(embedding_weight(model))] for name, members in groups.items()}
+    pairs = embeddings[INPUT].pairs
+    before = TableMeasure(earlier, pairs=pairs).measure(read_table(model))
     new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
-    with grown(model, size):
+    with grown(model, size, made[INPUT].ids):
         for table, found in made.items():
             write_rows(model, found.ids, found.rows, table)
-        write_bias(model, new, groups[config.new_token_group])
-    report = _report(model, plan, made, embeddings[INPUT], config, before)
-    note_new_tokens(model, {"fingerprint": plan_fingerprint(plan, config), "terms": len(terms), "tokens": len(new)})
+        write_bias(model, new, earlier[config.new_token_group])
+        after = TableMeasure(groups, pairs=pairs).measure(read_table(model))
+        report = _report(plan, made, groups, embeddings[INPUT].info, before, after)
+        noted = {**(new_tokens_in(model) or {}), **{term.text: term_fingerprint(term, config) for term in plan.terms}}
+        note_new_tokens(model, noted)
     return report
 
 
-def plan_fingerprint(plan: TokenPlan, config: DefinitionEMBConfig) -> str:
-    """Hex string of the terms, their definitions and the settings, by which a model knows that it has these tokens."""
-    defined = {term.text: [found.gloss for found in term.definitions] for term in plan.terms}
-    return fingerprint(json.dumps(defined, sort_keys=True), config.build_fingerprint, config.new_token_group)
+def term_fingerprint(term: Term, config: DefinitionEMBConfig) -> str:
+    """Short hex string of a term, its definitions and the settings, by which a model knows that it has its row."""
+    glosses = json.dumps([definition.gloss for definition in term.definitions])
+    return fingerprint(term.text, glosses, config.build_fingerprint, config.new_token_group)[:8]
 
 
 def _report(
-    model: PreTrainedModel,
     plan: TokenPlan,
     made: Mapping[TableName, TermRows],
-    embeddings: DefinitionEmbeddings,
-    config: DefinitionEMBConfig,
+    groups: Mapping[str, Tensor],
+    info: dict[str, Any],
     before: dict[str, float],
+    after: dict[str, float],
 ) -> RebuildReport:
-    vocabulary = read_vocabulary(plan.after, len(embedding_weight(model)))
-    groups = frequency_groups(expected_rank(vocabulary, config), config.group_edges)
     rows = made[INPUT]
-    weight_of_token = torch.zeros(len(vocabulary), dtype=torch.float64)
-    for token, weight in zip(plan.tokens, rows.weights.tolist(), strict=True):
-        weight_of_token[list(token.ids)] = weight
+    weights = rows.weights.tolist()
+    weight_of_token = {index: weight for token, weight in zip(plan.tokens, weights, strict=True) for index in token.ids}
 
     def summary(members: Tensor) -> GroupSummary:
-        written = members[torch.isin(members, rows.ids)]
-        weight = float(weight_of_token[written].mean()) if len(written) else 0.0
+        written = members[torch.isin(members, rows.ids)].tolist()
+        weight = sum(weight_of_token[index] for index in written) / max(len(written), 1)
         return GroupSummary(tokens=len(members), defined=len(written), rebuilt=len(written), weight=weight)
 
     mixtures = {table: asdict(found.mixture) for table, found in made.items() if found.mixture is not None}
@@ -183,11 +187,9 @@ def _report(
         groups={name: summary(members) for name, members in groups.items()},
         skipped=plan.refused,
         before=before,
-        after=TableMeasure(groups, pairs=embeddings.pairs).measure(embedding_weight(model)),
-        info=embeddings.info | {"new_tokens": mixtures},
-        terms=tuple(
-            _summary(token, weight, plan) for token, weight in zip(plan.tokens, rows.weights.tolist(), strict=True)
-        ),
+        after=after,
+        info=info | {"new_tokens": mixtures},
+        terms=tuple(_summary(token, weight, plan) for token, weight in zip(plan.tokens, weights, strict=True)),
     )
 
 

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defemb_callbacks.rows import INPUT, TableName, bare_model, embedding_weight, output_weight
+from defemb_callbacks.applied import new_tokens_in, note_new_tokens
+from defemb_callbacks.rows import (
+    INPUT,
+    TableName,
+    bare_model,
+    embedding_weight,
+    output_weight,
+    transformers_model,
+    write_rows,
+)
 from defemb_callbacks.sharding import is_sharded
 
 
@@ -24,6 +33,10 @@ def check_model(model: PreTrainedModel) -> None:
     """
     if bare_model(model) is not model:
         raise ValueError(f"The model is inside {type(model).__name__}; define new tokens before it is wrapped.")
+    if transformers_model(model) is not model:
+        raise ValueError(
+            f"{type(model).__name__} has its tables in a model inside; define new tokens in model.transformers_model."
+        )
     if hasattr(model, "peft_config"):
         raise ValueError(
             "This is a PEFT model, whose tables cannot grow. Define new tokens in the base model first, then add the "
@@ -77,9 +90,20 @@ def tables_of(model: PreTrainedModel) -> list[TableName]:
 
 
 @contextlib.contextmanager
-def grown(model: PreTrainedModel, size: int) -> Iterator[None]:
-    """Let all tables have `size` rows, unless they have more, and go back to what they had if the block fails."""
+def grown(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None]:
+    """Let all tables have `size` rows, unless they have more; if the block fails, the model is as it was.
+
+    Args:
+        model: whose tables are to grow.
+        size: rows that are needed.
+        written: (n,) int64, tokens whose rows and biases the block may write.
+    """
     earlier = len(embedding_weight(model))
+    there = written[written < earlier]
+    rows = {table: embedding_weight(model, table).detach()[there.to(model.device)] for table in tables_of(model)}
+    bias = _output_bias(model)
+    biases = None if bias is None else bias.detach()[there.to(bias.device)]
+    note = new_tokens_in(model)
     try:
         if size > earlier:
             _resize(model, size)
@@ -87,6 +111,13 @@ def grown(model: PreTrainedModel, size: int) -> Iterator[None]:
     except BaseException:
         if len(embedding_weight(model)) != earlier:
             _resize(model, earlier)
+        for table, old in rows.items():
+            write_rows(model, there, old, table)
+        bias = _output_bias(model)
+        if bias is not None and biases is not None:
+            with torch.no_grad():
+                bias[there.to(bias.device)] = biases
+        note_new_tokens(model, note)
         raise
 
 
@@ -103,13 +134,18 @@ def _resize(model: PreTrainedModel, size: int) -> None:
 
 @torch.no_grad()
 def write_bias(model: PreTrainedModel, ids: Tensor, like: Tensor) -> None:
-    """Give output logits, where they have a bias, that of tokens of the expected frequency (median), and not 0.
+    """Give new logits, where their layer has a bias, that of tokens of the expected frequency (median), and not 0.
 
     Args:
         model: any.
         ids: (n,) int64, new tokens.
         like: (m,) int64, tokens of the expected frequency.
     """
-    bias = getattr(model.get_output_embeddings(), "bias", None)
-    if isinstance(bias, Tensor):
+    bias = _output_bias(model)
+    if bias is not None:
         bias[ids.to(bias.device)] = bias[like.to(bias.device)].median()
+
+
+def _output_bias(model: PreTrainedModel) -> Tensor | None:
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return bias if isinstance(bias, Tensor) else None

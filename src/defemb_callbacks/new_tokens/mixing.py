@@ -98,7 +98,7 @@ def piece_means(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
         >>> piece_means(torch.tensor([[1.0], [3.0]]), [[0, 1], []]).tolist()
         [[2.0], [0.0]]
     """
-    counts = torch.tensor([len(found) for found in pieces])
+    counts = torch.tensor([len(found) for found in pieces], dtype=torch.int64)
     tokens = torch.tensor([index for found in pieces for index in found], dtype=torch.int64)
     owner = torch.repeat_interleave(torch.arange(len(pieces)), counts)
     sums = torch.zeros(len(pieces), table.shape[1], dtype=table.dtype).index_add_(0, owner, table[tokens])

@@ -57,7 +57,7 @@ def term_rows(
         tokens: those to get rows.
         from_definitions: (n, d) float32, what the definitions of each give; anything for a term without.
         splits: of each word of `embeddings`, its sub-tokens without itself; from `split_without_itself`.
-        embeddings: of this table.
+        embeddings: of this table, before it grew.
         config: settings.
     """
     vocabulary = embeddings.vocabulary
@@ -87,7 +87,7 @@ def term_rows(
     offset = bare_offset(table, vocabulary)
     bare = torch.tensor([position for position, token in enumerate(tokens) if token.bare is not None]).long()
     ids = [token.word for token in tokens] + [token.bare for token in tokens if token.bare is not None]
-    return TermRows(torch.tensor(ids), torch.cat([rows, rows[bare] + offset]), weights, mixture)
+    return TermRows(torch.tensor(ids, dtype=torch.int64), torch.cat([rows, rows[bare] + offset]), weights, mixture)
 
 
 def expected_rank(vocabulary: Vocabulary, config: DefinitionEMBConfig) -> Tensor:

@@ -152,7 +152,7 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
         if term.text in reasons:
             continue
         if index is not None:
-            tokens.append(TermToken(term, index, None, False, (index,)))
+            tokens.append(TermToken(term, index, _bare_beside(before, term.text, index), False, (index,)))
         elif term.text in chosen:
             ids = {form.place: _id_of(after, form) for form in chosen[term.text]}
             word, bare = (ids["word"], ids.get("bare")) if "word" in ids else (ids["bare"], None)
@@ -177,10 +177,9 @@ def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
         >>> single_token(tokenizer, "cat"), single_token(tokenizer, "cats"), single_token(tokenizer, "##s")
         (1, None, 2)
     """
-    for written in (f" {text}", text):
-        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            return int(ids[0])
+    ids = tokenizer(_at_word_start(tokenizer, text), add_special_tokens=False)["input_ids"]
+    if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+        return int(ids[0])
     # Without its mark a word of BPE or Unigram is but a word piece.
     return None if _kind(tokenizer) in ("BPE", "Unigram") else _known_id(tokenizer, text)
 
@@ -207,13 +206,14 @@ class _Candidates:
         if self.kind != "BPE":
             return [[Form(text, "word", single_word=True)]]
         spaced, bare = Form(f" {text}", "word"), Form(text, "bare", single_word=True)
+        if _known_id(self.tokenizer, text) is not None:  # a word piece, whose row is not the term's
+            return [[spaced]]
         # The alphabet of byte-level BPE decodes letters like "ö" wrongly in added tokens, unless a space is with them.
         return [[bare], [spaced]] if self._begins_others(text) else [[spaced, bare], [spaced], [bare]]
 
     def pieces(self, text: str) -> tuple[int, ...]:
         """What the tokenizer cuts the term into at the start of a word, but for what it does not know."""
-        written = f" {text}" if self.kind == "BPE" else text
-        ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(_at_word_start(self.tokenizer, text), add_special_tokens=False)["input_ids"]
         return tuple(int(index) for index in ids if index != self.tokenizer.unk_token_id)
 
     def _begins_others(self, text: str) -> bool:
@@ -253,6 +253,17 @@ class _Candidates:
 
 def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
     return type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else ""
+
+
+def _at_word_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    # Elsewhere the tokenizer marks the start of a word by itself.
+    return f" {text}" if _kind(tokenizer) == "BPE" else text
+
+
+def _bare_beside(tokenizer: PreTrainedTokenizerBase, text: str, word: int) -> int | None:
+    """The bare token of a term that was added earlier: such two have successive ids, and no word piece is meant."""
+    bare = _known_id(tokenizer, text) if _kind(tokenizer) in ("BPE", "Unigram") else None
+    return bare if bare == word + 1 else None
 
 
 def _add(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> None:

@@ -78,6 +78,7 @@ def kept_constructor(model: PreTrainedModel, folder: Path, table: TableName = IN
 
     Raises:
         FileNotFoundError: the folder holds no constructor.
+        ValueError: it is one of another model.
         ImportError: adapters without peft.
     """
     if (folder / "adapter_config.json").is_file():
@@ -86,6 +87,7 @@ def kept_constructor(model: PreTrainedModel, folder: Path, table: TableName = IN
         except ImportError as error:
             raise ImportError('adapters need peft: pip install "defemb-callbacks[peft]"') from error
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        modes = [(module, module.training) for module in model.modules()]
         adapted = PeftModel.from_pretrained(with_definition_head(model, table=table), folder)
         try:
             yield adapted
@@ -93,6 +95,8 @@ def kept_constructor(model: PreTrainedModel, folder: Path, table: TableName = IN
             adapted.unload()
             for parameter, requires_grad in trained:
                 parameter.requires_grad_(requires_grad)
+            for module, training in modes:
+                module.training = training
         return
     files = sorted(folder.glob("*.safetensors"))
     if not files:
