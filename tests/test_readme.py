@@ -40,7 +40,8 @@ def test_python_snippets_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_p
 @pytest.mark.slow
 def test_commands_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_path: Path, shared_cache: Path) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("defemb ")]
-    assert [command.split()[1] for command in commands] == ["inspect", "build", "apply", "inspect"]
+    assert [command.split()[1] for command in commands] == ["inspect", "build", "apply", "inspect", "define"]
+    (tmp_path / "terms.tsv").write_text("word\tdefinition\nneoadjuvant\tgiven before an operation\n")
     environment = ALL_CORES | {"DEFEMB_CACHE": str(shared_cache)}
     for command in commands:
         words = [sys.executable, "-m", "defemb_callbacks", *command.replace(HUB_ID, str(minilm_dir)).split()[1:]]
@@ -48,6 +49,7 @@ def test_commands_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_path: Pa
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs/checkpoint/model.safetensors").is_file()
     assert (tmp_path / "outputs/page/index.html").is_file()
+    assert "neoadjuvant" in (tmp_path / "outputs/terms/tokenizer.json").read_text(encoding="utf-8")
     assert (tmp_path / "outputs/page/projector/checkpoint/projector_config.pbtxt").is_file()
 
 
