@@ -232,7 +232,7 @@ def test_more_senses_are_nearer(teacher: PreTrainedModel, tokenizer: PreTrainedT
     for senses in (1, 3, 9):
         callback = SenseMonitorCallback(TEXTS, senses=senses)
         callback.on_train_begin(None, None, None, model=teacher, processing_class=tokenizer)  # type: ignore[arg-type]
-        errors.append(callback._measure(teacher)["defemb/sense_error/all"])
+        errors.append(callback._measure(teacher, callback._plan)["defemb/sense_error/all"])
     assert errors == sorted(errors, reverse=True)
     assert errors[0] == pytest.approx(1.0, abs=0.15)  # clustered tokens exactly 1, those with raw vectors 0
 
@@ -260,6 +260,22 @@ def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokeniz
     without.add_callback(SenseMonitorCallback(TEXTS))
     with pytest.raises(ValueError, match="SenseMonitorCallback needs the tokenizer"):
         without.train()
+
+
+def test_monitor_waits_for_a_training(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    callback = SenseMonitorCallback(TEXTS, senses=3)
+    trainer = Trainer(
+        tiny.tiny_bert(tokenizer, BertForSequenceClassification),
+        tiny.training_args(tmp_path, max_steps=1),
+        train_dataset=tiny.tiny_dataset(tokenizer, 8),
+        eval_dataset=tiny.tiny_dataset(tokenizer, 8),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    assert "eval_loss" in trainer.evaluate()
+    assert callback.dictionary is None
+    trainer.train()
+    assert callback.dictionary is not None
 
 
 # Names

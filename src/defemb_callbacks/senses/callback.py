@@ -20,7 +20,7 @@ from defemb_callbacks.rows import bare_model, embedding_weight
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.measure import measure_senses
-from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
+from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -60,6 +60,9 @@ class SenseMonitorCallback(TrainerCallback):
         self.texts, self.tokenizer = texts, tokenizer
         self.config = SenseConfig.resolve(config, overrides)
         self.dictionary: SenseDictionary | None = None
+        self._plan: SamplePlan | None = None
+        self._measured_step = -1
+        self._reporters: ForwardingReporters | None = None
 
     def on_train_begin(
         self,
@@ -82,7 +85,6 @@ class SenseMonitorCallback(TrainerCallback):
         self._texts = tokenize_texts(tokenizer, self.texts, self.config.max_length)
         self._plan = plan_samples(self._texts.ids, len(self._vocabulary), self.config.samples, self.config.seed)
         self._measured_step = -1
-        self._reporters: ForwardingReporters | None = None
 
     def on_log(
         self,
@@ -94,12 +96,14 @@ class SenseMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure, and add what was found to the row."""
+        if self._plan is None:  # an evaluation before any training
+            return
         if logs is None or not any(key.startswith("eval_") or key == "train_runtime" for key in logs):
             return
         if state.global_step == self._measured_step:  # another data set, or the end of the run, at the same step
             return
         self._measured_step = state.global_step
-        metrics = self._measure(bare_model(model))
+        metrics = self._measure(bare_model(model), self._plan)
         state.log_history[-1].update(metrics)
         logs.update(metrics)
         if state.is_world_process_zero:
@@ -113,8 +117,8 @@ class SenseMonitorCallback(TrainerCallback):
         if self._reporters is not None:
             self._reporters.close()
 
-    def _measure(self, model: Any) -> dict[str, float]:
-        config, plan = self.config, self._plan
+    def _measure(self, model: Any, plan: SamplePlan) -> dict[str, float]:
+        config = self.config
         states = sampled_states(model, self._texts, plan, layer=config.layer, batch_size=config.batch_size)
         self.dictionary = SenseDictionary.of_states(states, plan.offsets, self._vocabulary, config, device=model.device)
         ids = torch.repeat_interleave(plan.offsets.diff())
