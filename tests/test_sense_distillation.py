@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from transformers import (
     BertForSequenceClassification,
     BertModel,
     DataCollatorWithPadding,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -32,7 +38,7 @@ from defemb_callbacks.senses import (
 )
 from defemb_callbacks.senses import labels as module
 from defemb_callbacks.senses.distillation import sense_loss
-from defemb_callbacks.senses.labels import IGNORED, WithSenseLabels, teacher_senses
+from defemb_callbacks.senses.labels import IGNORED, WithSenseLabels, teacher_senses, teacher_states
 from defemb_callbacks.senses.replace import recorded_states
 from defemb_callbacks.senses.student import freeze_head, parameter_counts
 
@@ -310,6 +316,47 @@ def test_smaller_student_of_another_width(
     loaded = with_senses(SenseStudent.from_pretrained(tmp_path / "small").eval(), dictionary)
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, student.eval()(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone", "width"),
+    [
+        (LlamaForSequenceClassification, LlamaModel, "hidden_size"),
+        (LlamaForCausalLM, LlamaModel, "hidden_size"),
+        (GPT2ForSequenceClassification, GPT2Model, "n_embd"),
+        (GPT2LMHeadModel, GPT2Model, "n_embd"),  # its head is tied to the table
+    ],
+)
+def test_smaller_student_of_a_decoder(
+    head: Any, backbone: Any, width: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    teacher = tiny.tiny_model(head, tokenizer)
+    smaller = tiny.tiny_model(backbone, tokenizer, **{width: 16})
+    SenseStudent.of(teacher, smaller).save_pretrained(tmp_path)
+    student = SenseStudent.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[9, 8, 7]])
+    scorer = teacher.score if hasattr(teacher, "score") else teacher.lm_head
+    with torch.no_grad():
+        expected = scorer(student.projected.encoder.projection(smaller(ids).last_hidden_state))
+        expected = expected[:, -1] if hasattr(teacher, "score") else expected
+        torch.testing.assert_close(student(ids).logits, expected)
+
+
+def test_smaller_student_reads_token_types(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    student = SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, hidden_size=16)).eval()
+    ids, types = torch.tensor([[9, 8, 7]]), torch.tensor([[0, 1, 1]])
+    assert "token_type_ids" in inspect.signature(student.forward).parameters  # or the Trainer drops the column
+    with torch.no_grad():
+        states = student.projected.encoder.backbone(ids, token_type_ids=types).last_hidden_state
+        expected = student.projected.encoder.projection(states)
+        assert torch.equal(student.projected(ids, token_type_ids=types).last_hidden_state, expected)
+        assert not torch.equal(student(ids, token_type_ids=types).logits, student(ids).logits)
+        # A decoder has no use for them, be it as student or as teacher.
+        other = SenseStudent.of(teacher, tiny.tiny_model(LlamaModel, tokenizer)).eval()
+        assert torch.equal(other(ids, token_type_ids=types).logits, other(ids).logits)
+        decoder = tiny.tiny_model(LlamaForCausalLM, tokenizer)
+        read, states = teacher_states(decoder, {"input_ids": ids, "token_type_ids": types})
+    assert torch.equal(states, last_states(decoder, read))
 
 
 def test_only_the_backbone_learns(tokenizer: PreTrainedTokenizerBase) -> None:

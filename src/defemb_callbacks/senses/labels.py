@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,7 @@ def teacher_senses(
         raise ValueError("the teacher's own states are needed: call without_senses(teacher) first")
     dictionary.check_model(teacher)
     dictionary.to(teacher.device)
-    read = inspect.signature(backbone_of(teacher).forward).parameters
-    rows = rows.select_columns([name for name in rows.column_names if name in read])
+    rows = rows.select_columns([name for name in rows.column_names if name in _read_by(teacher)])
     content = _content(rows.with_format("numpy"))
     key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), *rows.column_names, content)
 
@@ -97,6 +96,10 @@ def teacher_senses(
 
     labels, lengths = cached(cache_root() / "sense_labels" / key, build, save, load)
     return [part.long().numpy() for part in labels.split(lengths.tolist())]
+
+
+def _read_by(teacher: PreTrainedModel) -> Container[str]:
+    return inspect.signature(backbone_of(teacher).forward).parameters
 
 
 def _content(rows: Dataset) -> str:
@@ -137,8 +140,8 @@ def _choose(
 
 
 def teacher_states(teacher: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Token ids, (batch, length), and last states, (batch, length, d), of a padded batch; labels play no part."""
-    inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name != "labels"}
+    """Token ids, (batch, length), and last states, (batch, length, d), of a padded batch, of what the teacher reads."""
+    inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name in _read_by(teacher)}
     with evaluating(teacher), torch.no_grad():
         states: Tensor = backbone_of(teacher)(**inputs, return_dict=True).last_hidden_state
     return inputs["input_ids"], states
