@@ -402,6 +402,10 @@ def test_what_is_refused(
 
     with pytest.raises(TypeError, match="args must be SenseDistillationArguments, got TrainingArguments"):
         make(args=TrainingArguments(str(tmp_path), use_cpu=True))
+    several = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match=r"a single process sees 2 GPUs.*torchrun or accelerate launch"):
+        make(args=several)
     with pytest.raises(TypeError, match="train_dataset must be a Dataset of tokenized rows, got list"):
         make(train_dataset=[{"input_ids": [1]}])
     weighted = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[], task_weight=1.0)

@@ -19,6 +19,7 @@ from defemb_callbacks.monitoring.reporters import ForwardingReporters
 from defemb_callbacks.rows import bare_model, embedding_weight
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
+from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.measure import measure_senses
 from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
@@ -42,7 +43,7 @@ class SenseMonitorCallback(TrainerCallback):
         dictionary: the last one that was built; `None` before the first measurement.
 
     Raises:
-        ValueError: a setting outside its range; at train start, no tokenizer or no text.
+        ValueError: a setting outside its range; at train start, no tokenizer, no text, or a model that gives senses.
 
     Example:
         >>> callback = SenseMonitorCallback(["The bank lends money.", "The river has two banks."], rule="silhouette")
@@ -80,6 +81,7 @@ class SenseMonitorCallback(TrainerCallback):
                 "SenseMonitorCallback needs the tokenizer. Pass processing_class=tokenizer to the Trainer, or "
                 "SenseMonitorCallback(texts, tokenizer=tokenizer)."
             )
+        require_own_states(bare_model(model))  # type: ignore[arg-type]
         self._vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         self._groups = frequency_groups(frequency_rank(self._vocabulary))
         self._texts = tokenize_texts(tokenizer, self.texts, self.config.max_length)

@@ -23,6 +23,7 @@ from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.senses.config import SenseConfig, Similarity
 from defemb_callbacks.senses.discovery import discover_senses
 from defemb_callbacks.senses.files import read_senses, write_senses
+from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.number import silhouette_score
 from defemb_callbacks.senses.products import sampled_products
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
@@ -63,7 +64,8 @@ class SenseDictionary(
     """Sense vectors of the tokens of one model.
 
     Token t has the senses from `offsets[t]` to `offsets[t + 1]`, perhaps none. The dictionary is a module without
-    parameters, so that it moves with a model; it stays in float32, and a model's checkpoint does not contain it.
+    parameters and buffers: it moves with a model, but stays in float32, is no part of a model's checkpoints, and is not
+    broadcast by DDP in each step.
 
     Source: Wang, Zaki, Kollias, Kalantzis, arXiv 2504.06036.
 
@@ -107,9 +109,7 @@ class SenseDictionary(
     ) -> None:
         super().__init__()
         _check(offsets, vectors, counts, vocabulary)
-        tensors = {"offsets": offsets, "vectors": vectors, "counts": counts, "lengths": vectors.norm(dim=1)}
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        self.offsets, self.vectors, self.counts, self.lengths = offsets, vectors, counts, vectors.norm(dim=1)
         self.vocabulary, self.similarity, self.storage, self.info = vocabulary, similarity, storage, info or {}
         self.most_senses = int(offsets.diff().max())
 
@@ -137,7 +137,7 @@ class SenseDictionary(
 
         Raises:
             TypeError: a single string, or a stream.
-            ValueError: a setting outside its range, no text, a tokenizer that does not fit.
+            ValueError: a setting outside its range, no text, a tokenizer that does not fit, a model that gives senses.
             ImportError: `rule="silhouette"` without scikit-learn.
 
         Example:
@@ -147,6 +147,7 @@ class SenseDictionary(
         config = SenseConfig.resolve(config, overrides)
         if config.rule == "silhouette":
             silhouette_score()  # what is missing is told before texts are read
+        require_own_states(model)
         vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         tokenized = tokenize_texts(tokenizer, texts, config.max_length)
         plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
@@ -340,7 +341,9 @@ class SenseDictionary(
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseDictionary:
         # Of a model's .half() or .to("cuda") the senses follow the move only: counts of bytes are `storage`'s affair.
-        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        device = fn(self.vectors[:0]).device
+        for name in ("offsets", "vectors", "counts", "lengths"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
 

@@ -72,7 +72,7 @@ class SenseDistillationTrainer(Trainer):
     Raises:
         TypeError: arguments or rows of another kind.
         ValueError: a dictionary of another model, tokenizer or width; a student with senses already; a task loss
-            without labels; no token with several senses.
+            without labels; no token with several senses; several GPUs in one process.
 
     Example:
         >>> trainer = SenseDistillationTrainer(  # doctest: +SKIP
@@ -96,6 +96,12 @@ class SenseDistillationTrainer(Trainer):
     ) -> None:
         if not isinstance(args, SenseDistillationArguments):
             raise TypeError(f"args must be SenseDistillationArguments, got {type(args).__name__}")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"a single process sees {args.n_gpu} GPUs, for which the Trainer takes nn.DataParallel, in which no "
+                "model can give senses: start one process for each with torchrun or accelerate launch, or let "
+                "CUDA_VISIBLE_DEVICES name one"
+            )
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a Dataset of tokenized rows, got {type(train_dataset).__name__}")
         if args.task_weight and "labels" not in train_dataset.column_names:
@@ -135,6 +141,7 @@ class SenseDistillationTrainer(Trainer):
         with recorded_states(model) as recorded:
             outputs = model(**inputs)
         (ids, states) = recorded[0]
+        labels = labels.to(states.device)
         chosen = labels != IGNORED
         targets = labels[chosen]
         if self.args.soft_targets:

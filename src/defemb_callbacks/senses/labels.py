@@ -21,7 +21,7 @@ from defemb_callbacks.cache import cache_root, cached, fingerprint
 from defemb_callbacks.reconstruction.encode import evaluating
 from defemb_callbacks.reconstruction.mixin import backbone_of
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.replace import SenseLayer
+from defemb_callbacks.senses.layer import require_own_states
 
 COLUMN, IGNORED = "sense_labels", -100
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -74,10 +74,9 @@ def teacher_senses(
         nothing to choose (fewer than two senses, or padding).
 
     Raises:
-        ValueError: a dictionary of another model.
+        ValueError: a dictionary of another model; a teacher that gives senses.
     """
-    if isinstance(getattr(backbone_of(teacher), "senses", None), SenseLayer):
-        raise ValueError("the teacher's own states are needed: call without_senses(teacher) first")
+    require_own_states(teacher)
     dictionary.check_model(teacher)
     dictionary.to(teacher.device)
     rows = rows.select_columns([name for name in rows.column_names if name in _read_by(teacher)])
