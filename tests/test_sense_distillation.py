@@ -240,14 +240,40 @@ def test_what_the_teacher_chooses_is_computed_once(
     rows: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    collator = DataCollatorWithPadding(tokenizer)
-    first = teacher_senses(teacher, dictionary, rows, collator, batch_size=5)
+    first = teacher_senses(teacher, dictionary, rows, tokenizer, batch_size=5)
     monkeypatch.setattr(module, "_choose", None)  # what would fail if it was called
-    again = teacher_senses(teacher, dictionary, rows, collator)
+    again = teacher_senses(teacher, dictionary, rows, tokenizer)
     assert all((one == two).all() for one, two in zip(first, again, strict=True))
     assert [len(labels) for labels in first] == [len(ids) for ids in rows["input_ids"]]
     with pytest.raises(TypeError):
-        teacher_senses(teacher, dictionary, rows.select(range(9)), collator)
+        teacher_senses(teacher, dictionary, rows.select(range(9)), tokenizer)
+
+
+def test_teacher_reads_what_the_rows_say_whatever_the_collator(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tmp_path: Path,
+) -> None:
+    some = rows.select(range(12))
+    args = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+
+    def hiding(batch: list[dict[str, Any]]) -> Any:
+        return DataCollatorWithPadding(tokenizer)([row | {"input_ids": [5] * len(row["input_ids"])} for row in batch])
+
+    trainer = SenseDistillationTrainer(
+        first_layers(teacher, 1),
+        teacher,
+        dictionary,
+        args,
+        train_dataset=some,
+        processing_class=tokenizer,
+        data_collator=hiding,
+    )
+    # Not from the cache, which has what the trainer has put there.
+    expected, lengths = module._choose(teacher, dictionary, some, tokenizer, 64)
+    assert trainer.train_dataset["sense_labels"] == [labels.tolist() for labels in expected.split(lengths.tolist())]
 
 
 def test_padding_on_the_left(
@@ -259,8 +285,7 @@ def test_padding_on_the_left(
     model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
     senses = SenseDictionary.build(model, tokenizer, SENTENCES, senses=4)
     labels = [
-        teacher_senses(model, senses, rows, DataCollatorWithPadding(some), left=some is left, batch_size=number)
-        for some, number in ((tokenizer, 64), (left, 50))
+        teacher_senses(model, senses, rows, some, batch_size=number) for some, number in ((tokenizer, 64), (left, 50))
     ]
     same = [float((one == two).mean()) for one, two in zip(*labels, strict=True)]
     assert min(same) > 0.99

@@ -111,7 +111,7 @@ class SenseDistillationTrainer(Trainer):
         self.teacher, self.dictionary = teacher, dictionary
         teacher.to(args.device)  # type: ignore[arg-type]
         self._padded_left = processing_class.padding_side == "left"
-        labels = teacher_senses(teacher, dictionary, train_dataset, collator, left=self._padded_left)
+        labels = teacher_senses(teacher, dictionary, train_dataset, processing_class)
         if not any((row >= 0).any() for row in labels):
             raise ValueError("no token of train_dataset has several senses to choose from")
         freeze_head(model)

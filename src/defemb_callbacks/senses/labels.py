@@ -14,7 +14,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import cache_root, cached, fingerprint
@@ -54,9 +54,8 @@ def teacher_senses(
     teacher: PreTrainedModel,
     dictionary: SenseDictionary,
     rows: Dataset,
-    collator: Collator,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    left: bool = False,
     batch_size: int = 64,
 ) -> list[np.ndarray[Any, Any]]:
     """What the teacher chooses for each token of each row, kept in the cache of this package.
@@ -65,8 +64,7 @@ def teacher_senses(
         teacher: the model that the dictionary was built of.
         dictionary: the teacher's.
         rows: tokenized.
-        collator: makes a padded batch of rows.
-        left: whether it pads on the left.
+        tokenizer: the teacher's, which pads; a collator of the student's, which may change tokens, plays no part.
         batch_size: rows read at once.
 
     Returns:
@@ -81,10 +79,11 @@ def teacher_senses(
     dictionary.to(teacher.device)
     rows = rows.select_columns([name for name in rows.column_names if name in _read_by(teacher)])
     content = _content(rows.with_format("numpy"))
-    key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), *rows.column_names, content)
+    side = tokenizer.padding_side  # from which absolute positions count
+    key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), side, *rows.column_names, content)
 
     def build() -> tuple[Tensor, Tensor]:
-        return _choose(teacher, dictionary, rows, collator, left, batch_size)
+        return _choose(teacher, dictionary, rows, tokenizer, batch_size)
 
     def save(value: tuple[Tensor, Tensor], folder: Path) -> None:
         save_file(dict(zip(("labels", "lengths"), value, strict=True)), folder / "labels.safetensors")
@@ -113,11 +112,12 @@ def _choose(
     teacher: PreTrainedModel,
     dictionary: SenseDictionary,
     rows: Dataset,
-    collator: Collator,
-    left: bool,
+    tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
     """The labels of all rows, one after the other, int32, and the length of each row."""
+    collator = DataCollatorWithPadding(tokenizer)
+    left = tokenizer.padding_side == "left"
     lengths = [len(ids) for ids in rows["input_ids"]]
     by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # so that little is padded
     labels: list[Tensor] = [torch.zeros(0, dtype=torch.int32)] * len(rows)
