@@ -408,13 +408,14 @@ def worker(folder: Path) -> None:
 def test_settings_outside_their_range() -> None:
     with pytest.raises(ValueError, match="senses=30 needs at least as many samples of a token, got samples=20"):
         SenseConfig(senses=30, samples=20)
+    assert SenseConfig(rule="markov", samples=10).samples == 10  # whose number of senses is not `senses`
     with pytest.raises(ValueError, match="min_samples must be at least 1, got 0"):
         SenseConfig(min_samples=0)
     with pytest.raises(ValueError, match="rule must be one of fixed, markov, silhouette, got 'best'"):
         SenseConfig(rule="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="similarity must be one of dot, cosine, got 'l2'"):
         SenseConfig(similarity="l2")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the paper's models are deberta-v3-large, llama-3-8b, not 'bert'"):
+    with pytest.raises(ValueError, match="the paper's models are deberta-v3, llama-3-8b, not 'bert'"):
         SenseConfig.paper("bert")
 
 
@@ -485,6 +486,8 @@ def test_storage_that_is_not_there() -> None:
         compress(torch.zeros(1, 8), "int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs a width that is a multiple of 8, got 12"):
         compress(torch.zeros(1, 12), "product")
+    with pytest.raises(ValueError, match=r'takes 300 values, a code names 256.*dictionary\.compressed\("product"\)'):
+        pack(torch.arange(2400.0).view(300, 8), "product")
 
 
 if __name__ == "__main__":
