@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoModelForCausalLM,
     BertForSequenceClassification,
     BertModel,
     DataCollatorWithPadding,
@@ -315,6 +316,22 @@ def test_first_layers_are_the_teachers(model_class: Any, tokenizer: PreTrainedTo
         first_layers(teacher, 4)
     counts = parameter_counts(teacher)
     assert counts["all"] - counts["layers"] == teacher.get_input_embeddings().weight.numel()
+
+
+def test_first_layers_of_half_precision_are_the_teachers(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = tiny.tiny_model(LlamaForCausalLM, tokenizer, num_hidden_layers=3).config
+    # As from_pretrained loads it: what is computed from the config stays in float32.
+    teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    student = first_layers(teacher, 1)
+    assert teacher.model.rotary_emb.inv_freq.dtype == torch.float32
+    buffers = dict(teacher.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in student.named_buffers())
+    assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
+    ids = torch.arange(9, 99)[None]
+    with torch.no_grad():
+        states = student.model(ids).last_hidden_state
+        expected = teacher.model.norm(teacher.model(ids, output_hidden_states=True).hidden_states[1])
+    assert torch.equal(states, expected)
 
 
 def test_smaller_student_of_another_width(

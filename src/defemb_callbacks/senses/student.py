@@ -40,7 +40,13 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
         own.layer_types = kinds[:layers]
     own.num_hidden_layers = layers
     student = type(teacher)(config)
-    student.to(teacher.device, teacher.dtype)  # type: ignore[arg-type]
+    student.to(teacher.device)  # type: ignore[arg-type]
+    # Each in the teacher's own type: a model in half precision keeps some of it, as rotary frequencies, in float32.
+    for name, weight in student.named_parameters():
+        weight.data = weight.data.to(teacher.get_parameter(name).dtype)
+    for name, _ in list(student.named_buffers()):
+        path, _, last = name.rpartition(".")
+        setattr(student.get_submodule(path), last, teacher.get_buffer(name).clone())
     wanted = student.state_dict().keys()
     student.load_state_dict({name: tensor for name, tensor in teacher.state_dict().items() if name in wanted})
     return student.train(teacher.training)
