@@ -21,7 +21,7 @@ import tiny
 from defemb_callbacks.reconstruction.mixin import last_states
 from defemb_callbacks.senses import SenseConfig, SenseDictionary
 from defemb_callbacks.senses.clustering import kmeans, spread_starts
-from defemb_callbacks.senses.discovery import discover_senses
+from defemb_callbacks.senses.discovery import discover_senses, most_senses
 from defemb_callbacks.senses.number import markov_clusters, markov_number, silhouette_number
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import layer_states, sampled_states
@@ -234,6 +234,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
     new, vectors, counts = discover_senses(points[0], offsets, config)
     number = new.diff()
     assert number[1] == 0
+    assert (number <= most_senses(sizes, config)).all()
     assert number[2:].tolist()[::2] == [3, 5]  # raw vectors
     torch.testing.assert_close(vectors[new[2] : new[3]], points[0, 40:43])
     assert torch.equal(torch.tensor([counts[new[i] : new[i + 1]].sum() for i in range(5)]), sizes)
@@ -242,6 +243,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
         assert number[[0, 3]].tolist() == [6, 6]
     bare, _, _ = discover_senses(points[0], offsets, SenseConfig(senses=6, rule=rule, keep_rare=False))
     assert bare.diff()[[1, 2, 4]].tolist() == [0, 0, 0]
+    assert most_senses(sizes, SenseConfig(senses=6, rule=rule, keep_rare=False))[[1, 2, 4]].tolist() == [0, 0, 0]
     assert torch.equal(bare.diff()[[0, 3]], number[[0, 3]])
 
 
@@ -314,7 +316,9 @@ def test_build_says_what_it_will_hold(
     with caplog.at_level("INFO", "defemb_callbacks"):
         small = SenseDictionary.build(teacher, tokenizer, TEXTS, senses=2, samples=3)
     assert small.info["states_kept"] <= 3 * len(tokenizer)
-    assert f"{small.info['states_kept']} states of 42 different tokens are kept (0.00 GB)" in caplog.text
+    # Fewer than min_samples are not clustered: as many senses as states.
+    kept = small.info["states_kept"]
+    assert f"{kept} states of 42 different tokens are kept, for up to {kept} senses (0.00 GB)" in caplog.text
     assert small.counts.sum() == small.info["states_kept"]
 
 

@@ -21,7 +21,7 @@ from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.senses.config import SenseConfig, Similarity
-from defemb_callbacks.senses.discovery import discover_senses
+from defemb_callbacks.senses.discovery import discover_senses, most_senses
 from defemb_callbacks.senses.files import read_senses, write_senses
 from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.number import silhouette_score
@@ -125,8 +125,9 @@ class SenseDictionary(
         """Read texts with a model, and cluster the states of each token into its senses.
 
         Texts are read once. Memory is 4 bytes for each number of the states that are kept, at most `samples` of each
-        token, which is logged before the first text is read, and about 50 bytes for each token of the texts. The
-        processes of a launch share the texts, and each gets the same dictionary, which a single one would give.
+        token, and of the senses, and 12 bytes for each token of the texts (about 40 while it is drawn what is kept).
+        The sum is logged, at level INFO, before the first text is read; clustering works on some hundred MB besides.
+        The processes of a launch share the texts, and each gets the same dictionary, which a single one would give.
 
         Args:
             model: the (fine-tuned) teacher, with any head; it is not changed.
@@ -152,10 +153,11 @@ class SenseDictionary(
         tokenized = tokenize_texts(tokenizer, texts, config.max_length)
         plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
         rows = int(plan.offsets[-1])
+        senses = int(most_senses(plan.offsets.diff(), config).sum())
         logger.info(
-            "Reading %s tokens of %s texts; %s states of %s different tokens are kept (%.2f GB).",
-            *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()))),
-            rows * state_width(model) * 4 / 1e9,
+            "Reading %s tokens of %s texts; %s states of %s different tokens are kept, for up to %s senses (%.2f GB).",
+            *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()), senses)),
+            ((rows + senses) * state_width(model) * 4 + 12 * len(tokenized.ids)) / 1e9,
         )
         states = sampled_states(model, tokenized, plan, layer=config.layer, batch_size=config.batch_size)
         info = {
