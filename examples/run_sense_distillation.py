@@ -1,4 +1,4 @@
-"""Senses instead of states, and students that learn to choose them, on SST-2 or another task of GLUE.
+"""Senses instead of states, and students that learn to choose them, on SST-2 or another classification task of GLUE.
 
     python examples/run_sense_distillation.py --data folder/of/train.tsv,validation.tsv
     python examples/run_sense_distillation.py --task mrpc --model FacebookAI/roberta-base --sentences 0

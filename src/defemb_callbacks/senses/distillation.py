@@ -98,8 +98,8 @@ class SenseDistillationTrainer(Trainer):
             raise TypeError(f"args must be SenseDistillationArguments, got {type(args).__name__}")
         if args.n_gpu > 1:
             raise ValueError(
-                f"a single process sees {args.n_gpu} GPUs, for which the Trainer takes nn.DataParallel, in which no "
-                "model can give senses: start one process for each with torchrun or accelerate launch, or let "
+                f"a single process sees {args.n_gpu} GPUs, for which the Trainer takes nn.DataParallel, which "
+                "senses do not support: start one process for each with torchrun or accelerate launch, or let "
                 "CUDA_VISIBLE_DEVICES name one"
             )
         if not isinstance(train_dataset, Dataset):

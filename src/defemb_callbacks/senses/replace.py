@@ -42,7 +42,7 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
     Poolers, heads and whatever else reads the last hidden states then read senses. States of tokens without senses
     stay. `hidden_states` may still show the last layer's own. The model is changed in place, and `without_senses`
     changes it back; its checkpoints are ordinary ones without the dictionary. DDP has nothing of the dictionary to
-    broadcast; `nn.DataParallel` cannot run such a model.
+    broadcast; `nn.DataParallel` is not supported.
 
     Of an encoder-decoder it is the encoder's states that are replaced. Of a `SentenceTransformer` give the encoder:
     `with_senses(model.transformers_model, dictionary)`.
