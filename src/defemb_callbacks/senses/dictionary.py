@@ -20,9 +20,10 @@ from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.senses.checks import check_model, check_tensors, check_tokenizer
 from defemb_callbacks.senses.config import SenseConfig, Similarity
 from defemb_callbacks.senses.discovery import discover_senses, most_senses
-from defemb_callbacks.senses.files import read_senses, write_senses
+from defemb_callbacks.senses.files import MODEL_CARD, read_senses, write_senses
 from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.number import silhouette_score
 from defemb_callbacks.senses.products import sampled_products
@@ -33,33 +34,13 @@ from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Of a student's config: the dictionary that it has learned to choose from.
-MARK = "sense_dictionary"
-
-_MODEL_CARD = """---
-{{ card_data }}
----
-
-# A sense dictionary
-
-The senses of each token as vectors: centres of the hidden states that a model gives the token in context
-(arXiv 2504.06036).
-
-```python
-from defemb_callbacks.senses import SenseDictionary, with_senses
-
-dictionary = SenseDictionary.from_pretrained("{{ repo_id | default("path or hub id") }}")
-model = with_senses(model, dictionary)  # its last hidden states are senses now
-```
-"""
-
 
 class SenseDictionary(
     nn.Module,
     ModelHubMixin,
     library_name="defemb_callbacks",
     tags=["word-senses", "knowledge-distillation"],
-    model_card_template=_MODEL_CARD,
+    model_card_template=MODEL_CARD,
 ):
     """Sense vectors of the tokens of one model.
 
@@ -108,7 +89,7 @@ class SenseDictionary(
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check(offsets, vectors, counts, vocabulary)
+        check_tensors(offsets, vectors, counts, vocabulary)
         self.offsets, self.vectors, self.counts, self.lengths = offsets, vectors, counts, vectors.norm(dim=1)
         self.vocabulary, self.similarity, self.storage, self.info = vocabulary, similarity, storage, info or {}
         self.most_senses = int(offsets.diff().max())
@@ -279,27 +260,11 @@ class SenseDictionary(
         Accepted are the model itself, with any head, and a student that has learned from this dictionary; with `force`
         every model with as many tokens and states of the same width.
         """
-        size, width = len(embedding_weight(model)), state_width(model)
-        if size != len(self.vocabulary):
-            raise ValueError(f"the dictionary has {len(self.vocabulary)} tokens, the model {size}: another tokenizer")
-        if width != self.width:
-            raise ValueError(f"the senses have width {self.width}, the model's states {width}: another model")
-        known = force or getattr(model.config, MARK, None) == self.fingerprint
-        if not known and fingerprint_weights(model) != self.info.get("weights"):
-            made_of = self.info.get("model") or "a model without a name"
-            raise ValueError(
-                f"the senses were made of the states of other weights ({made_of}): build a dictionary of this model, "
-                "or pass force=True"
-            )
+        check_model(self, model, force=force)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer with other tokens than the dictionary was built with: `ValueError`."""
-        other = read_vocabulary(tokenizer, max(len(self.vocabulary), max(tokenizer.get_vocab().values()) + 1))
-        if other.fingerprint != self.vocabulary.fingerprint:
-            pairs = zip(self.vocabulary.tokens, other.tokens, strict=False)
-            first = next((f"token {i} is {a!r} there, {b!r} here" for i, (a, b) in enumerate(pairs) if a != b), "")
-            sizes = f"{len(self.vocabulary)} entries there, {len(other)} here"
-            raise ValueError(f"the dictionary was built with another tokenizer ({first or sizes})")
+        check_tokenizer(self.vocabulary, tokenizer)
 
     def compressed(self, storage: Storage, seed: int = 0) -> SenseDictionary:
         """The dictionary as it will be read back when stored in less space; `save_pretrained` then writes it so.
@@ -347,16 +312,3 @@ class SenseDictionary(
         for name in ("offsets", "vectors", "counts", "lengths"):
             setattr(self, name, getattr(self, name).to(device))
         return self
-
-
-def _check(offsets: Tensor, vectors: Tensor, counts: Tensor, vocabulary: Vocabulary) -> None:
-    if vectors.ndim != 2 or vectors.dtype != torch.float32:
-        raise ValueError(f"vectors must be (senses, d) float32, got {tuple(vectors.shape)} {vectors.dtype}")
-    if offsets.shape != (len(vocabulary) + 1,) or offsets.dtype != torch.int64:
-        raise ValueError(f"offsets must be ({len(vocabulary) + 1},) int64, got {tuple(offsets.shape)} {offsets.dtype}")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(vectors) or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must grow from 0 to the number of senses, {len(vectors)}")
-    if counts.shape != (len(vectors),) or counts.dtype != torch.int64:
-        raise ValueError(f"counts must be ({len(vectors)},) int64, got {tuple(counts.shape)} {counts.dtype}")
-    if not bool(vectors.isfinite().all()):
-        raise ValueError("the senses hold NaN or infinity; does the model give such states?")

@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from defemb_callbacks.senses.arguments import SenseDistillationArguments
-from defemb_callbacks.senses.dictionary import MARK, SenseDictionary
+from defemb_callbacks.senses.checks import MARK
+from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.labels import COLUMN, IGNORED, Collator, WithSenseLabels, teacher_senses, teacher_states
 from defemb_callbacks.senses.replace import recorded_states, with_senses
 from defemb_callbacks.senses.student import freeze_head
