@@ -123,6 +123,17 @@ def test_checkpoints_are_ordinary(
         assert torch.equal(with_senses(loaded, dictionary)(ids).logits, model(ids).logits)
 
 
+@pytest.mark.slow
+def test_compiled_model_gives_the_same_senses(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
+) -> None:
+    model = with_senses(copy.deepcopy(teacher), dictionary)
+    ids = tokenizer(TEXTS[:3], return_tensors="pt", padding=True)["input_ids"]
+    with torch.no_grad(), recorded_states(compiled := torch.compile(model, backend="eager")) as recorded:
+        torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
+    assert len(recorded) == 2
+
+
 def test_there_is_nothing_for_ddp_to_broadcast(teacher: PreTrainedModel, dictionary: SenseDictionary) -> None:
     names = {name for name, _ in teacher.named_buffers()}
     assert {name for name, _ in with_senses(copy.deepcopy(teacher), dictionary).named_buffers()} == names
