@@ -30,6 +30,7 @@ from transformers import (
 import tiny
 from defemb_callbacks.reconstruction.mixin import last_states
 from defemb_callbacks.senses import (
+    SenseConfig,
     SenseDictionary,
     SenseDistillationArguments,
     SenseDistillationTrainer,
@@ -420,6 +421,8 @@ def test_the_papers_settings(tmp_path: Path) -> None:
     assert (llama.num_train_epochs, llama.warmup_steps, llama.lr_scheduler_type) == (5, 300, "cosine")
     assert llama.learning_rate == 5e-6 * llama.world_size
     assert SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), learning_rate=1e-3).learning_rate == 1e-3
+    # The dictionaries of the same recipes have the same names.
+    assert [SenseConfig.paper(name).rule for name in ("deberta-v3", "llama-3-8b")] == ["fixed", "markov"]
     with pytest.raises(ValueError, match="the paper's settings are for deberta-v3, llama-3-8b, not 'bert'"):
         SenseDistillationArguments.paper("bert", str(tmp_path))
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
