@@ -273,7 +273,7 @@ def main() -> None:
         _, plan, states = read_states(model, tokenizer, texts, SenseConfig())
         keep("wic_with_pairs", wic(model, tokenizer, plan, states, WIC_CONFIGS))
     if "distillation" in arguments.parts:
-        folder = ROOT / "outputs" / "senses"  # where an interrupted run goes on
+        folder = ROOT / "outputs" / "benchmark-senses"  # not the example's own; where an interrupted run goes on
         command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model", name]
         command += ["--data", str(DATA / "sst2"), "--seeds", str(arguments.seeds), "--output_dir", str(folder)]
         subprocess.run(command, check=True)

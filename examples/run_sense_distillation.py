@@ -1,4 +1,4 @@
-"""Senses instead of states, and students that learn to choose them, on SST-2 or another task of GLUE.
+"""Senses instead of states, and students that learn to choose them, on SST-2 or another classification task of GLUE.
 
     python examples/run_sense_distillation.py --data folder/of/train.tsv,validation.tsv
     python examples/run_sense_distillation.py --task mrpc --model FacebookAI/roberta-base --sentences 0
@@ -40,6 +40,7 @@ from transformers import (
     set_seed,
 )
 
+from defemb_callbacks.cache import file_fingerprint
 from defemb_callbacks.senses import (
     SenseDictionary,
     SenseDistillationArguments,
@@ -51,6 +52,7 @@ from defemb_callbacks.senses import (
 from defemb_callbacks.senses.student import parameter_counts
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
+GLUE = "nyu-mll/glue"
 COLUMNS = {
     "cola": ("sentence", None),
     "sst2": ("sentence", None),
@@ -65,8 +67,8 @@ SENSES, BOTH = "sense distillation", "sense distillation, task loss"
 MODELS = ("teacher", "teacher with senses", "plain student", "logit distillation", SENSES, BOTH)
 
 
-# What is not told in the results: folders, and how many seeds there are.
-NO_SETTINGS = ("data", "model", "seeds", "output_dir")
+# What is not told in the results: where they are, and how many seeds there are.
+NO_SETTINGS = ("seeds", "output_dir")
 
 
 @dataclass
@@ -108,7 +110,7 @@ class LogitTrainer(Trainer):
 
 def read(arguments: Arguments) -> DatasetDict:
     if not arguments.data:
-        data = load_dataset("nyu-mll/glue", arguments.task)
+        data = load_dataset(GLUE, arguments.task)
         validation = "validation_matched" if arguments.task == "mnli" else "validation"
         return DatasetDict(train=data["train"], validation=data[validation])
     found = DatasetDict()
@@ -259,6 +261,15 @@ def one_seed(arguments: Arguments, name: str, data: DatasetDict, seed: int) -> d
     }
 
 
+def identity(source: str) -> str:
+    """What a folder holds, whatever it is called and wherever it is; a hub id as it is."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    files = (path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".tsv", ".safetensors", ".bin"))
+    return f"{folder.name}, {file_fingerprint(files)}"
+
+
 def finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The seeds that an interrupted run with the same settings has come to."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -301,10 +312,12 @@ def main() -> None:
     data = read(arguments)
     output = Path(arguments.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in asdict(arguments).items() if name not in NO_SETTINGS}
+    name = arguments.model or str(default)
+    settings = {key: value for key, value in asdict(arguments).items() if key not in NO_SETTINGS}
+    settings |= {"model": identity(name), "data": identity(arguments.data) if arguments.data else GLUE}
     runs = finished(output / "results.json", settings)
     for seed in range(len(runs), arguments.seeds):
-        runs.append(one_seed(arguments, arguments.model or str(default), data, seed))
+        runs.append(one_seed(arguments, name, data, seed))
         print(f"seed {seed}: {json.dumps(runs[-1]['accuracy'])}", flush=True)
         figures = json.dumps({"settings": settings, "runs": runs}, indent=1)
         (output / "results.json").write_text(figures + "\n", encoding="utf-8")

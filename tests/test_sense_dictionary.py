@@ -21,7 +21,7 @@ import tiny
 from defemb_callbacks.reconstruction.mixin import last_states
 from defemb_callbacks.senses import SenseConfig, SenseDictionary
 from defemb_callbacks.senses.clustering import kmeans, spread_starts
-from defemb_callbacks.senses.discovery import discover_senses
+from defemb_callbacks.senses.discovery import discover_senses, most_senses
 from defemb_callbacks.senses.number import markov_clusters, markov_number, silhouette_number
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import layer_states, sampled_states
@@ -234,6 +234,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
     new, vectors, counts = discover_senses(points[0], offsets, config)
     number = new.diff()
     assert number[1] == 0
+    assert (number <= most_senses(sizes, config)).all()
     assert number[2:].tolist()[::2] == [3, 5]  # raw vectors
     torch.testing.assert_close(vectors[new[2] : new[3]], points[0, 40:43])
     assert torch.equal(torch.tensor([counts[new[i] : new[i + 1]].sum() for i in range(5)]), sizes)
@@ -242,6 +243,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
         assert number[[0, 3]].tolist() == [6, 6]
     bare, _, _ = discover_senses(points[0], offsets, SenseConfig(senses=6, rule=rule, keep_rare=False))
     assert bare.diff()[[1, 2, 4]].tolist() == [0, 0, 0]
+    assert most_senses(sizes, SenseConfig(senses=6, rule=rule, keep_rare=False))[[1, 2, 4]].tolist() == [0, 0, 0]
     assert torch.equal(bare.diff()[[0, 3]], number[[0, 3]])
 
 
@@ -314,7 +316,9 @@ def test_build_says_what_it_will_hold(
     with caplog.at_level("INFO", "defemb_callbacks"):
         small = SenseDictionary.build(teacher, tokenizer, TEXTS, senses=2, samples=3)
     assert small.info["states_kept"] <= 3 * len(tokenizer)
-    assert f"{small.info['states_kept']} states of 42 different tokens are kept (0.00 GB)" in caplog.text
+    # Fewer than min_samples are not clustered: as many senses as states.
+    kept = small.info["states_kept"]
+    assert f"{kept} states of 42 different tokens are kept, for up to {kept} senses (0.00 GB)" in caplog.text
     assert small.counts.sum() == small.info["states_kept"]
 
 
@@ -408,13 +412,14 @@ def worker(folder: Path) -> None:
 def test_settings_outside_their_range() -> None:
     with pytest.raises(ValueError, match="senses=30 needs at least as many samples of a token, got samples=20"):
         SenseConfig(senses=30, samples=20)
+    assert SenseConfig(rule="markov", samples=10).samples == 10  # whose number of senses is not `senses`
     with pytest.raises(ValueError, match="min_samples must be at least 1, got 0"):
         SenseConfig(min_samples=0)
     with pytest.raises(ValueError, match="rule must be one of fixed, markov, silhouette, got 'best'"):
         SenseConfig(rule="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="similarity must be one of dot, cosine, got 'l2'"):
         SenseConfig(similarity="l2")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the paper's models are deberta-v3-large, llama-3-8b, not 'bert'"):
+    with pytest.raises(ValueError, match="the paper's models are deberta-v3, llama-3-8b, not 'bert'"):
         SenseConfig.paper("bert")
 
 
@@ -485,6 +490,8 @@ def test_storage_that_is_not_there() -> None:
         compress(torch.zeros(1, 8), "int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="needs a width that is a multiple of 8, got 12"):
         compress(torch.zeros(1, 12), "product")
+    with pytest.raises(ValueError, match=r'takes 300 values, a code names 256.*dictionary\.compressed\("product"\)'):
+        pack(torch.arange(2400.0).view(300, 8), "product")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,16 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
+    AutoModelForCausalLM,
     BertForSequenceClassification,
     BertModel,
     DataCollatorWithPadding,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -23,6 +30,7 @@ from transformers import (
 import tiny
 from defemb_callbacks.reconstruction.mixin import last_states
 from defemb_callbacks.senses import (
+    SenseConfig,
     SenseDictionary,
     SenseDistillationArguments,
     SenseDistillationTrainer,
@@ -32,7 +40,7 @@ from defemb_callbacks.senses import (
 )
 from defemb_callbacks.senses import labels as module
 from defemb_callbacks.senses.distillation import sense_loss
-from defemb_callbacks.senses.labels import IGNORED, WithSenseLabels, teacher_senses
+from defemb_callbacks.senses.labels import IGNORED, WithSenseLabels, teacher_senses, teacher_states
 from defemb_callbacks.senses.replace import recorded_states
 from defemb_callbacks.senses.student import freeze_head, parameter_counts
 
@@ -234,14 +242,40 @@ def test_what_the_teacher_chooses_is_computed_once(
     rows: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    collator = DataCollatorWithPadding(tokenizer)
-    first = teacher_senses(teacher, dictionary, rows, collator, batch_size=5)
+    first = teacher_senses(teacher, dictionary, rows, tokenizer, batch_size=5)
     monkeypatch.setattr(module, "_choose", None)  # what would fail if it was called
-    again = teacher_senses(teacher, dictionary, rows, collator)
+    again = teacher_senses(teacher, dictionary, rows, tokenizer)
     assert all((one == two).all() for one, two in zip(first, again, strict=True))
     assert [len(labels) for labels in first] == [len(ids) for ids in rows["input_ids"]]
     with pytest.raises(TypeError):
-        teacher_senses(teacher, dictionary, rows.select(range(9)), collator)
+        teacher_senses(teacher, dictionary, rows.select(range(9)), tokenizer)
+
+
+def test_teacher_reads_what_the_rows_say_whatever_the_collator(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tmp_path: Path,
+) -> None:
+    some = rows.select(range(12))
+    args = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+
+    def hiding(batch: list[dict[str, Any]]) -> Any:
+        return DataCollatorWithPadding(tokenizer)([row | {"input_ids": [5] * len(row["input_ids"])} for row in batch])
+
+    trainer = SenseDistillationTrainer(
+        first_layers(teacher, 1),
+        teacher,
+        dictionary,
+        args,
+        train_dataset=some,
+        processing_class=tokenizer,
+        data_collator=hiding,
+    )
+    # Not from the cache, which has what the trainer has put there.
+    expected, lengths = module._choose(teacher, dictionary, some, tokenizer, 64)
+    assert trainer.train_dataset["sense_labels"] == [labels.tolist() for labels in expected.split(lengths.tolist())]
 
 
 def test_padding_on_the_left(
@@ -253,8 +287,7 @@ def test_padding_on_the_left(
     model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
     senses = SenseDictionary.build(model, tokenizer, SENTENCES, senses=4)
     labels = [
-        teacher_senses(model, senses, rows, DataCollatorWithPadding(some), left=some is left, batch_size=number)
-        for some, number in ((tokenizer, 64), (left, 50))
+        teacher_senses(model, senses, rows, some, batch_size=number) for some, number in ((tokenizer, 64), (left, 50))
     ]
     same = [float((one == two).mean()) for one, two in zip(*labels, strict=True)]
     assert min(same) > 0.99
@@ -286,6 +319,22 @@ def test_first_layers_are_the_teachers(model_class: Any, tokenizer: PreTrainedTo
     assert counts["all"] - counts["layers"] == teacher.get_input_embeddings().weight.numel()
 
 
+def test_first_layers_of_half_precision_are_the_teachers(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = tiny.tiny_model(LlamaForCausalLM, tokenizer, num_hidden_layers=3).config
+    # As from_pretrained loads it: what is computed from the config stays in float32.
+    teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    student = first_layers(teacher, 1)
+    assert teacher.model.rotary_emb.inv_freq.dtype == torch.float32
+    buffers = dict(teacher.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in student.named_buffers())
+    assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
+    ids = torch.arange(9, 99)[None]
+    with torch.no_grad():
+        states = student.model(ids).last_hidden_state
+        expected = teacher.model.norm(teacher.model(ids, output_hidden_states=True).hidden_states[1])
+    assert torch.equal(states, expected)
+
+
 def test_smaller_student_of_another_width(
     distilled: Any,
     teacher: PreTrainedModel,
@@ -312,6 +361,47 @@ def test_smaller_student_of_another_width(
         torch.testing.assert_close(loaded(ids).logits, student.eval()(ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("head", "backbone", "width"),
+    [
+        (LlamaForSequenceClassification, LlamaModel, "hidden_size"),
+        (LlamaForCausalLM, LlamaModel, "hidden_size"),
+        (GPT2ForSequenceClassification, GPT2Model, "n_embd"),
+        (GPT2LMHeadModel, GPT2Model, "n_embd"),  # its head is tied to the table
+    ],
+)
+def test_smaller_student_of_a_decoder(
+    head: Any, backbone: Any, width: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    teacher = tiny.tiny_model(head, tokenizer)
+    smaller = tiny.tiny_model(backbone, tokenizer, **{width: 16})
+    SenseStudent.of(teacher, smaller).save_pretrained(tmp_path)
+    student = SenseStudent.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[9, 8, 7]])
+    scorer = teacher.score if hasattr(teacher, "score") else teacher.lm_head
+    with torch.no_grad():
+        expected = scorer(student.projected.encoder.projection(smaller(ids).last_hidden_state))
+        expected = expected[:, -1] if hasattr(teacher, "score") else expected
+        torch.testing.assert_close(student(ids).logits, expected)
+
+
+def test_smaller_student_reads_token_types(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    student = SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, hidden_size=16)).eval()
+    ids, types = torch.tensor([[9, 8, 7]]), torch.tensor([[0, 1, 1]])
+    assert "token_type_ids" in inspect.signature(student.forward).parameters  # or the Trainer drops the column
+    with torch.no_grad():
+        states = student.projected.encoder.backbone(ids, token_type_ids=types).last_hidden_state
+        expected = student.projected.encoder.projection(states)
+        assert torch.equal(student.projected(ids, token_type_ids=types).last_hidden_state, expected)
+        assert not torch.equal(student(ids, token_type_ids=types).logits, student(ids).logits)
+        # A decoder has no use for them, be it as student or as teacher.
+        other = SenseStudent.of(teacher, tiny.tiny_model(LlamaModel, tokenizer)).eval()
+        assert torch.equal(other(ids, token_type_ids=types).logits, other(ids).logits)
+        decoder = tiny.tiny_model(LlamaForCausalLM, tokenizer)
+        read, states = teacher_states(decoder, {"input_ids": ids, "token_type_ids": types})
+    assert torch.equal(states, last_states(decoder, read))
+
+
 def test_only_the_backbone_learns(tokenizer: PreTrainedTokenizerBase) -> None:
     untied = tiny.tiny_model(LlamaForCausalLM, tokenizer)
     untied.model.norm.weight.requires_grad_(False)  # frozen by the user
@@ -331,6 +421,8 @@ def test_the_papers_settings(tmp_path: Path) -> None:
     assert (llama.num_train_epochs, llama.warmup_steps, llama.lr_scheduler_type) == (5, 300, "cosine")
     assert llama.learning_rate == 5e-6 * llama.world_size
     assert SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), learning_rate=1e-3).learning_rate == 1e-3
+    # The dictionaries of the same recipes have the same names.
+    assert [SenseConfig.paper(name).rule for name in ("deberta-v3", "llama-3-8b")] == ["fixed", "markov"]
     with pytest.raises(ValueError, match="the paper's settings are for deberta-v3, llama-3-8b, not 'bert'"):
         SenseDistillationArguments.paper("bert", str(tmp_path))
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
@@ -355,6 +447,10 @@ def test_what_is_refused(
 
     with pytest.raises(TypeError, match="args must be SenseDistillationArguments, got TrainingArguments"):
         make(args=TrainingArguments(str(tmp_path), use_cpu=True))
+    several = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match=r"a single process sees 2 GPUs.*torchrun or accelerate launch"):
+        make(args=several)
     with pytest.raises(TypeError, match="train_dataset must be a Dataset of tokenized rows, got list"):
         make(train_dataset=[{"input_ids": [1]}])
     weighted = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[], task_weight=1.0)

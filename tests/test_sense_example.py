@@ -53,6 +53,16 @@ def test_seeds_that_are_done_are_not_run_again(example: ModuleType, tmp_path: Pa
     assert example.finished(path, {"layers": 4}) == []
 
 
+def test_other_data_or_another_model_is_another_run(example: ModuleType, tmp_path: Path) -> None:
+    for place, text in (("one", "a\tb"), ("two", "a\tb"), ("three", "a\tc")):
+        (tmp_path / place / "sst2").mkdir(parents=True)
+        (tmp_path / place / "sst2" / "train.tsv").write_text(text)
+    one, two, three = (example.identity(str(tmp_path / place / "sst2")) for place in ("one", "two", "three"))
+    assert one == two != three
+    assert one.startswith("sst2, ")
+    assert example.identity("user/model") == "user/model"
+
+
 @pytest.mark.parametrize("task", ["sst2", "rte"])
 def test_it_runs(example: ModuleType, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn.cluster")
@@ -71,7 +81,9 @@ def test_it_runs(example: ModuleType, task: str, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["run_sense_distillation.py", *arguments])
     example.main()
-    (run,) = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["settings"]["model"].startswith("model, ")
+    (run,) = results["runs"]
     assert set(run["accuracy"]) == {*example.MODELS, "first layers, untrained"}
     assert run["bytes"]["dictionary, float16"] < run["bytes"]["dictionary, float32"]
     assert run["parameters"]["plain student"]["all"] < run["parameters"]["teacher"]["all"]

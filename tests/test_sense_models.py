@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
     BartModel,
     BertForSequenceClassification,
@@ -29,6 +30,7 @@ from defemb_callbacks.cli import main
 from defemb_callbacks.reconstruction.mixin import backbone_of, last_states
 from defemb_callbacks.senses import SenseConfig, SenseDictionary, with_senses, without_senses
 from defemb_callbacks.senses.callback import SenseMonitorCallback
+from defemb_callbacks.senses.layer import SenseLayer
 from defemb_callbacks.senses.measure import measure_senses
 from defemb_callbacks.senses.naming import name_senses, sense_table, tokens_of_words
 from defemb_callbacks.senses.replace import recorded_states
@@ -121,6 +123,40 @@ def test_checkpoints_are_ordinary(
         assert torch.equal(with_senses(loaded, dictionary)(ids).logits, model(ids).logits)
 
 
+@pytest.mark.slow
+def test_compiled_model_gives_the_same_senses(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
+) -> None:
+    model = with_senses(copy.deepcopy(teacher), dictionary)
+    ids = tokenizer(TEXTS[:3], return_tensors="pt", padding=True)["input_ids"]
+    with torch.no_grad(), recorded_states(compiled := torch.compile(model, backend="eager")) as recorded:
+        torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
+    assert len(recorded) == 2
+
+
+def test_there_is_nothing_for_ddp_to_broadcast(teacher: PreTrainedModel, dictionary: SenseDictionary) -> None:
+    names = {name for name, _ in teacher.named_buffers()}
+    assert {name for name, _ in with_senses(copy.deepcopy(teacher), dictionary).named_buffers()} == names
+    moved = copy.deepcopy(dictionary).to("meta")
+    assert {getattr(moved, name).device.type for name in ("offsets", "vectors", "counts", "lengths")} == {"meta"}
+    assert dictionary.vectors.device.type == "cpu"
+
+
+def test_dictionary_follows_the_states(dictionary: SenseDictionary, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of a model that is spread over devices the last layer is not where the embeddings are.
+    devices: list[torch.device] = []
+
+    def lookup(self: SenseDictionary, states: Tensor, ids: Tensor) -> Tensor:
+        devices.extend([self.vectors.device, ids.device])
+        return states
+
+    monkeypatch.setattr(SenseDictionary, "lookup", lookup)
+    layer = SenseLayer(copy.deepcopy(dictionary))
+    layer.input_ids = torch.tensor([[9, 8, 7]])
+    layer.replace_output(layer, (), (torch.zeros(1, 3, 32, device="meta"),))
+    assert devices == [torch.device("meta")] * 2
+
+
 def test_copies_of_a_model_are_independent(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
@@ -183,6 +219,10 @@ def test_what_cannot_be_wrapped(
     with_senses(model, dictionary)
     with pytest.raises(ValueError, match="gives senses already"):
         with_senses(model, dictionary)
+    with pytest.raises(ValueError, match="gives senses already, its own states are needed"):
+        SenseDictionary.build(model, tokenizer, TEXTS[:5])
+    with pytest.raises(ValueError, match=r"copies that nn\.DataParallel makes: start one process for each device"):
+        model.bert.encoder(torch.zeros(1, 2, 32))
     with pytest.raises(ValueError, match="a model with senses needs input_ids"):
         model(inputs_embeds=torch.zeros(1, 2, 32))
     of_layer_1 = SenseDictionary.build(teacher, tokenizer, TEXTS[:5], layer=1)
@@ -232,7 +272,7 @@ def test_more_senses_are_nearer(teacher: PreTrainedModel, tokenizer: PreTrainedT
     for senses in (1, 3, 9):
         callback = SenseMonitorCallback(TEXTS, senses=senses)
         callback.on_train_begin(None, None, None, model=teacher, processing_class=tokenizer)  # type: ignore[arg-type]
-        errors.append(callback._measure(teacher)["defemb/sense_error/all"])
+        errors.append(callback._measure(teacher, callback._plan)["defemb/sense_error/all"])
     assert errors == sorted(errors, reverse=True)
     assert errors[0] == pytest.approx(1.0, abs=0.15)  # clustered tokens exactly 1, those with raw vectors 0
 
@@ -260,6 +300,25 @@ def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokeniz
     without.add_callback(SenseMonitorCallback(TEXTS))
     with pytest.raises(ValueError, match="SenseMonitorCallback needs the tokenizer"):
         without.train()
+    given = with_senses(model, SenseDictionary.build(model, tokenizer, TEXTS, senses=3))
+    with pytest.raises(ValueError, match="gives senses already, its own states are needed"):
+        callback.on_train_begin(None, None, None, model=given, processing_class=tokenizer)  # type: ignore[arg-type]
+
+
+def test_monitor_waits_for_a_training(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    callback = SenseMonitorCallback(TEXTS, senses=3)
+    trainer = Trainer(
+        tiny.tiny_bert(tokenizer, BertForSequenceClassification),
+        tiny.training_args(tmp_path, max_steps=1),
+        train_dataset=tiny.tiny_dataset(tokenizer, 8),
+        eval_dataset=tiny.tiny_dataset(tokenizer, 8),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    assert "eval_loss" in trainer.evaluate()
+    assert callback.dictionary is None
+    trainer.train()
+    assert callback.dictionary is not None
 
 
 # Names

@@ -19,8 +19,9 @@ from defemb_callbacks.monitoring.reporters import ForwardingReporters
 from defemb_callbacks.rows import bare_model, embedding_weight
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
+from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.measure import measure_senses
-from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
+from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
 from defemb_callbacks.vocabulary import read_vocabulary
 
@@ -42,7 +43,7 @@ class SenseMonitorCallback(TrainerCallback):
         dictionary: the last one that was built; `None` before the first measurement.
 
     Raises:
-        ValueError: a setting outside its range; at train start, no tokenizer or no text.
+        ValueError: a setting outside its range; at train start, no tokenizer, no text, or a model that gives senses.
 
     Example:
         >>> callback = SenseMonitorCallback(["The bank lends money.", "The river has two banks."], rule="silhouette")
@@ -60,6 +61,9 @@ class SenseMonitorCallback(TrainerCallback):
         self.texts, self.tokenizer = texts, tokenizer
         self.config = SenseConfig.resolve(config, overrides)
         self.dictionary: SenseDictionary | None = None
+        self._plan: SamplePlan | None = None
+        self._measured_step = -1
+        self._reporters: ForwardingReporters | None = None
 
     def on_train_begin(
         self,
@@ -77,12 +81,12 @@ class SenseMonitorCallback(TrainerCallback):
                 "SenseMonitorCallback needs the tokenizer. Pass processing_class=tokenizer to the Trainer, or "
                 "SenseMonitorCallback(texts, tokenizer=tokenizer)."
             )
+        require_own_states(bare_model(model))  # type: ignore[arg-type]
         self._vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         self._groups = frequency_groups(frequency_rank(self._vocabulary))
         self._texts = tokenize_texts(tokenizer, self.texts, self.config.max_length)
         self._plan = plan_samples(self._texts.ids, len(self._vocabulary), self.config.samples, self.config.seed)
         self._measured_step = -1
-        self._reporters: ForwardingReporters | None = None
 
     def on_log(
         self,
@@ -94,12 +98,14 @@ class SenseMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure, and add what was found to the row."""
+        if self._plan is None:  # an evaluation before any training
+            return
         if logs is None or not any(key.startswith("eval_") or key == "train_runtime" for key in logs):
             return
         if state.global_step == self._measured_step:  # another data set, or the end of the run, at the same step
             return
         self._measured_step = state.global_step
-        metrics = self._measure(bare_model(model))
+        metrics = self._measure(bare_model(model), self._plan)
         state.log_history[-1].update(metrics)
         logs.update(metrics)
         if state.is_world_process_zero:
@@ -113,8 +119,8 @@ class SenseMonitorCallback(TrainerCallback):
         if self._reporters is not None:
             self._reporters.close()
 
-    def _measure(self, model: Any) -> dict[str, float]:
-        config, plan = self.config, self._plan
+    def _measure(self, model: Any, plan: SamplePlan) -> dict[str, float]:
+        config = self.config
         states = sampled_states(model, self._texts, plan, layer=config.layer, batch_size=config.batch_size)
         self.dictionary = SenseDictionary.of_states(states, plan.offsets, self._vocabulary, config, device=model.device)
         ids = torch.repeat_interleave(plan.offsets.diff())

@@ -25,7 +25,10 @@ class SenseConfig:
         ValueError: senses=50 needs at least as many samples of a token, got samples=20
     """
 
-    senses: int = field(default=20, metadata={"help": "Senses of a token; with the rule 'silhouette' the most."})
+    senses: int = field(
+        default=20,
+        metadata={"help": "Senses of a token; with the rule 'silhouette' the most; 'markov' does not use it."},
+    )
     rule: Rule = field(
         default="fixed",
         metadata={
@@ -54,7 +57,7 @@ class SenseConfig:
         for name, choices in (("rule", get_args(Rule)), ("similarity", get_args(Similarity))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.senses > self.samples:
+        if self.rule != "markov" and self.senses > self.samples:
             raise ValueError(
                 f"senses={self.senses} needs at least as many samples of a token, got samples={self.samples}"
             )
@@ -66,7 +69,7 @@ class SenseConfig:
 
     @classmethod
     def paper(cls, name: str, **overrides: Any) -> SenseConfig:
-        """The paper's settings: "deberta-v3-large" (20 senses a token), or "llama-3-8b" (Markov clustering's number).
+        """The paper's settings: "deberta-v3" (large; 20 senses a token), or "llama-3-8b" (Markov clustering's number).
 
         Raises:
             ValueError: any other name.
@@ -75,7 +78,7 @@ class SenseConfig:
             >>> SenseConfig.paper("llama-3-8b").rule
             'markov'
         """
-        presets: dict[str, dict[str, Any]] = {"deberta-v3-large": {}, "llama-3-8b": {"rule": "markov"}}
+        presets: dict[str, dict[str, Any]] = {"deberta-v3": {}, "llama-3-8b": {"rule": "markov"}}
         if name not in presets:
             raise ValueError(f"the paper's models are {', '.join(presets)}, not {name!r}")
         return cls(**presets[name] | overrides)

@@ -20,9 +20,11 @@ from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.senses.checks import check_model, check_tensors, check_tokenizer
 from defemb_callbacks.senses.config import SenseConfig, Similarity
-from defemb_callbacks.senses.discovery import discover_senses
-from defemb_callbacks.senses.files import read_senses, write_senses
+from defemb_callbacks.senses.discovery import discover_senses, most_senses
+from defemb_callbacks.senses.files import MODEL_CARD, read_senses, write_senses
+from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.number import silhouette_score
 from defemb_callbacks.senses.products import sampled_products
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
@@ -32,38 +34,19 @@ from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
-# Of a student's config: the dictionary that it has learned to choose from.
-MARK = "sense_dictionary"
-
-_MODEL_CARD = """---
-{{ card_data }}
----
-
-# A sense dictionary
-
-The senses of each token as vectors: centres of the hidden states that a model gives the token in context
-(arXiv 2504.06036).
-
-```python
-from defemb_callbacks.senses import SenseDictionary, with_senses
-
-dictionary = SenseDictionary.from_pretrained("{{ repo_id | default("path or hub id") }}")
-model = with_senses(model, dictionary)  # its last hidden states are senses now
-```
-"""
-
 
 class SenseDictionary(
     nn.Module,
     ModelHubMixin,
     library_name="defemb_callbacks",
     tags=["word-senses", "knowledge-distillation"],
-    model_card_template=_MODEL_CARD,
+    model_card_template=MODEL_CARD,
 ):
     """Sense vectors of the tokens of one model.
 
     Token t has the senses from `offsets[t]` to `offsets[t + 1]`, perhaps none. The dictionary is a module without
-    parameters, so that it moves with a model; it stays in float32, and a model's checkpoint does not contain it.
+    parameters and buffers: it moves with a model, but stays in float32, is no part of a model's checkpoints, and is not
+    broadcast by DDP in each step.
 
     Source: Wang, Zaki, Kollias, Kalantzis, arXiv 2504.06036.
 
@@ -106,10 +89,8 @@ class SenseDictionary(
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        _check(offsets, vectors, counts, vocabulary)
-        tensors = {"offsets": offsets, "vectors": vectors, "counts": counts, "lengths": vectors.norm(dim=1)}
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
+        check_tensors(offsets, vectors, counts, vocabulary)
+        self.offsets, self.vectors, self.counts, self.lengths = offsets, vectors, counts, vectors.norm(dim=1)
         self.vocabulary, self.similarity, self.storage, self.info = vocabulary, similarity, storage, info or {}
         self.most_senses = int(offsets.diff().max())
 
@@ -125,8 +106,9 @@ class SenseDictionary(
         """Read texts with a model, and cluster the states of each token into its senses.
 
         Texts are read once. Memory is 4 bytes for each number of the states that are kept, at most `samples` of each
-        token, which is logged before the first text is read, and about 50 bytes for each token of the texts. The
-        processes of a launch share the texts, and each gets the same dictionary, which a single one would give.
+        token, and of the senses, and 12 bytes for each token of the texts (about 40 while it is drawn what is kept).
+        The sum is logged, at level INFO, before the first text is read; clustering works on some hundred MB besides.
+        The processes of a launch share the texts, and each gets the same dictionary, which a single one would give.
 
         Args:
             model: the (fine-tuned) teacher, with any head; it is not changed.
@@ -137,7 +119,7 @@ class SenseDictionary(
 
         Raises:
             TypeError: a single string, or a stream.
-            ValueError: a setting outside its range, no text, a tokenizer that does not fit.
+            ValueError: a setting outside its range, no text, a tokenizer that does not fit, a model that gives senses.
             ImportError: `rule="silhouette"` without scikit-learn.
 
         Example:
@@ -147,14 +129,16 @@ class SenseDictionary(
         config = SenseConfig.resolve(config, overrides)
         if config.rule == "silhouette":
             silhouette_score()  # what is missing is told before texts are read
+        require_own_states(model)
         vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         tokenized = tokenize_texts(tokenizer, texts, config.max_length)
         plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
         rows = int(plan.offsets[-1])
+        senses = int(most_senses(plan.offsets.diff(), config).sum())
         logger.info(
-            "Reading %s tokens of %s texts; %s states of %s different tokens are kept (%.2f GB).",
-            *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()))),
-            rows * state_width(model) * 4 / 1e9,
+            "Reading %s tokens of %s texts; %s states of %s different tokens are kept, for up to %s senses (%.2f GB).",
+            *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()), senses)),
+            ((rows + senses) * state_width(model) * 4 + 12 * len(tokenized.ids)) / 1e9,
         )
         states = sampled_states(model, tokenized, plan, layer=config.layer, batch_size=config.batch_size)
         info = {
@@ -276,27 +260,11 @@ class SenseDictionary(
         Accepted are the model itself, with any head, and a student that has learned from this dictionary; with `force`
         every model with as many tokens and states of the same width.
         """
-        size, width = len(embedding_weight(model)), state_width(model)
-        if size != len(self.vocabulary):
-            raise ValueError(f"the dictionary has {len(self.vocabulary)} tokens, the model {size}: another tokenizer")
-        if width != self.width:
-            raise ValueError(f"the senses have width {self.width}, the model's states {width}: another model")
-        known = force or getattr(model.config, MARK, None) == self.fingerprint
-        if not known and fingerprint_weights(model) != self.info.get("weights"):
-            made_of = self.info.get("model") or "a model without a name"
-            raise ValueError(
-                f"the senses were made of the states of other weights ({made_of}): build a dictionary of this model, "
-                "or pass force=True"
-            )
+        check_model(self, model, force=force)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer with other tokens than the dictionary was built with: `ValueError`."""
-        other = read_vocabulary(tokenizer, max(len(self.vocabulary), max(tokenizer.get_vocab().values()) + 1))
-        if other.fingerprint != self.vocabulary.fingerprint:
-            pairs = zip(self.vocabulary.tokens, other.tokens, strict=False)
-            first = next((f"token {i} is {a!r} there, {b!r} here" for i, (a, b) in enumerate(pairs) if a != b), "")
-            sizes = f"{len(self.vocabulary)} entries there, {len(other)} here"
-            raise ValueError(f"the dictionary was built with another tokenizer ({first or sizes})")
+        check_tokenizer(self.vocabulary, tokenizer)
 
     def compressed(self, storage: Storage, seed: int = 0) -> SenseDictionary:
         """The dictionary as it will be read back when stored in less space; `save_pretrained` then writes it so.
@@ -340,18 +308,7 @@ class SenseDictionary(
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseDictionary:
         # Of a model's .half() or .to("cuda") the senses follow the move only: counts of bytes are `storage`'s affair.
-        super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
+        device = fn(self.vectors[:0]).device
+        for name in ("offsets", "vectors", "counts", "lengths"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
-
-
-def _check(offsets: Tensor, vectors: Tensor, counts: Tensor, vocabulary: Vocabulary) -> None:
-    if vectors.ndim != 2 or vectors.dtype != torch.float32:
-        raise ValueError(f"vectors must be (senses, d) float32, got {tuple(vectors.shape)} {vectors.dtype}")
-    if offsets.shape != (len(vocabulary) + 1,) or offsets.dtype != torch.int64:
-        raise ValueError(f"offsets must be ({len(vocabulary) + 1},) int64, got {tuple(offsets.shape)} {offsets.dtype}")
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(vectors) or bool((offsets.diff() < 0).any()):
-        raise ValueError(f"offsets must grow from 0 to the number of senses, {len(vectors)}")
-    if counts.shape != (len(vectors),) or counts.dtype != torch.int64:
-        raise ValueError(f"counts must be ({len(vectors)},) int64, got {tuple(counts.shape)} {counts.dtype}")
-    if not bool(vectors.isfinite().all()):
-        raise ValueError("the senses hold NaN or infinity; does the model give such states?")

@@ -21,8 +21,8 @@ def discover_senses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cluster the states of each token; the centres are its senses.
 
-    A token of fewer than `min_samples` states, or of no more than it is to have senses, keeps them as they are, or with
-    `keep_rare=False` has no senses.
+    A token of fewer than `min_samples` states keeps them as they are, or with `keep_rare=False` has no senses. One of
+    at least so many, but no more than it is to have senses, gets a sense for each that differs from the others.
 
     Args:
         states: (rows, d) float32, token by token, each token's in random order.
@@ -57,9 +57,26 @@ def discover_senses(
     order = sorted(found)
     number = torch.zeros_like(sizes)
     number[order] = torch.tensor([len(found[token][1]) for token in order], dtype=torch.int64)
-    vectors = torch.cat([states[:0], *(found[token][0] for token in order)])
-    counts = torch.cat([offsets[:0], *(found[token][1] for token in order)])
-    return torch.nn.functional.pad(number.cumsum(0), (1, 0)), vectors, counts
+    starts = torch.nn.functional.pad(number.cumsum(0), (1, 0))
+    vectors = states.new_empty(int(starts[-1]), states.shape[1])
+    counts = offsets.new_empty(int(starts[-1]))
+    for token in order:  # and let go one by one, so that nothing is held twice
+        span = slice(starts[token], starts[token + 1])
+        vectors[span], counts[span] = found.pop(token)
+    return starts, vectors, counts
+
+
+def most_senses(sizes: Tensor, config: SenseConfig) -> Tensor:
+    """How many senses tokens with so many states have at most, int64 in the shape of `sizes`: known before clustering.
+
+    Example:
+        >>> most_senses(torch.tensor([3, 15, 1000]), SenseConfig()).tolist()
+        [3, 15, 20]
+    """
+    # Markov clustering proposes at most as many clusters as there are states; see `markov_number`.
+    number = (sizes * 2 // 5).clamp(min=5) if config.rule == "markov" else torch.full_like(sizes, config.senses)
+    rare = sizes if config.keep_rare else torch.zeros_like(sizes)
+    return torch.where(sizes < config.min_samples, rare, torch.minimum(number, sizes))
 
 
 def _numbers(points: Tensor, sizes: Tensor, config: SenseConfig) -> Tensor:

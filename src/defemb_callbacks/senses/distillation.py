@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from defemb_callbacks.senses.arguments import SenseDistillationArguments
-from defemb_callbacks.senses.dictionary import MARK, SenseDictionary
+from defemb_callbacks.senses.checks import MARK
+from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.labels import COLUMN, IGNORED, Collator, WithSenseLabels, teacher_senses, teacher_states
 from defemb_callbacks.senses.replace import recorded_states, with_senses
 from defemb_callbacks.senses.student import freeze_head
@@ -72,7 +73,7 @@ class SenseDistillationTrainer(Trainer):
     Raises:
         TypeError: arguments or rows of another kind.
         ValueError: a dictionary of another model, tokenizer or width; a student with senses already; a task loss
-            without labels; no token with several senses.
+            without labels; no token with several senses; several GPUs in one process.
 
     Example:
         >>> trainer = SenseDistillationTrainer(  # doctest: +SKIP
@@ -96,6 +97,12 @@ class SenseDistillationTrainer(Trainer):
     ) -> None:
         if not isinstance(args, SenseDistillationArguments):
             raise TypeError(f"args must be SenseDistillationArguments, got {type(args).__name__}")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"a single process sees {args.n_gpu} GPUs, for which the Trainer takes nn.DataParallel, which "
+                "senses do not support: start one process for each with torchrun or accelerate launch, or let "
+                "CUDA_VISIBLE_DEVICES name one"
+            )
         if not isinstance(train_dataset, Dataset):
             raise TypeError(f"train_dataset must be a Dataset of tokenized rows, got {type(train_dataset).__name__}")
         if args.task_weight and "labels" not in train_dataset.column_names:
@@ -105,7 +112,7 @@ class SenseDistillationTrainer(Trainer):
         self.teacher, self.dictionary = teacher, dictionary
         teacher.to(args.device)  # type: ignore[arg-type]
         self._padded_left = processing_class.padding_side == "left"
-        labels = teacher_senses(teacher, dictionary, train_dataset, collator, left=self._padded_left)
+        labels = teacher_senses(teacher, dictionary, train_dataset, processing_class)
         if not any((row >= 0).any() for row in labels):
             raise ValueError("no token of train_dataset has several senses to choose from")
         freeze_head(model)
@@ -135,6 +142,7 @@ class SenseDistillationTrainer(Trainer):
         with recorded_states(model) as recorded:
             outputs = model(**inputs)
         (ids, states) = recorded[0]
+        labels = labels.to(states.device)
         chosen = labels != IGNORED
         targets = labels[chosen]
         if self.args.soft_targets:

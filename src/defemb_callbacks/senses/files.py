@@ -16,6 +16,23 @@ from defemb_callbacks.vocabulary import Vocabulary
 
 TENSORS, VOCABULARY = "senses.safetensors", "vocabulary.json"
 
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+# A sense dictionary
+
+The senses of each token as vectors: centres of the hidden states that a model gives the token in context
+(arXiv 2504.06036).
+
+```python
+from defemb_callbacks.senses import SenseDictionary, with_senses
+
+dictionary = SenseDictionary.from_pretrained("{{ repo_id | default("path or hub id") }}")
+model = with_senses(model, dictionary)  # its last hidden states are senses now
+```
+"""
+
 
 def write_senses(
     folder: Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import cache_root, cached, fingerprint
 from defemb_callbacks.reconstruction.encode import evaluating
 from defemb_callbacks.reconstruction.mixin import backbone_of
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.replace import SenseLayer
+from defemb_callbacks.senses.layer import require_own_states
 
 COLUMN, IGNORED = "sense_labels", -100
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -54,9 +54,8 @@ def teacher_senses(
     teacher: PreTrainedModel,
     dictionary: SenseDictionary,
     rows: Dataset,
-    collator: Collator,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    left: bool = False,
     batch_size: int = 64,
 ) -> list[np.ndarray[Any, Any]]:
     """What the teacher chooses for each token of each row, kept in the cache of this package.
@@ -65,8 +64,7 @@ def teacher_senses(
         teacher: the model that the dictionary was built of.
         dictionary: the teacher's.
         rows: tokenized.
-        collator: makes a padded batch of rows.
-        left: whether it pads on the left.
+        tokenizer: the teacher's, which pads; a collator of the student's, which may change tokens, plays no part.
         batch_size: rows read at once.
 
     Returns:
@@ -74,19 +72,18 @@ def teacher_senses(
         nothing to choose (fewer than two senses, or padding).
 
     Raises:
-        ValueError: a dictionary of another model.
+        ValueError: a dictionary of another model; a teacher that gives senses.
     """
-    if isinstance(getattr(backbone_of(teacher), "senses", None), SenseLayer):
-        raise ValueError("the teacher's own states are needed: call without_senses(teacher) first")
+    require_own_states(teacher)
     dictionary.check_model(teacher)
     dictionary.to(teacher.device)
-    read = inspect.signature(backbone_of(teacher).forward).parameters
-    rows = rows.select_columns([name for name in rows.column_names if name in read])
+    rows = rows.select_columns([name for name in rows.column_names if name in _read_by(teacher)])
     content = _content(rows.with_format("numpy"))
-    key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), *rows.column_names, content)
+    side = tokenizer.padding_side  # from which absolute positions count
+    key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), side, *rows.column_names, content)
 
     def build() -> tuple[Tensor, Tensor]:
-        return _choose(teacher, dictionary, rows, collator, left, batch_size)
+        return _choose(teacher, dictionary, rows, tokenizer, batch_size)
 
     def save(value: tuple[Tensor, Tensor], folder: Path) -> None:
         save_file(dict(zip(("labels", "lengths"), value, strict=True)), folder / "labels.safetensors")
@@ -97,6 +94,10 @@ def teacher_senses(
 
     labels, lengths = cached(cache_root() / "sense_labels" / key, build, save, load)
     return [part.long().numpy() for part in labels.split(lengths.tolist())]
+
+
+def _read_by(teacher: PreTrainedModel) -> Container[str]:
+    return inspect.signature(backbone_of(teacher).forward).parameters
 
 
 def _content(rows: Dataset) -> str:
@@ -111,11 +112,12 @@ def _choose(
     teacher: PreTrainedModel,
     dictionary: SenseDictionary,
     rows: Dataset,
-    collator: Collator,
-    left: bool,
+    tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
     """The labels of all rows, one after the other, int32, and the length of each row."""
+    collator = DataCollatorWithPadding(tokenizer)
+    left = tokenizer.padding_side == "left"
     lengths = [len(ids) for ids in rows["input_ids"]]
     by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # so that little is padded
     labels: list[Tensor] = [torch.zeros(0, dtype=torch.int32)] * len(rows)
@@ -137,8 +139,8 @@ def _choose(
 
 
 def teacher_states(teacher: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Token ids, (batch, length), and last states, (batch, length, d), of a padded batch; labels play no part."""
-    inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name != "labels"}
+    """Token ids, (batch, length), and last states, (batch, length, d), of a padded batch, of what the teacher reads."""
+    inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name in _read_by(teacher)}
     with evaluating(teacher), torch.no_grad():
         states: Tensor = backbone_of(teacher)(**inputs, return_dict=True).last_hidden_state
     return inputs["input_ids"], states

@@ -20,4 +20,4 @@ def sampled_products(states: Tensor, vectors: Tensor, starts: Tensor, sense: Ten
         size = (len(states), len(vectors))
         wanted = torch.sparse_csr_tensor(starts, sense, states.new_zeros(len(sense)), size, check_invariants=False)
     products: Tensor = torch.sparse.sampled_addmm(wanted, states, vectors.T, beta=0.0).values()
-    return products
+    return products.clone()  # what torch.compile goes on with must not be a view of something sparse

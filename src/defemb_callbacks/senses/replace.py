@@ -8,43 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from defemb_callbacks.reconstruction.mixin import backbone_of
 from defemb_callbacks.rows import bare_model
 from defemb_callbacks.senses.dictionary import SenseDictionary
-
-
-class SenseLayer(nn.Module):
-    """What `with_senses` puts into a backbone.
-
-    Attributes:
-        dictionary: the senses.
-        input_ids: the tokens that the backbone is reading.
-        recorded: a list that takes token ids and unreplaced states of each forward pass, or `None`.
-        hook: on a module within the backbone whose output is replaced; `None` where it is the backbone's own.
-    """
-
-    def __init__(self, dictionary: SenseDictionary) -> None:
-        super().__init__()
-        self.dictionary = dictionary
-        self.input_ids: Tensor | None = None
-        self.recorded: list[tuple[Tensor, Tensor]] | None = None
-        self.hook: RemovableHandle | None = None
-
-    def replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """A module's output, a tuple or a `ModelOutput`, with senses in the place of its states."""
-        states, ids = output[0], self.input_ids
-        assert ids is not None
-        self.input_ids = None
-        if self.recorded is not None:
-            self.recorded.append((ids, states))
-        senses = self.dictionary.lookup(states, ids)
-        if isinstance(output, tuple):
-            return (senses, *output[1:])
-        output.last_hidden_state = senses
-        return output
+from defemb_callbacks.senses.layer import SenseLayer, require_own_states
 
 
 def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
@@ -72,7 +41,8 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
 
     Poolers, heads and whatever else reads the last hidden states then read senses. States of tokens without senses
     stay. `hidden_states` may still show the last layer's own. The model is changed in place, and `without_senses`
-    changes it back; its checkpoints are ordinary ones without the dictionary.
+    changes it back; its checkpoints are ordinary ones without the dictionary. DDP has nothing of the dictionary to
+    broadcast; `nn.DataParallel` is not supported.
 
     Of an encoder-decoder it is the encoder's states that are replaced. Of a `SentenceTransformer` give the encoder:
     `with_senses(model.transformers_model, dictionary)`.
@@ -97,8 +67,7 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
         torch.Size([8, 2])
     """
     backbone: Any = backbone_of(model)
-    if isinstance(getattr(backbone, "senses", None), SenseLayer):
-        raise ValueError("the model gives senses already; call without_senses(model) first")
+    require_own_states(model)
     layer = dictionary.info.get("config", {}).get("layer", -1)
     if layer != -1:
         raise ValueError(f"the dictionary holds senses of layer {layer}; a model's last states need one of layer -1")
@@ -131,7 +100,7 @@ def without_senses(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def sense_layer(model: nn.Module) -> SenseLayer:
-    """What `with_senses` has put into a model, also inside DDP, DataParallel or torch.compile.
+    """What `with_senses` has put into a model, also inside DDP or torch.compile.
 
     Raises:
         ValueError: the model gives no senses.

@@ -91,17 +91,20 @@ def plan_samples(ids: Tensor, vocabulary: int, samples: int, seed: int = 0) -> S
         >>> sorted(plan.rows.tolist())
         [-1, 0, 1, 2]
     """
-    ids = ids.long()
     if len(ids) and int(ids.max()) >= vocabulary:
         raise ValueError(f"token {int(ids.max())} is beyond the {vocabulary} tokens of the model; another tokenizer?")
+    seen = torch.bincount(ids, minlength=vocabulary)
     keys = torch.rand(len(ids), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     order = keys.argsort()
-    order = order[ids[order].argsort(stable=True)]  # by token, and each token's by key
-    seen = torch.bincount(ids, minlength=vocabulary)
+    del keys
+    by_token = ids[order].argsort(stable=True)
+    order = order[by_token]  # by token, and each token's by key
+    del by_token
     token = ids[order]
     place = torch.arange(len(ids)) - (seen.cumsum(0) - seen)[token]
     kept = place < samples
     offsets = torch.nn.functional.pad(seen.clamp(max=samples).cumsum(0), (1, 0))
-    rows = torch.full((len(ids),), -1, dtype=torch.int64)
-    rows[order[kept]] = offsets[token[kept]] + place[kept]
+    order, token, place = order[kept], token[kept], place[kept]
+    rows = torch.full((len(ids),), -1)
+    rows[order] = offsets[token] + place
     return SamplePlan(rows, offsets, seen)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from defemb_callbacks.processes import this_process
 from defemb_callbacks.reconstruction.encode import equal_length_batches, evaluating
 from defemb_callbacks.reconstruction.mixin import backbone_of, last_states
+from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.sampling import SamplePlan, TokenizedTexts
 
 # Rows that processes exchange at once.
@@ -59,7 +60,11 @@ def sampled_states(
 
     Returns:
         (rows, d) float32, on the CPU.
+
+    Raises:
+        ValueError: a model that gives senses.
     """
+    require_own_states(model)
     process = this_process()
     starts = [0, *accumulate(texts.lengths.tolist())]
     batches = equal_length_batches(texts.lengths.tolist(), batch_size)

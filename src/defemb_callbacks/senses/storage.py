@@ -60,7 +60,11 @@ def compress(vectors: Tensor, storage: Storage, seed: int = 0) -> Tensor:
 
 
 def pack(vectors: Tensor, storage: Storage) -> dict[str, Tensor]:
-    """Tensors to write for vectors that `compress` gave: `unpack` gives the same numbers again."""
+    """Tensors to write for vectors that `compress` gave: `unpack` gives the same numbers again.
+
+    Raises:
+        ValueError: "product" of vectors that were not compressed so.
+    """
     if storage == "float32":
         return {"vectors": vectors.contiguous()}
     if storage == "float16":
@@ -68,6 +72,11 @@ def pack(vectors: Tensor, storage: Storage) -> dict[str, Tensor]:
     codes, words = [], []
     for part in vectors.split(SUBVECTOR, dim=1):
         different, code = part.unique(dim=0, return_inverse=True)
+        if len(different) > CODEWORDS:
+            raise ValueError(
+                f"a part of the vectors takes {len(different)} values, a code names {CODEWORDS}: make the dictionary "
+                'with dictionary.compressed("product")'
+            )
         codes.append(code.to(torch.uint8))
         words.append(torch.nn.functional.pad(different, (0, 0, 0, CODEWORDS - len(different))))
     return {"codes": torch.stack(codes, dim=1), "codewords": torch.stack(words)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions
 
 from defemb_callbacks.reconstruction.mixin import backbone_of
 from defemb_callbacks.rows import embedding_weight
@@ -39,7 +40,13 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
         own.layer_types = kinds[:layers]
     own.num_hidden_layers = layers
     student = type(teacher)(config)
-    student.to(teacher.device, teacher.dtype)  # type: ignore[arg-type]
+    student.to(teacher.device)  # type: ignore[arg-type]
+    # Each in the teacher's own type: a model in half precision keeps some of it, as rotary frequencies, in float32.
+    for name, weight in student.named_parameters():
+        weight.data = weight.data.to(teacher.get_parameter(name).dtype)
+    for name, _ in list(student.named_buffers()):
+        path, _, last = name.rpartition(".")
+        setattr(student.get_submodule(path), last, teacher.get_buffer(name).clone())
     wanted = student.state_dict().keys()
     student.load_state_dict({name: tensor for name, tensor in teacher.state_dict().items() if name in wanted})
     return student.train(teacher.training)
@@ -71,6 +78,8 @@ class SenseStudent(PreTrainedModel):
         teacher_config = AutoConfig.for_model(**config.teacher)
         shallow = copy.deepcopy(teacher_config)
         shallow.get_text_config().num_hidden_layers = 1  # layers that are thrown away at once
+        # The teacher's table, to which its head may be tied, goes with its backbone: the head keeps a copy.
+        shallow.tie_word_embeddings = shallow.get_text_config().tie_word_embeddings = False
         self.head = getattr(transformers, config.teacher["architectures"][0])(shallow)
         backbone = AutoModel.from_config(AutoConfig.for_model(**config.backbone))
         prefix = self.head.base_model_prefix
@@ -125,10 +134,13 @@ class SenseStudent(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,  # by name, as the Trainer asks for what a model reads
+        token_type_ids: Tensor | None = None,  # by name, as labels: the Trainer asks for what a model reads
+        labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the teacher's; `labels` gives its loss."""
+        """As the teacher's; `labels` gives its loss. `token_type_ids` are for a smaller model that reads them."""
+        if token_type_ids is not None:
+            kwargs["token_type_ids"] = token_type_ids
         return self.head(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
 
 
@@ -137,9 +149,13 @@ class _ProjectedEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projection = nn.Linear(backbone.config.get_text_config().hidden_size, width)
+        self._reads_types = "token_type_ids" in inspect.signature(backbone.forward).parameters
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None) -> BaseModelOutput:
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> BaseModelOutput:
+        types = {"token_type_ids": token_type_ids} if self._reads_types else {}
+        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **types)
         return BaseModelOutput(last_hidden_state=self.projection(output.last_hidden_state))
 
 
@@ -152,10 +168,17 @@ class _ProjectedBackbone(nn.Module):
         self.encoder = _ProjectedEncoder(backbone, config.get_text_config().hidden_size)
         self.pooler = pooler
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        states = self.encoder(input_ids, attention_mask).last_hidden_state
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
         pooled = None if self.pooler is None else self.pooler(states)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=pooled)
+        # Heads pass on the fields of their own family, such as a cache: this class has all of them, here without value.
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states, pooler_output=pooled)
 
 
 def freeze_head(student: PreTrainedModel) -> None:
