@@ -44,7 +44,7 @@ def fresh_python(code: str, folder: Path) -> tuple[Any, str]:
     """What a new interpreter prints as JSON, and its standard error."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DEFEMB_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
