@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated
 
 import transformers
 import typer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.build import build_definition_embeddings
+from defemb_callbacks.cli_settings import with_settings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import PAPER_SETTINGS
 from defemb_callbacks.definitions import load_definitions
@@ -73,48 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-def _with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these fields of the config, and the config made of them."""
-    hints = get_type_hints(DefinitionEMBConfig)
-    defaults = DefinitionEMBConfig()
-    options = []
-    for field in (field for field in fields(DefinitionEMBConfig) if field.name in names):
-        kind: Any = hints[field.name]
-        choices = None
-        if get_origin(kind) is Literal:
-            kind, choices = str, "|".join(get_args(kind))
-        elif field.name == "constructor":  # a dict, or text that says the same
-            kind = str | None
-        option = Annotated[kind, typer.Option(metavar=choices, help=field.metadata["help"])]
-        default = getattr(defaults, field.name)
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        options.append(inspect.Parameter(field.name, keyword, default=default, annotation=option))
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
-
-        def run(context: typer.Context, **values: Any) -> None:
-            given = {name: values.pop(name) for name in names}
-            if values.get("paper") is None:
-                config = DefinitionEMBConfig(**given)
-            else:  # whose settings give way to what was typed, and to nothing else
-                sources = {name: context.get_parameter_source(name) for name in given}
-                typed = {
-                    name: value for name, value in given.items() if getattr(sources[name], "name", "") != "DEFAULT"
-                }
-                config = DefinitionEMBConfig.paper(values["paper"], **typed)
-            command(config=config, **values)
-
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = signature.replace(parameters=[first, *own, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *own, *options]}
-        return run
-
-    return decorate
-
-
 @app.command("inspect")
 def inspect_models(
     model: Model,
@@ -154,7 +111,7 @@ def inspect_models(
 
 
 @app.command()
-@_with_settings(*BUILD_SETTINGS)
+@with_settings(*BUILD_SETTINGS)
 def build(
     model: Model,
     output: Output,
@@ -188,7 +145,7 @@ def build(
 
 
 @app.command()
-@_with_settings(*APPLY_SETTINGS)
+@with_settings(*APPLY_SETTINGS)
 def apply(
     model: Model,
     embeddings: Annotated[str, typer.Argument(help="Folder that `defemb build` wrote, or hub id.")],
@@ -211,7 +168,7 @@ def apply(
 
 
 @app.command()
-@_with_settings(*BUILD_SETTINGS, *DEFINE_SETTINGS)
+@with_settings(*BUILD_SETTINGS, *DEFINE_SETTINGS)
 def define(
     model: Model,
     terms: Annotated[Path, typer.Argument(help="Glossary of the new terms (.tsv, .csv, .json).")],

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from tokenizers import models
-from transformers import AddedToken, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from defemb_callbacks.new_tokens.forms import Candidates, Form, add_forms, at_word_start, id_of, known_id, model_kind
 from defemb_callbacks.new_tokens.terms import Term
-from defemb_callbacks.vocabulary import read_vocabulary
 
 # What a form must survive: alone, in running text, before punctuation and in brackets.
 CONTEXTS = ("{}", "the {} is", "of {}.", "({})")
 NO_TOKEN = "cut apart by this tokenizer, or decoded to another text"
 NOT_DEFINED = "a token already, without a definition"
 NOTHING_KNOWN = "neither a definition nor sub-tokens"
-# How much likelier than its sub-tokens a new piece of a Unigram model is: any less is lost in rounding, and with any
-# more it would be preferred within longer words, which are to be cut as before.
-MARGIN = 0.01
-# What stands before and behind words. Unigram models may have pieces of a word's end and a mark, such as T5's "4)".
-OPENING, CLOSING = ("", "▁(", '▁"', "-"), ("", *".,;:!?)]}\"'-/%")
 
 
 @dataclass(frozen=True)
@@ -53,16 +44,6 @@ class TermToken:
 
 
 @dataclass(frozen=True)
-class Form:
-    """A token to be added: its text as the tokenizer has it, and where it stands."""
-
-    text: str
-    place: Literal["word", "bare"]
-    single_word: bool = False
-    score: float | None = None  # of a piece of a Unigram model
-
-
-@dataclass(frozen=True)
 class TokenPlan:
     """Which tokens terms become, worked out on copies: nothing is changed before `extend`.
 
@@ -84,7 +65,7 @@ class TokenPlan:
 
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the new tokens to the tokenizer that the plan was made for."""
-        _add(tokenizer, self.forms)
+        add_forms(tokenizer, self.forms)
 
 
 def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words: Iterable[str] = ()) -> TokenPlan:
@@ -107,7 +88,7 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
         ValueError: a term that is a special token, or two that are the same token.
 
     Example:
-        >>> from tokenizers import Tokenizer, pre_tokenizers
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
         >>> from transformers import PreTrainedTokenizerFast
         >>> from defemb_callbacks.definitions import Definition
         >>> backend = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
@@ -125,7 +106,7 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
     _refuse_special(before, terms)
     _refuse_doubles(before, terms)
     existing = {term.text: single_token(before, term.text) for term in terms}
-    candidates = _Candidates(before, words)
+    candidates = Candidates(before, words)
     options: dict[str, list[list[Form]]] = {}
     reasons: dict[str, str] = {}
     for term in terms:
@@ -137,14 +118,14 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
     after, added = copy.deepcopy(before), list[Form]()
     while waiting := {text: ways[0] for text, ways in options.items() if text not in chosen and ways}:
         after, added = copy.deepcopy(before), [form for forms in waiting.values() for form in forms]
-        _add(after, added)
+        add_forms(after, added)
         good = _round_trips(before, after, waiting)
         chosen |= {text: forms for text, forms in waiting.items() if text in good}
         options = {text: ways[1:] for text, ways in options.items()}
     forms = [form for text in options for form in chosen.get(text, ())]
     if forms != added:  # some of the last ones tried are not, or not all that are wanted
         after = copy.deepcopy(before)
-        _add(after, forms)
+        add_forms(after, forms)
 
     tokens = []
     for term in terms:
@@ -154,7 +135,7 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
         if index is not None:
             tokens.append(TermToken(term, index, _bare_beside(before, term.text, index), False, (index,)))
         elif term.text in chosen:
-            ids = {form.place: _id_of(after, form) for form in chosen[term.text]}
+            ids = {form.place: id_of(after, form) for form in chosen[term.text]}
             word, bare = (ids["word"], ids.get("bare")) if "word" in ids else (ids["bare"], None)
             tokens.append(TermToken(term, word, bare, True, candidates.pieces(term.text)))
         else:
@@ -170,137 +151,24 @@ def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
     """The token that a text is at the start of a word, or literally; `None` where it takes several.
 
     Example:
-        >>> from tokenizers import Tokenizer
+        >>> from tokenizers import Tokenizer, models
         >>> from transformers import PreTrainedTokenizerFast
         >>> backend = Tokenizer(models.WordPiece({"[UNK]": 0, "cat": 1, "##s": 2}, unk_token="[UNK]"))
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
         >>> single_token(tokenizer, "cat"), single_token(tokenizer, "cats"), single_token(tokenizer, "##s")
         (1, None, 2)
     """
-    ids = tokenizer(_at_word_start(tokenizer, text), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(at_word_start(tokenizer, text), add_special_tokens=False)["input_ids"]
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return int(ids[0])
     # Without its mark a word of BPE or Unigram is but a word piece.
-    return None if _kind(tokenizer) in ("BPE", "Unigram") else _known_id(tokenizer, text)
-
-
-class _Candidates:
-    """The forms that a term may take, best first, by the kind of the tokenizer's model."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> None:
-        self.tokenizer = tokenizer
-        self.kind = _kind(tokenizer)
-        self.words: list[str] = []
-        self.scores: dict[str, float] = {}
-        if self.kind == "BPE":
-            own = (word for word in read_vocabulary(tokenizer).words if word is not None)
-            self.words = sorted({*own, *words})
-        if self.kind == "Unigram":
-            self.scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
-            self.lowest = min(self.scores.values())
-
-    def of(self, text: str) -> list[list[Form]]:
-        """Alternatives, each a list of forms to be added together."""
-        if self.kind == "Unigram":
-            return self._pieces_of_unigram(text)
-        if self.kind != "BPE":
-            return [[Form(text, "word", single_word=True)]]
-        spaced, bare = Form(f" {text}", "word"), Form(text, "bare", single_word=True)
-        if _known_id(self.tokenizer, text) is not None:  # a word piece, whose row is not the term's
-            return [[spaced]]
-        # The alphabet of byte-level BPE decodes letters like "ö" wrongly in added tokens, unless a space is with them.
-        return [[bare], [spaced]] if self._begins_others(text) else [[spaced, bare], [spaced], [bare]]
-
-    def pieces(self, text: str) -> tuple[int, ...]:
-        """What the tokenizer cuts the term into at the start of a word, but for what it does not know."""
-        ids = self.tokenizer(_at_word_start(self.tokenizer, text), add_special_tokens=False)["input_ids"]
-        return tuple(int(index) for index in ids if index != self.tokenizer.unk_token_id)
-
-    def _begins_others(self, text: str) -> bool:
-        for word in self.words[bisect_right(self.words, text) :]:
-            if not word.startswith(text):
-                return False
-            if word[len(text)].isalnum():
-                return True
-        return False
-
-    def _pieces_of_unigram(self, text: str) -> list[list[Form]]:
-        backend = self.tokenizer.backend_tokenizer
-        written = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        cut = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(written)] if backend.pre_tokenizer else []
-        if len(cut) != 1:  # what is cut before the model sees it can be no piece of it
-            return []
-        bare = cut[0].removeprefix("▁")
-        word = Form(cut[0], "word", score=self._score(cut[0], ("",)))
-        if bare in self.scores:  # a piece already, which keeps its score
-            return [[word]]
-        return [[word, Form(bare, "bare", score=self._score(bare, OPENING))], [word]]
-
-    def _score(self, piece: str, before: Sequence[str]) -> float:
-        """The log-probability at which a piece is just preferred to what it is cut into, alone and beside marks."""
-        gains = (
-            self._likelihood(first + piece + last) - self._likelihood(first) - self._likelihood(last)
-            for first in before
-            for last in CLOSING
-        )
-        return max(gains) + MARGIN
-
-    def _likelihood(self, text: str) -> float:
-        found = self.tokenizer.backend_tokenizer.model.tokenize(text) if text else []
-        # What is not known costs 10 more than the least likely piece; source: sentencepiece, kUnkPenalty.
-        return sum(self.scores.get(part.value, self.lowest - 10) for part in found)
-
-
-def _kind(tokenizer: PreTrainedTokenizerBase) -> str:
-    return type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else ""
-
-
-def _at_word_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    # Elsewhere the tokenizer marks the start of a word by itself.
-    return f" {text}" if _kind(tokenizer) == "BPE" else text
+    return None if model_kind(tokenizer) in ("BPE", "Unigram") else known_id(tokenizer, text)
 
 
 def _bare_beside(tokenizer: PreTrainedTokenizerBase, text: str, word: int) -> int | None:
     """The bare token of a term that was added earlier: such two have successive ids, and no word piece is meant."""
-    bare = _known_id(tokenizer, text) if _kind(tokenizer) in ("BPE", "Unigram") else None
+    bare = known_id(tokenizer, text) if model_kind(tokenizer) in ("BPE", "Unigram") else None
     return bare if bare == word + 1 else None
-
-
-def _add(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> None:
-    pieces = [(form.text, form.score) for form in forms if form.score is not None]
-    if pieces:
-        backend = tokenizer.backend_tokenizer
-        state = json.loads(backend.to_str())["model"]
-        vocabulary = [(piece, score) for piece, score in state["vocab"]]
-        # A Unigram model counts its pieces: added tokens behind them become pieces, at their own ids, too.
-        behind = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= len(vocabulary))
-        lowest = min(score for _, score in vocabulary)
-        vocabulary += [(token, lowest) for _, token in behind]
-        settings = {"unk_id": state["unk_id"], "byte_fallback": state.get("byte_fallback", False)}
-        backend.model = models.Unigram([*vocabulary, *pieces], **settings)
-    uncased = bool(forms) and read_vocabulary(tokenizer).uncased
-    normalized = uncased or _kind(tokenizer) not in ("BPE", "Unigram")
-    added = [
-        AddedToken(form.text, single_word=form.single_word, normalized=normalized)
-        for form in forms
-        if form.score is None
-    ]
-    if added:
-        tokenizer.add_tokens(added)
-
-
-def _known_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    index = tokenizer.convert_tokens_to_ids(text)
-    assert not isinstance(index, list)
-    return None if index == tokenizer.unk_token_id and text != tokenizer.unk_token else index
-
-
-def _id_of(tokenizer: PreTrainedTokenizerBase, form: Form) -> int:
-    index = _known_id(tokenizer, form.text)
-    if index is None:  # the vocabulary has it as it is normalized
-        index = _known_id(tokenizer, tokenizer.backend_tokenizer.normalizer.normalize_str(form.text))
-    assert index is not None
-    return index
 
 
 def _round_trips(
@@ -311,14 +179,14 @@ def _round_trips(
     texts = [context.format(name) for name in names for context in CONTEXTS]
     cut, was_cut = (tokenizer(texts, add_special_tokens=False)["input_ids"] for tokenizer in (trial, before))
     same = [
-        made in (text, old) or _kind(before) not in ("BPE", "Unigram")
+        made in (text, old) or model_kind(before) not in ("BPE", "Unigram")
         for text, made, old in zip(texts, trial.batch_decode(cut), before.batch_decode(was_cut), strict=True)
     ]
     good = set()
     for position, name in enumerate(names):
         part = slice(position * len(CONTEXTS), (position + 1) * len(CONTEXTS))
         in_text = cut[part][1]
-        if all(same[part]) and any(_id_of(trial, form) in in_text for form in forms[name]):
+        if all(same[part]) and any(id_of(trial, form) in in_text for form in forms[name]):
             good.add(name)
     return good
 

@@ -1,0 +1,54 @@
+"""Settings as options of a command, so that each is written, validated and explained once: in the config."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from defemb_callbacks.config import DefinitionEMBConfig
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of these fields of the config, and the config made of them."""
+    hints = get_type_hints(DefinitionEMBConfig)
+    defaults = DefinitionEMBConfig()
+    options = []
+    for field in (field for field in fields(DefinitionEMBConfig) if field.name in names):
+        kind: Any = hints[field.name]
+        choices = None
+        if get_origin(kind) is Literal:
+            kind, choices = str, "|".join(get_args(kind))
+        elif field.name == "constructor":  # a dict, or text that says the same
+            kind = str | None
+        option = Annotated[kind, typer.Option(metavar=choices, help=field.metadata["help"])]
+        default = getattr(defaults, field.name)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options.append(inspect.Parameter(field.name, keyword, default=default, annotation=option))
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
+
+        def run(context: typer.Context, **values: Any) -> None:
+            given = {name: values.pop(name) for name in names}
+            if values.get("paper") is None:
+                config = DefinitionEMBConfig(**given)
+            else:  # whose settings give way to what was typed, and to nothing else
+                sources = {name: context.get_parameter_source(name) for name in given}
+                typed = {
+                    name: value for name, value in given.items() if getattr(sources[name], "name", "") != "DEFAULT"
+                }
+                config = DefinitionEMBConfig.paper(values["paper"], **typed)
+            command(config=config, **values)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        run.__signature__ = signature.replace(parameters=[first, *own, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *own, *options]}
+        return run
+
+    return decorate
