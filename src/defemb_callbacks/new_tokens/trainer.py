@@ -87,7 +87,8 @@ class NewTokens:
         self.report = write_new_tokens(model, plan, embeddings, dictionary, self.config)
         if (built := embeddings.get(self.config.table)) is not None:
             # A term that was a token already is no longer the dictionary's to define.
-            others = ~torch.isin(built.ids, torch.tensor([token.word for token in plan.tokens]))
+            defined = torch.tensor([token.word for token in plan.tokens], dtype=torch.int64)
+            others = ~torch.isin(built.ids, defined)
             vocabulary = read_vocabulary(plan.after, table_shape(model, self.config.table)[0])
             self._embeddings = replace(built, ids=built.ids[others], rows=built.rows[others], vocabulary=vocabulary)
         self._written = weakref.ref(model)
