@@ -1,0 +1,70 @@
+"""The splits of a data set, of the hub or in local files; what the example scripts share of reading data."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset
+
+
+@dataclass
+class SplitArguments:
+    """Where the data are, and how much of them to take."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(default=None, metadata={"help": "Local .tsv, .csv or .jsonl file, with a header."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
+    test_file: str | None = field(default=None, metadata={"help": "The same, to predict."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many examples, drawn by --seed; by default on all."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate and predict the first so many."})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The local files, by split."""
+        found = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: path for split, path in found.items() if path}
+
+
+def load_splits(arguments: SplitArguments, seed: int) -> DatasetDict:
+    """The splits that the arguments name, cut to their numbers of examples.
+
+    Args:
+        arguments: local files, or else a data set on the hub.
+        seed: of the draw of `max_train_samples`; runs with the same seed train on the same examples.
+
+    Raises:
+        ValueError: neither files nor a data set, or a file of another kind.
+        FileNotFoundError: no such file.
+    """
+    if arguments.files:
+        splits = DatasetDict({split: _read(path) for split, path in arguments.files.items()})
+    elif arguments.dataset_name:
+        splits = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+    else:
+        raise ValueError("No data: give --dataset_name, or --train_file and --validation_file.")
+    for split, rows in splits.items():
+        most = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
+        if most is not None and most < len(rows):
+            splits[split] = (rows.shuffle(seed=seed) if split == "train" else rows).select(range(most))
+    return splits
+
+
+def _read(path: str) -> Dataset:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path!r}.")
+    # A review may be "null" or "None": text, and no missing value.
+    text = {"keep_default_na": False}
+    match Path(path).suffix:
+        case ".tsv":
+            return Dataset.from_csv(path, sep="\t", quoting=csv.QUOTE_NONE, **text)
+        case ".csv":
+            return Dataset.from_csv(path, **text)
+        case ".jsonl" | ".json":
+            return Dataset.from_json(path)
+        case suffix:
+            raise ValueError(f"{path!r} is a {suffix or 'file without a suffix'}; known are .tsv, .csv and .jsonl.")
