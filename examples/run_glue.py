@@ -80,36 +80,38 @@ class DataArguments(SplitArguments):
 
 @dataclass
 class Task:
-    """What the data say of the task: columns with text, names of labels (none of a regression), metrics."""
+    """What the data say of the task: columns with text, names of classes (none of a regression), metrics."""
 
     texts: tuple[str, ...]
-    labels: list[str]
+    classes: list[str]
     metric: GlueMetric
+    class_ids: dict[str | int, int]  # of what is in the column
 
     @classmethod
     def of(cls, splits: DatasetDict, name: str | None) -> Task:
-        """GLUE's task of this name, or what the columns say: all texts, up to two, and `label`."""
-        rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-        strings = [column for column, kind in rows.features.items() if getattr(kind, "dtype", "") == "string"]
+        """GLUE's task of this name, or what the columns say: `label`, and the first or the first two with text."""
+        labelled = [rows for split, rows in splits.items() if not split.startswith("test")]
+        columns = labelled[0].features if labelled else {}
+        strings = [column for column, kind in columns.items() if getattr(kind, "dtype", "") == "string"]
         texts = TASKS[name] if name else tuple([column for column in strings if column != "label"][:2])
-        missing = [column for column in (*(texts or ("sentence",)), "label") if column not in rows.column_names]
-        if missing:
-            raise ValueError(f"The data have no column {missing[0]!r}, only {', '.join(rows.column_names)}.")
-        label = rows.features["label"]
-        if name == "stsb" or label.dtype.startswith("float"):
-            return cls(texts, [], GlueMetric("stsb"))
-        return cls(texts, getattr(label, "names", None) or sorted(map(str, rows.unique("label"))), GlueMetric(name))
+        for column in (*(texts or ("sentence",)), "label"):
+            if column not in columns:
+                raise ValueError(f"The data have no column {column!r}, only {', '.join(columns) or 'a test split'}.")
+        if name == "stsb" or columns["label"].dtype.startswith("float"):
+            return cls(texts, [], GlueMetric("stsb"), {})
+        if names := getattr(columns["label"], "names", None):
+            return cls(texts, names, GlueMetric(name), {number: number for number in range(len(names))})
+        found = sorted({label for rows in labelled for label in rows.unique("label")})
+        return cls(texts, list(map(str, found)), GlueMetric(name), {label: i for i, label in enumerate(found)})
 
     def target(self, label: Any) -> int | float:
         """What the model is to say."""
-        if not self.labels:
-            return float(label)
-        return self.labels.index(str(label)) if str(label) in self.labels else int(label)
+        return self.class_ids[label] if self.classes else float(label)
 
     def predicted(self, output: Any) -> NDArray[Any]:
         """Label or score of each example, from the model's output."""
         logits = output[0] if isinstance(output, tuple) else output
-        return logits.argmax(axis=-1) if self.labels else logits.squeeze(axis=-1)
+        return logits.argmax(axis=-1) if self.classes else logits.squeeze(axis=-1)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -121,13 +123,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     logger.info("Process %d of %d.", args.process_index, args.world_size)
     set_seed(args.seed)
 
-    splits = load_splits(data_args, args.seed)
+    splits = load_splits(data_args, args)
     task = Task.of(splits, data_args.task_name)
     source, revision = model_args.model_name_or_path, model_args.model_revision
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    names = {"id2label": dict(enumerate(task.labels)), "label2id": {name: i for i, name in enumerate(task.labels)}}
+    names = {"id2label": dict(enumerate(task.classes)), "label2id": {name: i for i, name in enumerate(task.classes)}}
     model = AutoModelForSequenceClassification.from_pretrained(
-        source, revision=revision, num_labels=len(task.labels) or 1, **(names if task.labels else {})
+        source, revision=revision, num_labels=len(task.classes) or 1, **(names if task.classes else {})
     )
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             write_columns(Path(args.output_dir, f"{prefix}_examples.jsonl"), each)
     for split in [split for split in splits if split.startswith("test")] if args.do_predict else ():
         predictions = task.predicted(trainer.predict(splits[split]).predictions)
-        lines = [task.labels[value] if task.labels else f"{value:.3f}" for value in predictions]
+        lines = [task.classes[value] if task.classes else f"{value:.3f}" for value in predictions]
         if trainer.is_world_process_zero():
             Path(args.output_dir, f"{split}_predictions.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return results
