@@ -1,4 +1,4 @@
-"""Command lines of the example scripts: options, or a recipe in YAML with options that replace single settings of it."""
+"""Command lines of the example scripts: a recipe in YAML, and options that replace single settings of it."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
+from transformers import TrainingArguments
 
 
 @dataclass
@@ -30,15 +31,16 @@ class SplitArguments:
         return {split: path for split, path in found.items() if path}
 
 
-def load_splits(arguments: SplitArguments, seed: int) -> DatasetDict:
+def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDict:
     """The splits that the arguments name, cut to their numbers of examples.
 
     Args:
         arguments: local files, or else a data set on the hub.
-        seed: of the draw of `max_train_samples`; runs with the same seed train on the same examples.
+        args: say what is to be done with them; `max_train_samples` are drawn by `seed`, so that runs with the same seed
+            train on the same examples.
 
     Raises:
-        ValueError: neither files nor a data set, or a file of another kind.
+        ValueError: neither files nor a data set, a file of another kind, or no split for what is to be done.
         FileNotFoundError: no such file.
     """
     if arguments.files:
@@ -50,7 +52,10 @@ def load_splits(arguments: SplitArguments, seed: int) -> DatasetDict:
     for split, rows in splits.items():
         most = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
         if most is not None and most < len(rows):
-            splits[split] = (rows.shuffle(seed=seed) if split == "train" else rows).select(range(most))
+            splits[split] = (rows.shuffle(seed=args.seed) if split == "train" else rows).select(range(most))
+    for split, needed in (("train", args.do_train), ("validation", args.do_eval), ("test", args.do_predict)):
+        if needed and not any(name.startswith(split) for name in splits):
+            raise ValueError(f"No split {split!r} among {', '.join(splits)}: give --{split}_file.")
     return splits
 
 

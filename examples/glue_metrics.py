@@ -28,7 +28,7 @@ class GlueMetric(evaluate.Metric):
     A correlation of fewer than two pairs, or with a constant, is NaN.
 
     Args:
-        config_name: "sst2", "mnli", …; "stsb" for any regression.
+        config_name: "sst2", "mnli", …; "stsb" for any regression; `None` for any classification.
 
     Returns:
         Of `compute`: `{"accuracy": float}`, for "mrpc" and "qqp" with `"f1"`, for "cola"
@@ -47,6 +47,11 @@ class GlueMetric(evaluate.Metric):
         if self.config_name == "stsb":
             return ("pearson", "spearmanr")
         return MORE_THAN_ACCURACY.get(self.config_name, ("accuracy",))
+
+    def of_each(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, list[float]]:
+        """The metrics that are a mean over examples, as (n,) values of each example: accuracy, where it is one."""
+        right = [float(said == true) for said, true in zip(predictions, references, strict=True)]
+        return {"accuracy": right} if "accuracy" in self.names else {}
 
     def _info(self) -> evaluate.MetricInfo:
         value = Value("float64" if self.config_name == "stsb" else "int64")

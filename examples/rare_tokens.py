@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import evaluate
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from defemb_callbacks import DefinitionEmbeddings, DefinitionEMBConfig, load_definitions
+from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, load_definitions
 from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.frequency import configured_rank, count_tokens, frequency_groups
 from defemb_callbacks.vocabulary import read_vocabulary
@@ -48,3 +52,27 @@ def contain(rows: Iterable[Sequence[int]], tokens: set[int]) -> list[bool]:
         [False, True]
     """
     return [not tokens.isdisjoint(row) for row in rows]
+
+
+def by_frequency(
+    metric: evaluate.Metric, rare: Sequence[bool], predictions: Sequence[Any], references: Sequence[Any], prefix: str
+) -> dict[str, float]:
+    """The metric of the examples with a rare rebuilt token, and of the others: `eval_accuracy_rare`, `…_other`.
+
+    Their numbers are given as `eval_samples_rare` and `…_other`; of no examples there is no metric.
+    """
+    metrics: dict[str, float] = {}
+    for group, value in (("rare", True), ("other", False)):
+        chosen = np.flatnonzero(np.asarray(rare) == value)
+        metrics[f"{prefix}_samples_{group}"] = len(chosen)
+        if len(chosen):
+            pairs = {"predictions": [predictions[i] for i in chosen], "references": [references[i] for i in chosen]}
+            metrics |= {f"{prefix}_{name}_{group}": score for name, score in metric.compute(**pairs).items()}
+    return metrics
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """One line of JSON for each example."""
+    plain = [values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values()]
+    lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in zip(*plain, strict=True)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
