@@ -16,16 +16,16 @@ SENTENCE_END = re.compile(r"([.!?][\"'”’)\]]*)\s+(?![a-z])")
 
 
 class Rouge(evaluate.Metric):
-    """F-measures of ROUGE-1, -2, -L and -Lsum, from 0 to 1: the numbers of `evaluate.load("rouge")`, one reference each.
+    """F-measures of ROUGE-1, -2, -L and -Lsum, from 0 to 1: the numbers of `evaluate.load("rouge")`.
 
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004; computed by the package rouge-score.
 
     Args:
-        predictions, references: texts; for Lsum with one sentence a line, see `one_sentence_a_line`.
+        predictions, references: (n,) texts; for Lsum with one sentence a line, see `one_sentence_a_line`.
         rouge_types: which of them.
         use_stemmer: compare words by Porter's stems.
-        use_aggregator: one number for all texts, the median of the means of 1,000 bootstrap samples, which numpy's global
-            seed determines; `False` gives a score for each text, in order.
+        use_aggregator: one number for all texts: the median of the means of 1,000 bootstrap samples, drawn by numpy's
+            global generator. `False` gives a score for each text, in order.
 
     Returns:
         ``{"rouge1": float, …}``, or ``{"rouge1": [float, …], …}`` without the aggregator.
@@ -62,7 +62,7 @@ class Rouge(evaluate.Metric):
         scorer = RougeScorer(rouge_types, use_stemmer=use_stemmer)
         scores = [scorer.score(*texts) for texts in zip(references, predictions, strict=True)]
         if not use_aggregator:
-            return {name: [score[name].fmeasure for score in scores] for name in rouge_types}
+            return {name: [float(score[name].fmeasure) for score in scores] for name in rouge_types}
         aggregator = BootstrapAggregator()
         for score in scores:
             aggregator.add_scores(score)
@@ -72,8 +72,8 @@ class Rouge(evaluate.Metric):
 def one_sentence_a_line(text: str) -> str:
     """The text as ROUGE-Lsum wants it, by a regular expression that needs no download.
 
-    A sentence ends at a line break, and at ``.``, ``!`` or ``?``, closing quotes and brackets included, before white space
-    that no small letter follows. So "e.g. this" is no end, but "Mr. Smith" is.
+    A sentence ends at a line break, and at ``.``, ``!`` or ``?``, closing quotes and brackets included, before white
+    space that no small letter follows. So "e.g. this" is no end, but "Mr. Smith" is.
 
     Example:
         >>> one_sentence_a_line('He said "No." Mr. Smith, i.e. the mayor, left.')

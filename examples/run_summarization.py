@@ -13,6 +13,7 @@ A `.yaml` file before the options is a recipe.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, update_
 
 logger = logging.getLogger(__name__)
 
+XSUM = "EdinburghNLP/xsum"
+
 # What data sets call their columns, the likeliest first.
 DOCUMENTS = ("document", "article", "dialogue", "text", "description", "source")
 SUMMARIES = ("summary", "highlights", "abstract", "tldr", "target")
@@ -55,14 +58,9 @@ class ModelArguments:
     definitions: list[str] = field(
         default_factory=lambda: ["wordnet"], metadata={"help": "'wordnet' and files, as `load_definitions` reads them."}
     )
-    generation_min_length: int | None = field(
-        default=None, metadata={"help": "Shortest summary in tokens; this and the others by default as the model has it."}
-    )
-    generation_length_penalty: float | None = field(
-        default=None, metadata={"help": "Of beam search: above 0 favours long summaries, below 0 short ones."}
-    )
-    generation_no_repeat_ngram_size: int | None = field(
-        default=None, metadata={"help": "Write no sequence of so many tokens twice."}
+    generation: str = field(
+        default="{}",
+        metadata={"help": 'How it writes, as JSON: {"length_penalty": 2, …}; else as its generation_config.json says.'},
     )
 
 
@@ -82,21 +80,21 @@ class DataArguments(SplitArguments):
 
     def __post_init__(self) -> None:
         if not self.dataset_name and not self.files:
-            self.dataset_name = "EdinburghNLP/xsum"
+            self.dataset_name = XSUM
+        if self.dataset_name == XSUM and self.dataset_revision is None:
+            self.dataset_revision = "refs/convert/parquet"  # else it is a program, which `datasets` no longer runs
 
     def pairs(self, rows: Dataset) -> Dataset:
         """The rows with the columns `document` and `summary` alone."""
         asked = {"document": self.document_column, "summary": self.summary_column}
         columns = {}
         for name, known in {"document": DOCUMENTS, "summary": SUMMARIES}.items():
-            likely = [asked[name]] if asked[name] else known
-            columns[name] = next((column for column in likely if column in rows.column_names), None)
-            if columns[name] is None:
-                raise ValueError(
-                    f"The data have no column {' or '.join(likely)}, only {', '.join(rows.column_names)}: "
-                    f"name the {name}'s with --{name}_column."
-                )
-        return Dataset.from_dict({name: rows[column] for name, column in columns.items()})
+            found = [column for column in (known if asked[name] is None else [asked[name]]) if column in rows.features]
+            if not found:
+                has = ", ".join(rows.column_names)
+                raise ValueError(f"No column holds the {name}: give --{name}_column, one of {has}.")
+            columns[found[0]] = name
+        return rows.select_columns(list(columns)).rename_columns(columns)
 
 
 class SummaryScores:
@@ -121,8 +119,8 @@ class SummaryScores:
         metrics: dict[str, float] = {name: float(np.mean(values)) for name, values in scores.items()}
         for group, chosen in (("rare", self.rare), ("other", ~self.rare)):
             metrics[f"samples_{group}"] = int(chosen.sum())
-            if chosen.any():
-                metrics |= {f"{name}_{group}": float(np.mean(np.asarray(v)[chosen])) for name, v in scores.items()}
+            if chosen.any():  # of no examples there is no mean
+                metrics |= {f"{name}_{group}": float(np.mean(values, where=chosen)) for name, values in scores.items()}
         return metrics
 
 
@@ -140,18 +138,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     source, revision = model_args.model_name_or_path, model_args.model_revision
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     model = AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision)
-    generation = {
-        "max_length": args.generation_max_length or data_args.max_target_length,
-        "num_beams": args.generation_num_beams,
-        "min_length": model_args.generation_min_length,
-        "length_penalty": model_args.generation_length_penalty,
-        "no_repeat_ngram_size": model_args.generation_no_repeat_ngram_size,
-    }
-    model.generation_config.update(**{name: value for name, value in generation.items() if value is not None})
+    generation = {"max_length": data_args.max_target_length, **json.loads(model_args.generation)}
+    if unknown := model.generation_config.update(**generation):
+        raise ValueError(f"generation={model_args.generation!r}: there is no setting {next(iter(unknown))!r}.")
     model.generation_config.validate(strict=True)  # now, and not when the first checkpoint is saved
-    prefix = data_args.source_prefix
-    if prefix is None:
-        prefix = "summarize: " if model.config.model_type == "t5" else ""
+    usual_prefix = "summarize: " if model.config.model_type == "t5" else ""
+    prefix = usual_prefix if data_args.source_prefix is None else data_args.source_prefix
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
         documents = [prefix + document for document in rows["document"]]
@@ -160,7 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return {**encoded, "labels": labels["input_ids"]}
 
     with args.main_process_first(desc="tokenize"):
-        texts = {split: data_args.pairs(rows) for split, rows in load_splits(data_args, args.seed).items()}
+        texts = {split: data_args.pairs(rows) for split, rows in load_splits(data_args, args).items()}
         splits = {
             split: rows.map(tokenize, batched=True, remove_columns=rows.column_names) for split, rows in texts.items()
         }
