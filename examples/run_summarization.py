@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from arguments import parse
 from data_files import SplitArguments, load_splits
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from rare_tokens import contain, rare_rebuilt_tokens, write_columns
 from rouge import Rouge, one_sentence_a_line
 from transformers import (
@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     source, revision = model_args.model_name_or_path, model_args.model_revision
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     model = AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision)
+    model.accepts_loss_kwargs = False  # T5's and BART's is a mean over their own batch, which Trainer does not expect
     generation = {"max_length": data_args.max_target_length, **json.loads(model_args.generation)}
     if unknown := model.generation_config.update(**generation):
         raise ValueError(f"generation={model_args.generation!r}: there is no setting {next(iter(unknown))!r}.")
@@ -152,10 +153,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return {**encoded, "labels": labels["input_ids"]}
 
     with args.main_process_first(desc="tokenize"):
-        texts = {split: data_args.pairs(rows) for split, rows in load_splits(data_args, args).items()}
-        splits = {
-            split: rows.map(tokenize, batched=True, remove_columns=rows.column_names) for split, rows in texts.items()
-        }
+        found = load_splits(data_args, args)
+        texts = DatasetDict({split: data_args.pairs(rows) for split, rows in found.items()})
+        splits = texts.map(tokenize, batched=True, remove_columns=["document", "summary"])
         size = model.get_input_embeddings().num_embeddings
         rare = rare_rebuilt_tokens(tokenizer, size, model_args.definitions, config, splits.get("train"))
     scores = {
