@@ -289,9 +289,14 @@ def without(name: str) -> Callable[[list[str]], list[str]]:
         (without("--validation_file"), ValueError, "No split 'validation' among train: give --validation_file"),
         (lambda given: [*given, "--train_file", "gone.tsv"], FileNotFoundError, r"no file 'gone\.tsv'"),
         (lambda given: [*given, "--train_file", __file__], ValueError, r"is a \.py; known are \.tsv"),
+        (
+            lambda given: [*given, "--train_sampling_strategy", "group_by_length"],
+            ValueError,
+            "would shuffle what is eval",
+        ),
         (lambda given: [*given, "--task_name", "mnli"], ValueError, "no column 'premise', only sentence, label"),
     ],
-    ids=["task", "no data", "split", "file", "kind of file", "column"],
+    ids=["task", "no data", "split", "file", "kind of file", "order", "column"],
 )
 def test_errors(place: Path, tmp_path: Path, change: Callable, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
