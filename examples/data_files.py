@@ -40,8 +40,8 @@ def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDi
             train on the same examples.
 
     Raises:
-        ValueError: neither files nor a data set, a file of another kind, no split for what is to be done, or an order of
-            training examples that the Trainer would give to those for evaluation, too.
+        ValueError: neither files nor a data set, a file of another kind, no split for what is to be done, or an order
+            of training examples that the Trainer would give to those for evaluation, too.
         FileNotFoundError: no such file.
     """
     if arguments.files:
