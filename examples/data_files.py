@@ -41,7 +41,8 @@ def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDi
             train on the same examples.
 
     Raises:
-        ValueError: neither files nor a data set, a file of another kind, or no split for what is to be done.
+        ValueError: neither files nor a data set, a file of another kind, no split for what is to be done, or an order
+            of training examples that the Trainer would give to those for evaluation, too.
         FileNotFoundError: no such file.
     """
     if arguments.files:
@@ -51,6 +52,10 @@ def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDi
         splits = load_dataset(name, config, revision=arguments.dataset_revision)
     else:
         raise ValueError("No data: give --dataset_name, or --train_file and --validation_file.")
+    if args.train_sampling_strategy == "group_by_length":
+        raise ValueError(
+            "train_sampling_strategy='group_by_length' would shuffle what is evaluated, too; leave it out."
+        )
     for split, rows in splits.items():
         most = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
         if most is not None and most < len(rows):

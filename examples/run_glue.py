@@ -92,7 +92,7 @@ class Task:
         """GLUE's task of this name, or what the columns say: `label`, and the first or the first two with text."""
         labelled = [rows for split, rows in splits.items() if not split.startswith("test")]
         columns = labelled[0].features if labelled else {}
-        strings = [column for column, kind in columns.items() if getattr(kind, "dtype", "") == "string"]
+        strings = [column for column, kind in columns.items() if str(getattr(kind, "dtype", "")).endswith("string")]
         texts = TASKS[name] if name else tuple([column for column in strings if column != "label"][:2])
         for column in (*(texts or ("sentence",)), "label"):
             if column not in columns:

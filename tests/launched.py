@@ -31,6 +31,7 @@ from defemb_callbacks.processes import main_first, only_main, this_process
 from defemb_callbacks.rows import read_table, write_rows
 from defemb_callbacks.sharding import whole, write_into
 from defemb_callbacks.vocabulary import read_vocabulary
+from launching import leave_together
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 Outcome = dict[str, Any]  # tensors, or plain JSON
@@ -278,9 +279,7 @@ def main(folder: Path) -> None:
         save_file(tensors, own / f"{rank}.safetensors")
         plain = {name: value for name, value in outcome.items() if name not in tensors}
         (own / f"{rank}.json").write_text(json.dumps(plain))
-    # A process that exits while gloo's threads still run may be aborted by them.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_together(folder)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from defemb_callbacks import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.rows import read_table, write_rows
 from launched import IDS, metrics_of, new_rows, trained
+from launching import torchrun
 from runs import defined_ids
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, wordpiece_tokenizer
 
@@ -50,20 +48,11 @@ class Launch:
         return first
 
 
-def torchrun(folder: Path, processes: int, script: str, *arguments: str, timeout: float = 180) -> str:
-    path = os.pathsep.join(filter(None, sys.path))
-    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "DEFEMB_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", script, *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module", params=[2, 3], ids=lambda processes: f"{processes}-processes")
 def launch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     folder = tmp_path_factory.mktemp("launch")
-    torchrun(folder, request.param, launched.__file__, str(folder))
+    env = {"DEFEMB_CACHE": str(folder / "cache")}
+    torchrun(launched.__file__, str(folder), processes=request.param, env=env)
     return Launch(folder, request.param)
 
 

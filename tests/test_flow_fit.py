@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from defemb_callbacks.sentence import fit as module
 from defemb_callbacks.sentence.fit import fit_flow, fit_flow_on_texts, flow_training_arguments
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig
 from defemb_callbacks.sentence.pooling import encode_texts
+from launching import leave_together, torchrun
 from tiny import tiny_bert, tiny_dataset, wordpiece_tokenizer
 
 
@@ -318,18 +317,12 @@ def worker(folder: Path) -> None:
     rank = torch.distributed.get_rank()
     for name, flow in flows.items():
         save_file(flow.state_dict(), folder / f"{name}-{rank}.safetensors")
-    # A process that exits while gloo's threads still run may be aborted by them.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_together(folder)
 
 
 @pytest.mark.slow
 def test_two_processes_fit_one_flow(tmp_path):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(__file__, str(tmp_path), timeout=240)
     for name in ("vectors", "texts"):
         first, second = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in (0, 1))
         assert all(torch.equal(first[key], second[key]) for key in first)

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from defemb_callbacks.reconstruction.isolation import isolated_training
 from defemb_callbacks.reconstruction.learned import held_out_words, last_checkpoint
 from defemb_callbacks.rows import read_table
 from defemb_callbacks.vocabulary import read_vocabulary
+from launching import leave_together, torchrun
 from runs import losses
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
@@ -405,20 +405,14 @@ def worker(folder: Path, tokens: int) -> None:
     (folder / f"info-{rank}.json").write_text(json.dumps(learned.info))
     torch.save(learned.rows, folder / f"rows-{rank}.pt")
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        leave_together(folder)
 
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    launch += ["--rdzv_endpoint", "localhost:0"]
-    for name, how, tokens in (("two", launch, "128"), ("one", [], "256")):
+    for name, processes, tokens in (("two", 2, "128"), ("one", 1, "256")):
         (tmp_path / name).mkdir()
-        command = [sys.executable, *how, __file__, str(tmp_path / name), tokens]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
-        assert done.returncode == 0, done.stderr[-3000:]
+        torchrun(__file__, str(tmp_path / name), tokens, processes=processes)
     info = [json.loads((tmp_path / name).read_text()) for name in ("one/info-0.json", "two/info-0.json")]
     rows = [
         torch.load(tmp_path / name, weights_only=True) for name in ("one/rows-0.pt", "two/rows-0.pt", "two/rows-1.pt")
@@ -437,18 +431,14 @@ def test_command_line_on_two_processes(tmp_path):
     tiny_bert(tokenizer, **NO_DROPOUT).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "glossary.json").write_text(json.dumps(tiny_glossary()))
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    launch += ["--rdzv_endpoint", "localhost:0"]
-    for name, how, tokens in (("two", launch, 128), ("one", [], 256)):
+    for name, processes, tokens in (("two", 2, 128), ("one", 1, 256)):
         constructor = {**settings(3).to_dict(), "tokens_per_batch": tokens}
-        command = [sys.executable, *how, "-m", "defemb_callbacks", "build", str(tmp_path / "model")]
+        command = ["-m", "defemb_callbacks", "build", str(tmp_path / "model")]
         command += ["--definitions", str(tmp_path / "glossary.json"), "--output", str(tmp_path / name)]
         command += ["--method", "learned", "--constructor", json.dumps(constructor), "--precision", "float32"]
         command += ["--cache-dir", str(tmp_path / f"cache-{name}")]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=110)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("66 of 476 tokens rebuilt from 66 definitions") == 1
+        said = torchrun(*command, processes=processes, attempts=2)
+        assert said.count("66 of 476 tokens rebuilt from 66 definitions") == 1
     one, two = (DefinitionEmbeddings.from_pretrained(tmp_path / name).rows for name in ("one", "two"))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from transformers import BertForSequenceClassification, PrinterCallback, Trainer
 
 from defemb_callbacks import DefinitionEMBCallback, EmbeddingMonitorCallback
+from launching import leave_together, torchrun
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 4}
@@ -113,17 +111,12 @@ def worker(folder: Path) -> None:
         )
         assert trainer.args.world_size == 2
         trainer.train()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_together(folder)
 
 
 @pytest.mark.slow
 def test_only_the_main_process_shows_anything(tmp_path) -> None:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--redirects", "3"]
-    command += ["--log-dir", str(tmp_path / "logs"), "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    done = subprocess.run([*command, __file__, str(tmp_path)], env=env, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(__file__, str(tmp_path), options=["--redirects", "3", "--log-dir", str(tmp_path / "logs")])
     after = {}
     for rank in (0, 1):
         for stream in ("stdout", "stderr"):

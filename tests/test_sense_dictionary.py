@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import layer_states, sampled_states
 from defemb_callbacks.senses.storage import compress, pack, unpack
 from defemb_callbacks.vocabulary import Vocabulary
+from launching import leave_together, torchrun
 
 WORDS = [word for word in tiny.WORDS if "'" not in word][:40]
 TEXTS = [" ".join(random.Random(seed).choices(WORDS, k=4 + seed % 9)) for seed in range(160)]
@@ -381,11 +380,7 @@ def test_hub_upload(dictionary: SenseDictionary, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_two_processes_build_what_one_builds(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(__file__, str(tmp_path))
     one, two = (SenseDictionary.from_pretrained(tmp_path / str(rank)) for rank in (0, 1))
     tokenizer = tiny.wordpiece_tokenizer()
     alone = SenseDictionary.build(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
@@ -401,9 +396,7 @@ def worker(folder: Path) -> None:
     built = SenseDictionary.build(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
     assert torch.distributed.get_world_size() == 2
     built.save_pretrained(folder / str(rank))
-    # A process that exits while gloo's threads still run may be aborted by them.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave_together(folder)
 
 
 # Errors

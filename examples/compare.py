@@ -1,0 +1,223 @@
+"""Run a script with and without the callback, over seeds in pairs, and say whether the difference is more than chance.
+
+    python examples/compare.py examples/run_glue.py --output_dir outputs/compare --seeds 5 \
+        --variants baseline blend replace "learned=--method learned --strategy replace" -- \
+        --model_name_or_path roberta-base --task_name sst2 --do_train --do_eval --max_train_samples 4096
+
+What follows `--` goes to the script as it is, and so do the options of a variant. A seed gives all variants the same
+training examples, order and new head. Each finished run is a line in `runs.jsonl`: the same command, given again, goes
+on where it was interrupted, and with more seeds or variants it runs only those. `--launcher "accelerate launch"` runs
+on several GPUs. Results: `results.md`, `results.json` and `differences.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from intervals import paired_interval, seed_interval
+from matplotlib.figure import Figure
+
+BASELINE = "baseline"
+VARIANTS = {BASELINE: "--definition_emb false", "blend": "--strategy blend", "replace": "--strategy replace"}
+GROUPS = {"all": "all", "rare": "with a rare rebuilt token", "other": "without one"}
+
+Run = dict[str, Any]
+Results = dict[str, dict[str, dict[str, Any]]]  # metric, group, variant (and "examples")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; `variants` as {name: options of the script}, `script_options` as a list."""
+    own = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("script", help="run_glue.py, run_summarization.py, or another that writes the same files")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5, help="pairs of runs: with --seed 0, 1, 2, …")
+    parser.add_argument(
+        "--variants", nargs="+", default=["baseline", "blend"], help=f"{', '.join(VARIANTS)}, NAME=OPTIONS"
+    )
+    parser.add_argument("--launcher", default=sys.executable, help="what starts the script, instead of python")
+    arguments = parser.parse_args(own)
+    arguments.script_options = list(argv[len(own) + 1 :])
+    variants = {}
+    for variant in arguments.variants:
+        name, equals, options = variant.partition("=")
+        if not equals and name not in VARIANTS:
+            parser.error(f"the variant {name!r} is unknown; take one of {', '.join(VARIANTS)}, or write {name}=OPTIONS")
+        variants[name] = shlex.split(options if equals else VARIANTS[name])
+    if BASELINE not in variants:
+        parser.error(f"the variants {', '.join(variants)} lack a {BASELINE!r} to compare with")
+    arguments.variants = variants
+    return arguments
+
+
+def finished_runs(path: Path, expected: dict[str, list[str]]) -> list[Run]:
+    """The runs of earlier commands, of the variants that are expected.
+
+    Raises:
+        ValueError: a run of one of these variants with other options.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):  # killed while it was written
+        path.write_text("".join(lines[:-1]), encoding="utf-8")
+        lines = lines[:-1]
+    runs = [run for run in map(json.loads, lines) if run["variant"] in expected]
+    for run in runs:
+        if run["options"] != expected[run["variant"]]:
+            raise ValueError(
+                f"{path} has runs of {run['variant']!r} with other options ({shlex.join(run['options'])}); "
+                "give another --output_dir, or another name to the variant."
+            )
+    return runs
+
+
+def new_run(launcher: str, script: str, variant: str, options: list[str], seed: int, folder: Path) -> Run:
+    """Run the script; its metrics, and the scores of single examples.
+
+    Raises:
+        RuntimeError: it failed; the message has the end of its output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [*shlex.split(launcher), script, *options, "--seed", str(seed), "--output_dir", str(folder)]
+    with (folder / "output.log").open("w", encoding="utf-8") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        end = (folder / "output.log").read_text(encoding="utf-8")[-2000:]
+        raise RuntimeError(f"{shlex.join(command)} failed ({code}). The end of {folder / 'output.log'}:\n{end}")
+    metrics = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    lines = (folder / "eval_examples.jsonl").read_text(encoding="utf-8").splitlines()
+    examples = [json.loads(line) for line in lines]
+    kept = ["rare", *(name for name in examples[0] if f"eval_{name}" in metrics)]
+    columns = {name: [round(float(example[name]), 6) for example in examples] for name in kept}
+    return {"variant": variant, "seed": seed, "options": options, "metrics": metrics, "examples": columns}
+
+
+def compared(runs: list[Run], variants: Sequence[str], seeds: int) -> Results:
+    """Mean score and paired difference with its interval, by metric, group of examples and variant.
+
+    Raises:
+        ValueError: runs that were evaluated on different examples.
+    """
+    by_key = {(run["variant"], run["seed"]): run for run in runs}
+    pairs = {variant: [by_key[variant, seed] for seed in range(seeds)] for variant in variants}
+    first = pairs[BASELINE][0]
+    rare = np.array(first["examples"]["rare"], dtype=bool)
+    if any(run["examples"]["rare"] != first["examples"]["rare"] for of in pairs.values() for run in of):
+        raise ValueError("The runs were evaluated on different examples, or with different rare tokens.")
+    masks = {"all": np.ones_like(rare), "rare": rare, "other": ~rare}
+    suffixes = {"all": "", "rare": "_rare", "other": "_other"}
+    grouped = [key for key in first["metrics"] if key.endswith(("_rare", "_other")) and "_samples_" not in key]
+    names = dict.fromkeys(key.removeprefix("eval_").rpartition("_")[0] for key in grouped if key.startswith("eval_"))
+    results: Results = {}
+    for name in names:
+        for group, mask in masks.items():
+            key = f"eval_{name}{suffixes[group]}"
+            if key not in first["metrics"]:  # no example of this group
+                continue
+            scores = {variant: np.array([run["metrics"][key] for run in of]) for variant, of in pairs.items()}
+            of_each = {v: np.array([run["examples"].get(name) for run in of], dtype=float) for v, of in pairs.items()}
+            rows: dict[str, Any] = {"examples": int(mask.sum())}
+            for variant, values in scores.items():
+                difference = values - scores[BASELINE]
+                row = {"mean": values.mean(), "difference": difference.mean(), "of_seeds": difference.tolist()}
+                if first["examples"].get(name) is not None:
+                    row["interval"] = paired_interval((of_each[variant] - of_each[BASELINE])[:, mask])
+                elif seeds > 1:
+                    row["interval"] = seed_interval(difference)
+                rows[variant] = row
+            results.setdefault(name, {})[group] = rows
+    return results
+
+
+def markdown(results: Results, variants: Sequence[str]) -> str:
+    """One table for each metric, a row for each variant; differences in bold whose interval leaves 0 out."""
+    return "\n\n".join("\n".join(_table(name, groups, variants)) for name, groups in results.items())
+
+
+def _table(metric: str, groups: dict[str, dict[str, Any]], variants: Sequence[str]) -> Iterator[str]:
+    headings = [f"{GROUPS[group]} ({rows['examples']:,})" for group, rows in groups.items()]
+    yield " | ".join(["| " + metric, *(f"{heading} | difference [95 %]" for heading in headings)]) + " |"
+    yield "| --- " * (1 + 2 * len(groups)) + "|"
+    for variant in variants:
+        cells = [variant]
+        for rows in groups.values():
+            row = rows[variant]
+            cells += [f"{row['mean']:.4f}", "" if variant == BASELINE else _difference(row)]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if "interval" not in row:
+        return f"{row['difference']:+.4f}"
+    low, high = row["interval"]
+    text = f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def draw(results: Results, variants: Sequence[str], path: Path) -> None:
+    """A row of panels for each metric, a panel for each group: differences with intervals, a dot for each seed."""
+    shown = [variant for variant in variants if variant != BASELINE]
+    columns = max(map(len, results.values()))
+    size = (3.4 * columns + 1, (0.45 * len(shown) + 1.3) * len(results))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(results), columns, squeeze=False, sharey=True, sharex="row")
+    for panels, (metric, groups) in zip(grid, results.items(), strict=True):
+        for axes, (group, rows) in zip(panels, groups.items(), strict=False):
+            for place, variant in enumerate(shown):
+                row = rows[variant]
+                low, high = row.get("interval", (row["difference"],) * 2)
+                axes.hlines(place, low, high, color="#0072B2", linewidth=3, alpha=0.5)
+                axes.plot(row["of_seeds"], [place] * len(row["of_seeds"]), ".", color="#555555", markersize=5)
+                axes.plot(row["difference"], place, "D", color="#0072B2", markersize=6)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set_title(f"{metric}, {GROUPS[group]} ({rows['examples']:,})", fontsize=9, loc="left")
+            axes.grid(axis="x", alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].set_yticks(range(len(shown)), shown)
+    grid[0][0].invert_yaxis()
+    figure.suptitle("Difference to the baseline (diamond: mean, bar: 95 % interval, dots: seeds)", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> Results:
+    """Run what is missing, and compare."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    folder: Path = arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = {variant: [*arguments.script_options, *options] for variant, options in arguments.variants.items()}
+    runs = finished_runs(folder / "runs.jsonl", expected)
+    done = {(run["variant"], run["seed"]) for run in runs}
+    for seed in range(arguments.seeds):
+        for variant, options in expected.items():
+            if (variant, seed) in done:
+                continue
+            place = folder / f"{variant}-{seed}"
+            run = new_run(arguments.launcher, arguments.script, variant, options, seed, place)
+            with (folder / "runs.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run) + "\n")
+            runs.append(run)
+            scores = [
+                f"{name} {score:.4f}" for name in run["examples"] if (score := run["metrics"].get(f"eval_{name}"))
+            ]
+            print(f"Seed {seed}, {variant}: {', '.join(scores) or 'done'}", flush=True)
+    results = compared(runs, list(expected), arguments.seeds)
+    settings = {"script": Path(arguments.script).name, "seeds": arguments.seeds, "options": expected}
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+    table = markdown(results, list(expected))
+    (folder / "results.md").write_text(table + "\n", encoding="utf-8")
+    draw(results, list(expected), folder / "differences.png")
+    print(f"\n{table}\n\nWritten to {folder}.")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Several processes: how tests start them, and how these end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# What torch says when gloo's threads outlive the interpreter, now and then, of a process that is done (pytorch issue
+# 190489).
+ABORTED_AT_EXIT = "terminate called without an active exception"
+
+
+def torchrun(
+    *arguments: str,
+    processes: int = 2,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    timeout: float = 180,
+    attempts: int = 1,
+) -> str:
+    """Run a script, or `-m module`, in processes of one thread each, one of them without a launch; what they printed.
+
+    Scripts of ours end by `leave_together`. Those of users cannot: with `attempts=2` they are started once more where
+    torch has aborted them at their end.
+    """
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *options]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    command = [sys.executable, *(launch if processes > 1 else []), *arguments]
+    for attempt in range(1, attempts + 1):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        if done.returncode == 0 or ABORTED_AT_EXIT not in done.stderr or attempt == attempts:
+            break
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
+
+
+def leave_together(folder: Path) -> None:
+    """End this process of a launch, when all others are done too, without tearing the interpreter down.
+
+    Destroying the group first does not keep gloo's threads from aborting the process. No process leaves while another
+    may still hear from it.
+    """
+    (folder / f"done-{os.environ['RANK']}").touch()
+    while len(list(folder.glob("done-*"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,303 @@
+"""The script for GLUE: it reads what is out there, scores by the book, and a baseline differs in the callback alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import run_glue
+from arguments import parse
+from data_files import SplitArguments, load_splits
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from glue_metrics import GlueMetric
+from rare_tokens import by_frequency, rare_rebuilt_tokens
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainingArguments,
+)
+
+from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
+from defemb_callbacks.frequency import configured_rank, count_tokens, frequency_groups
+from defemb_callbacks.rows import read_table
+from launching import torchrun
+from runs import changed_rows
+from tiny import WORDS, tiny_bert, tiny_glossary, wordpiece_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, a glossary, and sentences that say which of two words is in them."""
+    folder = tmp_path_factory.mktemp("glue")
+    tokenizer = wordpiece_tokenizer()
+    tiny_bert(tokenizer, num_labels=2).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "glossary.json").write_text(json.dumps(tiny_glossary()))
+    draw = random.Random(0)
+    for name, size in (("train", 40), ("dev", 21)):
+        rows = [(" ".join(draw.sample(WORDS, 6)), draw.randrange(2)) for _ in range(size)]
+        lines = [f"{text} {('cold', 'warm')[label]}\t{label}" for text, label in rows]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return folder
+
+
+def options(place: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--model_name_or_path", str(place / "model"), "--definitions", str(place / "glossary.json")),
+        *("--train_file", str(place / "train.tsv"), "--validation_file", str(place / "dev.tsv")),
+        *("--output_dir", str(output), "--do_train", "--do_eval", "--num_train_epochs", "1", "--report_to", "none"),
+        *("--cache_dir", str(place / "cache"), "--plots", "false", "--monitor_steps", "0", "--disable_tqdm", "true"),
+        *("--save_strategy", "no", "--dataloader_pin_memory", "false", *more),
+    ]
+
+
+def examples(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# The script
+
+
+def test_the_baseline_keeps_its_rows_and_the_callback_rebuilds_them(place: Path, tmp_path: Path) -> None:
+    before = read_table(AutoModelForSequenceClassification.from_pretrained(place / "model"))
+    # Without a step of training, what has changed is what was rebuilt.
+    still = ["--learning_rate", "0", "--save_strategy", "epoch"]
+    run_glue.main(options(place, tmp_path / "baseline", "--definition_emb", "false", *still))
+    run_glue.main(options(place, tmp_path / "blend", *still))
+    baseline, blend = (
+        read_table(AutoModelForSequenceClassification.from_pretrained(tmp_path / name))
+        for name in ("baseline", "blend")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    defined = sorted(tokenizer.convert_tokens_to_ids(word) for word in tiny_glossary())
+    assert changed_rows(before, baseline).tolist() == []
+    assert changed_rows(before, blend).tolist() == defined
+    assert "token embeddings" in (tmp_path / "blend" / "README.md").read_text()
+
+
+def test_metrics_are_those_of_the_examples(place: Path, tmp_path: Path) -> None:
+    metrics = run_glue.main(options(place, tmp_path, "--definition_emb", "false"))
+    assert json.loads((tmp_path / "all_results.json").read_text()) == metrics
+    rows = examples(tmp_path / "eval_examples.jsonl")
+    assert len(rows) == 21
+    right = [row["predictions"] == row["references"] for row in rows]
+    assert [row["accuracy"] for row in rows] == [float(value) for value in right]
+    assert metrics["eval_accuracy"] == pytest.approx(np.mean(right))
+    for group, value in (("rare", True), ("other", False)):
+        chosen = [one for one, row in zip(right, rows, strict=True) if row["rare"] is value]
+        assert metrics[f"eval_samples_{group}"] == len(chosen) > 0
+        assert metrics[f"eval_accuracy_{group}"] == pytest.approx(np.mean(chosen))
+
+
+def test_a_run_is_repeated_and_resumed_to_the_same_end(place: Path, tmp_path: Path) -> None:
+    saving = ["--save_strategy", "steps", "--save_steps", "2", "--per_device_train_batch_size", "8", "--seed", "3"]
+    one, two = (run_glue.main(options(place, tmp_path / name, *saving)) for name in ("one", "two"))
+    checkpoint = str(tmp_path / "one" / "checkpoint-2")
+    resumed = run_glue.main(options(place, tmp_path / "one", *saving, "--resume_from_checkpoint", checkpoint))
+    assert one["eval_loss"] == two["eval_loss"] == pytest.approx(resumed["eval_loss"], abs=1e-6)
+    other = run_glue.main(options(place, tmp_path / "other", *saving, "--seed", "4"))
+    assert other["eval_loss"] != one["eval_loss"]
+
+
+def test_a_task_of_the_hub_with_two_validation_sets(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["entailment", "neutral", "contradiction"]
+    features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=names)})
+
+    def rows(size: int, label: int | None = None) -> Dataset:
+        labels = [number % 3 if label is None else label for number in range(size)]
+        columns = {"premise": ["the dog barks"] * size, "hypothesis": ["a cat"] * size, "label": labels}
+        return Dataset.from_dict(columns, features=features)
+
+    splits = {
+        "train": rows(9),
+        "validation_matched": rows(5),
+        "validation_mismatched": rows(4),
+        "test_matched": rows(3, -1),
+    }
+    asked = []
+
+    def load_dataset(*name: str) -> DatasetDict:
+        asked.append(name)
+        return DatasetDict(splits)
+
+    monkeypatch.setattr("data_files.load_dataset", load_dataset)
+    given = options(place, tmp_path, "--task_name", "mnli", "--do_predict")
+    metrics = run_glue.main([*given[:4], *given[8:]])  # no files
+    assert asked == [("nyu-mll/glue", "mnli")]
+    assert metrics["eval_samples_other"] + metrics["eval_samples_rare"] == 5
+    assert metrics["eval_mm_samples_other"] + metrics["eval_mm_samples_rare"] == 4
+    predicted = (tmp_path / "test_matched_predictions.txt").read_text().split()
+    assert len(predicted) == 3
+    assert set(predicted) <= set(names)
+    said = [row["references"] for row in examples(tmp_path / "eval_mm_examples.jsonl")]
+    assert said == [0, 1, 2, 0]
+
+
+def test_labels_in_words_and_a_class_that_only_validation_has(place: Path, tmp_path: Path) -> None:
+    files = {"train": ["text,label", "the dog,no", "null,yes"], "dev": ["text,label", "a cat,maybe", "None,no"]}
+    for name, lines in files.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    paths = ["--train_file", str(tmp_path / "train.csv"), "--validation_file", str(tmp_path / "dev.csv")]
+    run_glue.main(options(place, tmp_path / "run", *paths, "--save_strategy", "epoch"))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["id2label"] == {"0": "maybe", "1": "no", "2": "yes"}
+    assert [row["references"] for row in examples(tmp_path / "run" / "eval_examples.jsonl")] == [0, 1]
+
+
+def test_scores_are_a_regression(place: Path, tmp_path: Path) -> None:
+    lines = ["sentence1,sentence2,label", *(f"the dog,{WORDS[i]} cat,{i / 4}" for i in range(12))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    paths = ["--train_file", str(tmp_path / "pairs.csv"), "--validation_file", str(tmp_path / "pairs.csv")]
+    metrics = run_glue.main(options(place, tmp_path / "run", *paths))
+    assert {"eval_pearson", "eval_spearmanr"} <= metrics.keys()
+    assert "accuracy" not in examples(tmp_path / "run" / "eval_examples.jsonl")[0]
+
+
+@pytest.mark.parametrize(("task", "suffix", "classes"), [("sst2", "tsv", 2), ("mnli", "jsonl", 3)])
+def test_real_data(place: Path, tmp_path: Path, data_dir: Path, task: str, suffix: str, classes: int) -> None:
+    paths = ["--train_file", str(data_dir / task / f"train.{suffix}")]
+    paths += ["--validation_file", str(data_dir / task / f"validation.{suffix}")]
+    sizes = ["--max_train_samples", "32", "--max_eval_samples", "50", "--save_strategy", "epoch"]
+    metrics = run_glue.main(options(place, tmp_path, *paths, *sizes, "--task_name", task))
+    assert metrics["eval_samples_rare"] + metrics["eval_samples_other"] == 50
+    assert len(json.loads((tmp_path / "config.json").read_text())["id2label"]) == classes
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(place: Path, tmp_path: Path) -> None:
+    # 21 examples: one is evaluated twice by two processes, and counted once.
+    results = []
+    for name, processes, batch in (("one", 1, "8"), ("two", 2, "4")):
+        given = options(
+            place, tmp_path / name, "--per_device_train_batch_size", batch, "--log_level", "info", "--use_cpu"
+        )
+        torchrun(run_glue.__file__, *given, processes=processes, attempts=2)
+        results.append(json.loads((tmp_path / name / "all_results.json").read_text()))
+        assert len(examples(tmp_path / name / "eval_examples.jsonl")) == 21
+    one, two = results
+    for metric in ("eval_loss", "eval_accuracy", "eval_accuracy_rare", "eval_accuracy_other", "train_loss"):
+        assert two[metric] == pytest.approx(one[metric], abs=1e-4), metric
+    assert two["eval_samples_rare"] == one["eval_samples_rare"]
+
+
+# Metrics
+
+
+def test_metrics_by_their_definitions() -> None:
+    draw = np.random.default_rng(0)
+    said, true = draw.integers(0, 2, (2, 60))
+    both, only_said, only_true = (said & true).sum(), (said & ~true & 1).sum(), (true & ~said & 1).sum()
+    neither = 60 - both - only_said - only_true
+    pairs = {"predictions": said, "references": true}
+    assert GlueMetric("sst2").compute(**pairs) == {"accuracy": pytest.approx((both + neither) / 60)}
+    f1 = 2 * both / (2 * both + only_said + only_true)
+    assert GlueMetric("mrpc").compute(**pairs) == {"accuracy": (both + neither) / 60, "f1": pytest.approx(f1)}
+    square = (both + only_said) * (both + only_true) * (neither + only_said) * (neither + only_true)
+    correlation = (both * neither - only_said * only_true) / math.sqrt(square)
+    assert GlueMetric("cola").compute(**pairs) == {"matthews_correlation": pytest.approx(correlation)}
+    scores, ratings = draw.normal(size=(2, 60))
+    found = GlueMetric("stsb").compute(predictions=scores, references=ratings)
+    ranks = [np.argsort(np.argsort(values)) for values in (scores, ratings)]
+    assert found["pearson"] == pytest.approx(np.corrcoef(scores, ratings)[0, 1])
+    assert found["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_a_correlation_with_a_constant_is_not_defined() -> None:
+    found = GlueMetric("stsb").compute(predictions=[1.0, 1.0], references=[1.0, 2.0])
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_no_metric_of_no_examples() -> None:
+    metrics = by_frequency(GlueMetric("sst2"), [False, False], [1, 0], [1, 1], "eval")
+    assert metrics == {"eval_samples_rare": 0, "eval_samples_other": 2, "eval_accuracy_other": 0.5}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"alpha": 0.3}, {"only_training_tokens": True}, {"frequency": "training_data"}], ids=str
+)
+def test_the_rare_tokens_are_those_that_a_rebuild_writes(tmp_path: Path, settings: dict[str, Any]) -> None:
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer)
+    config = DefinitionEMBConfig(cache_dir=str(tmp_path), **settings)
+    texts = [f"the {word} of the {other}" for word, other in zip(WORDS, WORDS[9::3], strict=False)]
+    train = Dataset.from_dict(tokenizer(texts))
+    before = read_table(model)
+    found = rare_rebuilt_tokens(tokenizer, len(before), tiny_glossary(), config, train)
+    embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    counts = count_tokens(train, len(before))
+    embeddings.apply(model, config, counts=counts)
+    rare = frequency_groups(configured_rank(embeddings.vocabulary, config, counts))["rare"]
+    written = set(changed_rows(before, read_table(model)).tolist()) & set(rare.tolist())
+    assert found == written
+    assert found
+
+
+# Files and recipes
+
+
+def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text('sentence\tlabel\nnull\t1\n"NA" he said\t0\nnan\t1\n')
+    (tmp_path / "b.csv").write_text('sentence,label\nnull,1\n"one, ""two""",0\n')
+    arguments = SplitArguments(train_file=str(tmp_path / "a.tsv"), validation_file=str(tmp_path / "b.csv"))
+    splits = load_splits(arguments, TrainingArguments(tmp_path))
+    assert splits["train"]["sentence"] == ["null", '"NA" he said', "nan"]
+    assert splits["validation"]["sentence"] == ["null", 'one, "two"']
+
+
+def test_training_examples_are_drawn_by_the_seed(place: Path, tmp_path: Path) -> None:
+    arguments = SplitArguments(train_file=str(place / "train.tsv"), max_train_samples=8)
+    draws = [
+        load_splits(arguments, TrainingArguments(tmp_path, seed=seed))["train"]["sentence"][:] for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+    assert len(draws[0]) == 8
+
+
+def test_options_replace_settings_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "method: learned\nconstructor: {patience: null, training: {max_steps: 9}}\nfeatures: [mean, first]\n"
+        "rescale: false\nblend: 0.2\nlearning_rate: 1e-3\n"
+    )
+    config, args = parse([DefinitionEMBConfig, TrainingArguments], [str(recipe), "--blend", "0.1"])
+    assert (config.blend, config.rescale, config.features, args.learning_rate) == (0.1, False, ["mean", "first"], 1e-3)
+    assert config.constructor_config.training == {"max_steps": 9}
+    assert config.constructor_config.patience is None
+
+
+def without(name: str) -> Callable[[list[str]], list[str]]:
+    return lambda given: given[: given.index(name)] + given[given.index(name) + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (
+            lambda given: [*given, "--task_name", "mnil"],
+            ValueError,
+            "task_name='mnil' is unknown; choose from cola, mnli",
+        ),
+        (lambda given: without("--train_file")(without("--validation_file")(given)), ValueError, "No data: give"),
+        (without("--validation_file"), ValueError, "No split 'validation' among train: give --validation_file"),
+        (lambda given: [*given, "--train_file", "gone.tsv"], FileNotFoundError, r"no file 'gone\.tsv'"),
+        (lambda given: [*given, "--train_file", __file__], ValueError, r"is a \.py; known are \.tsv"),
+        (
+            lambda given: [*given, "--train_sampling_strategy", "group_by_length"],
+            ValueError,
+            "would shuffle what is eval",
+        ),
+        (lambda given: [*given, "--task_name", "mnli"], ValueError, "no column 'premise', only sentence, label"),
+    ],
+    ids=["task", "no data", "split", "file", "kind of file", "order", "column"],
+)
+def test_errors(place: Path, tmp_path: Path, change: Callable, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        run_glue.main(change(options(place, tmp_path)))
