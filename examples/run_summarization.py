@@ -130,8 +130,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model_args, data_args, config, args = parse(types, argv)
     logging.basicConfig(level=args.get_process_log_level(), format="%(levelname)s %(name)s: %(message)s")
     logger.info("Process %d of %d.", args.process_index, args.world_size)
-    if args.train_sampling_strategy == "group_by_length":
-        raise ValueError("train_sampling_strategy='group_by_length' would shuffle what is evaluated, too.")
     args.predict_with_generate = True
     set_seed(args.seed)
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import run_summarization
 import torch
+from arguments import parse
+from data_files import load_splits
 from datasets import Dataset, DatasetDict
+from rouge import one_sentence_a_line
 from rouge_score.rouge_scorer import RougeScorer
+from run_summarization import DataArguments, ModelArguments
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -33,9 +33,10 @@ from transformers import (
 )
 
 from defemb_callbacks import DefinitionEMBConfig
+from launching import accelerate_launch
 from runs import changed_rows
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+RECIPES = Path(run_summarization.__file__).parent / "recipes"
 
 # Of the 13 summaries to evaluate on, one has a rare word of these: XSum's a beetle, CNN/DailyMail's a marshmallow.
 GLOSSARY = {
@@ -99,13 +100,6 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("run_summarization")
-
-
-@pytest.fixture(scope="module")
 def cases(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     folder = tmp_path_factory.mktemp("models")
     lines = ["word\tdefinition", *(f"{word}\t{gloss}" for word, gloss in GLOSSARY.items())]
@@ -128,15 +122,13 @@ def cases(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def trained(
-    script: ModuleType, cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Case, Path]]:
+def trained(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Case, Path]]:
     """Trains a model once, and gives its case and where everything was written."""
     folder, done = tmp_path_factory.mktemp("trained"), {}
 
     def train(name: str) -> tuple[Case, Path]:
         if name not in done:
-            script.main(cases[name].options(folder / name, save_strategy="steps", save_steps=12))
+            run_summarization.main(cases[name].options(folder / name, save_strategy="steps", save_steps=12))
             done[name] = cases[name], folder / name
         return done[name]
 
@@ -157,15 +149,16 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
 def test_rouge_is_what_rouge_score_gives_for_what_was_written(
-    script: ModuleType, trained: Callable[[str], tuple[Case, Path]], name: str
+    trained: Callable[[str], tuple[Case, Path]], name: str
 ) -> None:
     case, folder = trained(name)
     found, lines = results(folder), examples(folder)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
-    split = script.one_sentence_a_line
     for reference, line in zip(case.references, lines, strict=True):
-        for kind, score in scorer.score(split(reference), split(line["prediction"])).items():
-            assert line[kind] == score.fmeasure
+        texts = one_sentence_a_line(reference), one_sentence_a_line(line["prediction"])
+        assert {kind: line[kind] for kind in scorer.rouge_types} == {
+            kind: score.fmeasure for kind, score in scorer.score(*texts).items()
+        }
     for kind in scorer.rouge_types:
         assert found[f"eval_{kind}"] == pytest.approx(np.mean([line[kind] for line in lines]))
     assert found["eval_rouge1"] > 0.01  # else all would be equal to nothing
@@ -185,66 +178,58 @@ def test_rouge_by_frequency(trained: Callable[[str], tuple[Case, Path]], name: s
 
 @pytest.mark.parametrize(("definition_emb", "rebuilt"), [(True, set(GLOSSARY) - {"beetle"}), (False, set())])
 def test_rows_are_rebuilt_and_those_of_the_baseline_are_not(
-    script: ModuleType, cases: dict[str, Case], tmp_path: Path, definition_emb: bool, rebuilt: set[str]
+    cases: dict[str, Case], tmp_path: Path, definition_emb: bool, rebuilt: set[str]
 ) -> None:
     case = cases["t5"]  # of whose tokens none is a beetle
     frozen = {"learning_rate": 0, "max_steps": 1, "save_strategy": "steps", "definition_emb": definition_emb}
-    found = script.main(case.options(tmp_path, **frozen))
+    found = run_summarization.main(case.options(tmp_path, **frozen))
     changed = changed_rows(case.table(), case.table(tmp_path))
     assert {token.lstrip("▁").lower() for token in case.tokenizer.convert_ids_to_tokens(changed.tolist())} == rebuilt
     assert found["eval_samples_rare"] == 1  # of the same examples in both
     assert (tmp_path / "README.md").exists() == definition_emb
 
 
-def test_a_resumed_run_ends_as_the_whole_one(
-    script: ModuleType, trained: Callable[[str], tuple[Case, Path]], tmp_path: Path
-) -> None:
+def test_a_resumed_run_ends_as_the_whole_one(trained: Callable[[str], tuple[Case, Path]], tmp_path: Path) -> None:
     case, folder = trained("t5")
-    script.main(case.options(tmp_path, resume_from_checkpoint=folder / "checkpoint-12", save_strategy="steps"))
+    run_summarization.main(
+        case.options(tmp_path, resume_from_checkpoint=folder / "checkpoint-12", save_strategy="steps")
+    )
     torch.testing.assert_close(
         load_file(tmp_path / "model.safetensors"), load_file(folder / "model.safetensors"), rtol=0, atol=0
     )
     assert examples(tmp_path) == examples(folder)
 
 
-def test_test_set_is_predicted(script: ModuleType, trained: Callable[[str], tuple[Case, Path]], tmp_path: Path) -> None:
+def test_test_set_is_predicted(trained: Callable[[str], tuple[Case, Path]], tmp_path: Path) -> None:
     case, folder = trained("t5")
     only = {"do_train": False, "do_eval": False, "do_predict": True}
     test = {"test_file": case.data / "validation.jsonl", "model_name_or_path": folder}
-    found = script.main(case.options(tmp_path, **only, **test))
+    found = run_summarization.main(case.options(tmp_path, **only, **test))
     assert examples(tmp_path, "predict") == examples(folder)
     assert found["predict_rougeL"] == pytest.approx(results(folder)["eval_rougeL"])
     assert not (tmp_path / "eval_examples.jsonl").exists()
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(
-    script: ModuleType, trained: Callable[[str], tuple[Case, Path]], tmp_path: Path
+    trained: Callable[[str], tuple[Case, Path]], tmp_path: Path
 ) -> None:
     case, folder = trained("t5")
-    script.main(case.options(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, do_eval=False))
+    run_summarization.main(
+        case.options(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, do_eval=False)
+    )
     # All summaries are cut to one length, so that means of means are means.
     assert results(tmp_path)["train_loss"] == pytest.approx(results(folder)["train_loss"], rel=1e-4)
 
 
 @pytest.mark.slow
-def test_two_processes_end_as_one(script: ModuleType, cases: dict[str, Case], tmp_path: Path) -> None:
+def test_two_processes_end_as_one(cases: dict[str, Case], tmp_path: Path) -> None:
     short = {"max_steps": 8, "logging_steps": 1}  # further on, Adam makes much of different roundings
-    script.main(cases["t5"].options(tmp_path / "one", **short))
+    run_summarization.main(cases["t5"].options(tmp_path / "one", **short))
     halves = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     options = cases["t5"].options(tmp_path / "two", **short, **halves, log_level="info", log_level_replica="info")
-    # To accelerate launch, several processes on a CPU are a matter for mpirun; --use_cpu keeps these from any GPU.
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    path = os.pathsep.join([str(EXAMPLES.parent / "src"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, str(EXAMPLES / "run_summarization.py"), *options],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for rank in (0, 1):
-        assert f"Process {rank} of 2." in done.stderr
+    logged = accelerate_launch(run_summarization.__file__, *options, attempts=2)
+    assert "Process 0 of 2." in logged
+    assert "Process 1 of 2." in logged
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     losses = [[row["loss"] for row in history(tmp_path / run) if "loss" in row] for run in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -258,7 +243,7 @@ def test_two_processes_end_as_one(script: ModuleType, cases: dict[str, Case], tm
         assert two[name] == pytest.approx(one[name], abs=1e-3), name
 
 
-def tokenized(script: ModuleType, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> Dataset:
+def tokenized(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> Dataset:
     """What would be trained on."""
 
     class Stop(Exception):
@@ -267,9 +252,9 @@ def tokenized(script: ModuleType, monkeypatch: pytest.MonkeyPatch, options: list
     def trainer(*args: Any, train_dataset: Dataset, **settings: Any) -> None:
         raise Stop(train_dataset)
 
-    monkeypatch.setattr(script, "Seq2SeqTrainer", trainer)
+    monkeypatch.setattr(run_summarization, "Seq2SeqTrainer", trainer)
     with pytest.raises(Stop) as stopped:
-        script.main(options)
+        run_summarization.main(options)
     return stopped.value.args[0]
 
 
@@ -283,7 +268,6 @@ def tokenized(script: ModuleType, monkeypatch: pytest.MonkeyPatch, options: list
     ],
 )
 def test_prefix(
-    script: ModuleType,
     cases: dict[str, Case],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -292,9 +276,9 @@ def test_prefix(
     start: str,
 ) -> None:
     pairs = {"document": ["A long story."], "summary": ["Short."]}
-    monkeypatch.setattr(script, "load_splits", lambda *_: DatasetDict({"train": Dataset.from_dict(pairs)}))
-    monkeypatch.setattr(script, "rare_rebuilt_tokens", lambda *_: set())
-    (row,) = tokenized(script, monkeypatch, cases[name].options(tmp_path, **given))
+    monkeypatch.setattr(run_summarization, "load_splits", lambda *_: DatasetDict({"train": Dataset.from_dict(pairs)}))
+    monkeypatch.setattr(run_summarization, "rare_rebuilt_tokens", lambda *_: set())
+    (row,) = tokenized(monkeypatch, cases[name].options(tmp_path, **given))
     tokenizer = cases[name].tokenizer
     assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == f"{start}A long story."
     assert tokenizer.decode(row["labels"], skip_special_tokens=True) == "Short."
@@ -311,59 +295,56 @@ def test_prefix(
         (["article", "abstract", "section_names"], "article", "abstract"),
     ],
 )
-def test_known_columns(script: ModuleType, columns: list[str], document: str, summary: str) -> None:
-    found = script.DataArguments().pairs(Dataset.from_dict({name: [name] for name in columns}))
+def test_known_columns(columns: list[str], document: str, summary: str) -> None:
+    found = DataArguments().pairs(Dataset.from_dict({name: [name] for name in columns}))
     assert found.to_dict() == {"document": [document], "summary": [summary]}
 
 
-def test_named_columns(script: ModuleType) -> None:
+def test_named_columns() -> None:
     rows = Dataset.from_dict({"document": ["a number"], "body": ["a text"], "headline": ["a title"]})
-    found = script.DataArguments(document_column="body", summary_column="headline").pairs(rows)
+    found = DataArguments(document_column="body", summary_column="headline").pairs(rows)
     assert found[0] == {"document": "a text", "summary": "a title"}
     with pytest.raises(ValueError, match="No column holds the summary: give --summary_column, one of document, body"):
-        script.DataArguments().pairs(rows)
+        DataArguments().pairs(rows)
     with pytest.raises(ValueError, match="No column holds the document: give --document_column"):
-        script.DataArguments(document_column="missing", summary_column="headline").pairs(rows)
+        DataArguments(document_column="missing", summary_column="headline").pairs(rows)
 
 
-def test_xsum_is_the_default(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_xsum_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
 
     def load_dataset(*which: Any, **how: Any) -> DatasetDict:
         asked.append((which, how))
         return DatasetDict({"train": Dataset.from_dict({"document": ["A b."], "summary": ["B."], "id": ["1"]})})
 
-    monkeypatch.setattr(importlib.import_module("data_files"), "load_dataset", load_dataset)
+    monkeypatch.setattr("data_files.load_dataset", load_dataset)
     args = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True, do_train=True)
-    script.load_splits(script.DataArguments(), args)
-    script.load_splits(script.DataArguments("abisee/cnn_dailymail", "3.0.0"), args)
+    load_splits(DataArguments(), args)
+    load_splits(DataArguments("abisee/cnn_dailymail", "3.0.0"), args)
     assert asked == [
         (("EdinburghNLP/xsum", None), {"revision": "refs/convert/parquet"}),
         (("abisee/cnn_dailymail", "3.0.0"), {"revision": None}),
     ]
-    assert script.DataArguments(train_file="mine.tsv").dataset_name is None
+    assert DataArguments(train_file="mine.tsv").dataset_name is None
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"train_sampling_strategy": "group_by_length"}, "would shuffle what is evaluated"),
         ({"generation": {"beams": 4}}, "there is no setting 'beams'"),
         ({"generation": {"num_beams": 1, "early_stopping": True}}, "early_stopping"),
     ],
 )
-def test_what_is_refused(
-    script: ModuleType, cases: dict[str, Case], tmp_path: Path, given: dict[str, Any], message: str
-) -> None:
+def test_what_is_refused(cases: dict[str, Case], tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        script.main(cases["t5"].options(tmp_path, **given))
+        run_summarization.main(cases["t5"].options(tmp_path, **given))
 
 
-@pytest.mark.parametrize("recipe", sorted(EXAMPLES.glob("recipes/*_large.yaml")), ids=lambda path: path.stem)
-def test_recipes_have_the_papers_settings(script: ModuleType, recipe: Path) -> None:
-    types = (script.ModelArguments, script.DataArguments, DefinitionEMBConfig, Seq2SeqTrainingArguments)
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*_large.yaml")), ids=lambda path: path.stem)
+def test_recipes_have_the_papers_settings(recipe: Path) -> None:
+    types = (ModelArguments, DataArguments, DefinitionEMBConfig, Seq2SeqTrainingArguments)
     options = [str(recipe), "--bf16=false", "--use_cpu", "--output_dir=out", "--alpha=0.5"]
-    model, data, config, training = script.parse(types, options)
+    model, data, config, training = parse(types, options)
     paper = model.model_name_or_path.split("/")[1]
     assert config == DefinitionEMBConfig.paper(paper, alpha=0.5)
     assert data.max_source_length == config.max_length
