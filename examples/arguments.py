@@ -11,9 +11,14 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from defemb_callbacks import DefinitionEMBConfig
+
 
 def parse(types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """One instance of each dataclass from `[RECIPE.yaml] --name value …`.
+
+    A recipe's `paper: bart-large` stands for all settings of `DefinitionEMBConfig.paper("bart-large")`; those beside it
+    replace single ones.
 
     Args:
         types: dataclasses, no two of which have a field of the same name.
@@ -27,10 +32,13 @@ def parse(types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any
 
 def _options(recipe: Path) -> list[str]:
     """The settings of a recipe as options; what is given after them replaces them."""
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    if "paper" in settings:
+        settings = DefinitionEMBConfig.paper(settings.pop("paper")).to_dict() | settings
     options = []
-    for name, value in yaml.safe_load(recipe.read_text(encoding="utf-8")).items():
+    for name, value in settings.items():
         if isinstance(value, list):
             options += [f"--{name}", *map(str, value)]
-        else:
+        elif value is not None:
             options += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return options

@@ -16,6 +16,7 @@ class SplitArguments:
 
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the hub."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     train_file: str | None = field(default=None, metadata={"help": "Local .tsv, .csv or .jsonl file, with a header."})
     validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
     test_file: str | None = field(default=None, metadata={"help": "The same, to predict."})
@@ -47,7 +48,8 @@ def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDi
     if arguments.files:
         splits = DatasetDict({split: _read(path) for split, path in arguments.files.items()})
     elif arguments.dataset_name:
-        splits = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+        name, config = arguments.dataset_name, arguments.dataset_config_name
+        splits = load_dataset(name, config, revision=arguments.dataset_revision)
     else:
         raise ValueError("No data: give --dataset_name, or --train_file and --validation_file.")
     if args.train_sampling_strategy == "group_by_length":

@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = AutoModelForSequenceClassification.from_pretrained(
         source, revision=revision, num_labels=len(task.classes) or 1, **(names if task.classes else {})
     )
+    model.accepts_loss_kwargs = False  # its loss is a mean over its own batch, which Trainer does not expect
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.texts]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # What torch says when gloo's threads outlive the interpreter, now and then, of a process that is done (pytorch issue
 # 190489).
@@ -15,29 +16,39 @@ ABORTED_AT_EXIT = "terminate called without an active exception"
 
 
 def torchrun(
-    *arguments: str,
-    processes: int = 2,
-    options: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
-    timeout: float = 180,
-    attempts: int = 1,
+    *arguments: str, processes: int = 2, options: Sequence[str] = (), env: Mapping[str, str] | None = None, **how: Any
 ) -> str:
     """Run a script, or `-m module`, in processes of one thread each, one of them without a launch; what they printed.
 
     Scripts of ours end by `leave_together`. Those of users cannot: with `attempts=2` they are started once more where
     torch has aborted them at their end.
     """
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *options]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    command = [sys.executable, *(launch if processes > 1 else []), *arguments]
+    return _run([*(launch if processes > 1 else []), *arguments], env or {}, **how).stdout
+
+
+def accelerate_launch(*arguments: str, processes: int = 2, **how: Any) -> str:
+    """The same by `accelerate launch`: what they printed and logged. The script has to be told to stay on the CPU."""
+    # As its "CPU", accelerate would start a single process and leave the others to mpirun.
+    launch = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
+    done = _run(["-m", "accelerate.commands.launch", *launch, *arguments], {}, **how)
+    return done.stdout + done.stderr
+
+
+def _run(
+    command: Sequence[str], env: Mapping[str, str], timeout: float = 180, attempts: int = 1
+) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **env}
     for attempt in range(1, attempts + 1):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=timeout
+        )
         if done.returncode == 0 or ABORTED_AT_EXIT not in done.stderr or attempt == attempts:
             break
     assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
+    return done
 
 
 def leave_together(folder: Path) -> None:

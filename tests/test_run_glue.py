@@ -124,7 +124,7 @@ def test_a_task_of_the_hub_with_two_validation_sets(
     }
     asked = []
 
-    def load_dataset(*name: str) -> DatasetDict:
+    def load_dataset(*name: str, revision: str | None) -> DatasetDict:
         asked.append(name)
         return DatasetDict(splits)
 
