@@ -52,12 +52,24 @@ def wordsim(result: dict[str, Any]) -> str:
 
 
 def sst2(result: dict[str, Any]) -> str:
-    rows = []
-    for run, scores in result["accuracy"].items():
-        difference = result["mean_difference"].get(run)
-        shown = "" if difference is None else f"{difference:+.4f} ± {result['standard_error'][run]:.4f}"
-        rows.append([run, f"{mean(scores):.4f}", f"{stdev(scores):.4f}", shown])
-    return table(["callback", "accuracy", "spread over seeds", "paired difference ± standard error"], rows)
+    rows, examples = [], {}
+    for sentences, run in result.items():
+        if sentences == "environment":
+            continue
+        groups = {group: run["accuracy"][group] for group in ("all", "rare")}
+        examples = {group: scores["examples"] for group, scores in groups.items()}
+        for variant in (name for name in groups["all"] if name != "examples"):
+            cells = [f"{int(sentences):,}", variant]
+            for scores in groups.values():
+                row = scores[variant]
+                low, high = row["interval"]
+                difference = f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+                bold = "**" if low > 0 or high < 0 else ""
+                cells += [f"{row['mean']:.4f}", "" if variant == "baseline" else f"{bold}{difference}{bold}"]
+            rows.append(cells)
+    headings = [f"all {examples['all']:,}", f"the {examples['rare']:,} with a rare rebuilt token"]
+    columns = [column for heading in headings for column in (f"accuracy, {heading}", "difference [95 %]")]
+    return table(["sentences", "embeddings", *columns], rows)
 
 
 def features(result: dict[str, Any]) -> str:
