@@ -15,8 +15,8 @@ the text, so that two tokenizations can be compared:
   before costs more as far as new tokens are expected where there are none, what is after as far as they are not
   understood.
 
-Then the new rows, and nothing else, are trained on the stories that the words were taken from. "untied" is the same
-model with an output table of its own, of the same content, whose new rows come from its own map.
+"untied" is the same model with an output table of its own, of the same content, whose new rows come from its own map.
+Then the new rows, and nothing else, are trained on the stories that the words were taken from.
 """
 
 from __future__ import annotations
@@ -188,9 +188,9 @@ def measure(
     """Losses of each method at each of these steps."""
     model, tokenizer = LlamaForCausalLM.from_pretrained(MODEL).eval(), read_tokenizer(MODEL)
     texts, extended = Texts(test, words), copy.deepcopy(tokenizer)
-    models = {"definition": copy.deepcopy(model), "definition, untied": untied(model)}
+    models, with_two_tables = {"definition": copy.deepcopy(model)}, untied(model)
     report = define_new_tokens(models["definition"], extended, words, wordnet)
-    define_new_tokens(models["definition, untied"], copy.deepcopy(tokenizer), words, wordnet)
+    define_new_tokens(with_two_tables, copy.deepcopy(tokenizer), words, wordnet)
     tokens = [(place, index) for place, term in enumerate(report.terms) for index in term.tokens.values()]
     owners, ids = torch.tensor(tokens).T
     torch.manual_seed(seed)
@@ -199,6 +199,7 @@ def measure(
         with torch.no_grad():
             models[method].get_input_embeddings().weight[ids] = rows[owners]
     losses = {"not extended": [texts.losses(model, tokenizer)]}
+    losses["definition, untied"] = [texts.losses(with_two_tables, extended)]
     encoded = extended(train, add_special_tokens=False)["input_ids"]
     for method, one in models.items():
         losses[method] = [texts.losses(one, extended) for _ in train_rows(one, ids, encoded, rate, seed, steps)]

@@ -381,19 +381,16 @@ def new_tokens_lm(result: dict[str, Any]) -> str:
     spaced, behind = ([run[form]["losses"] for run in result["runs"]] for form in ("with its space", "behind a space"))
 
     def cell(runs: list[dict[str, Any]], method: str, step: int, part: str) -> str:
-        return f"{mean(run[method][step][part] for run in runs):.2f}"
+        # What is not extended has no rows to train.
+        return f"{mean(run[method][step][part] for run in runs):.2f}" if step < len(runs[0][method]) else ""
 
-    rows = []
-    for method, label in NEW_TOKENS_LM.items():
-        last = 0 if method == "not extended" else -1
-        shown = [(spaced, 0, part) for part in ("sentence", "before", "word", "after")]
-        shown += [
-            (spaced, last and 1, "sentence"),
-            (spaced, last, "sentence"),
-            (behind, 0, "sentence"),
-            (behind, 0, "word"),
-        ]
-        rows.append([label, *(cell(runs, method, step, part) for runs, step, part in shown)])
+    shown = [(spaced, 0, part) for part in ("sentence", "before", "word", "after")]
+    shown += [(spaced, step, "sentence") for step in range(1, len(result["steps"]))]
+    shown += [(behind, 0, part) for part in ("sentence", "word")]
+    rows = [
+        [label, *(cell(runs, method, step, part) for runs, step, part in shown)]
+        for method, label in NEW_TOKENS_LM.items()
+    ]
     header = ["rows", "sentence, a character", "before the word", "the word", "after it"]
     header += [f"sentence, step {step}" for step in result["steps"][1:]]
     return table([*header, "word behind a space: sentence", "the word"], rows)
