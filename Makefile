@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # For example: make test PYTEST_ARGS="tests/test_rows.py -x"; with PYTEST_ARGS='-m ""' the slow tests run too.
 PYTEST_ARGS ?=
-BENCHMARKS := choices encode faults metrics monitoring new_tokens scaling senses sentence sst2 wiktionary wordsim
+BENCHMARKS := choices encode faults metrics monitoring new_tokens new_tokens_lm scaling senses sentence sst2 wiktionary wordsim
 
 RUN := $(VENV)/bin/python
 

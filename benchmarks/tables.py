@@ -381,12 +381,40 @@ def new_tokens_speed(result: dict[str, Any]) -> str:
     return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
 
 
+NEW_TOKENS_LM = {
+    "not extended": "sub-tokens, nothing added",
+    **{method: label for method, label in NEW_TOKENS.items() if method in ("definition", "sub-token mean")},
+    "mean of the glosses' tokens": "mean of the gloss",
+    "mean + covariance draw": "mean + covariance draw",
+}
+
+
+def new_tokens_lm(result: dict[str, Any]) -> str:
+    spaced, behind = ([run[form]["losses"] for run in result["runs"]] for form in ("with its space", "behind a space"))
+
+    def cell(runs: list[dict[str, Any]], method: str, step: int, part: str) -> str:
+        # What is not extended has no rows to train.
+        return f"{mean(run[method][step][part] for run in runs):.2f}" if step < len(runs[0][method]) else ""
+
+    shown = [(spaced, 0, part) for part in ("sentence", "before", "word", "after")]
+    shown += [(spaced, step, "sentence") for step in range(1, len(result["steps"]))]
+    shown += [(behind, 0, part) for part in ("sentence", "word")]
+    rows = [
+        [label, *(cell(runs, method, step, part) for runs, step, part in shown)]
+        for method, label in NEW_TOKENS_LM.items()
+    ]
+    header = ["rows", "sentence, a character", "before the word", "the word", "after it"]
+    header += [f"sentence, step {step}" for step in result["steps"][1:]]
+    return table([*header, "word behind a space: sentence", "the word"], rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "supersense": ("supersense.json", supersense),
     "wordsim": ("wordsim.json", wordsim),
     "new_tokens": ("new_tokens.json", new_tokens),
     "new_tokens_recovery": ("new_tokens.json", new_tokens_recovery),
     "new_tokens_speed": ("new_tokens.json", new_tokens_speed),
+    "new_tokens_lm": ("new_tokens_lm.json", new_tokens_lm),
     "sst2": ("sst2.json", sst2),
     "features": ("choices.json", features),
     "definitions": ("choices.json", definitions),

@@ -116,6 +116,14 @@ def test_a_glossary_may_define_literal_tokens(model, tokenizer) -> None:
     assert set(tokenizer.convert_ids_to_tokens(built.ids.tolist())) == set(tiny_glossary())
 
 
+def test_a_glossarys_synonyms_are_read_and_tell_builds_apart(model, tokenizer) -> None:
+    cat = tiny_glossary()["cat"]
+    glossaries = [tiny_glossary() | {"cat": value} for value in (cat, {"definition": cat, "synonyms": ["tiger"]})]
+    plain, rich = (build_definition_embeddings(model, tokenizer, glossary) for glossary in glossaries)
+    assert plain.info["definitions_read"] == rich.info["definitions_read"]
+    assert not torch.allclose(plain.rows, rich.rows)
+
+
 def _features_of(word: str, sources: Any, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Tensor:
     taken: list[Tensor] = []
 

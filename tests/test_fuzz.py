@@ -75,10 +75,12 @@ def try_it(parse: Callable[[], Any], *documented: type[Exception]) -> Any:
         return None
 
 
-TABLE = 'word\tdefinition\tpos\ncat\ta feline\tnoun\ndog\t"a ""canine"""\t\n'
-COMMAS = 'word,definition,pos\ncat,"a feline, small",noun\ndog,a canine,\n'
-GLOSSARY = '{"cat": ["a feline", "a gossip"], "##ing": "forms nouns"}'
-ENTRIES = '[{"word": "cat", "definition": "a feline", "pos": "noun"}, {"token": "##ing", "definition": "of nouns"}]'
+TABLE = 'word\tdefinition\tpos\tsynonyms\ncat\ta feline\tnoun\tmog; puss\ndog\t"a ""canine"""\t\n'
+COMMAS = 'word,definition,pos,synonyms\ncat,"a feline, small",noun,mog;"puss"\ndog,a canine,,"hound, cur"\n'
+GLOSSARY = '{"cat": ["a feline", {"definition": "a gossip", "synonyms": ["mog"]}], "##ing": "forms nouns"}'
+ENTRIES = (
+    '[{"word": "cat", "definition": "a feline", "synonyms": ["mog"]}, {"token": "##ing", "definition": "of nouns"}]'
+)
 NOUN = {"pos": "noun", "lang_code": "en"}
 EXTRACT = json.dumps({"word": "cat", **NOUN, "senses": [{"glosses": ["a {{l|en|feline}}"]}]})
 EXTRACT += "\n" + json.dumps({"word": "cats", **NOUN, "senses": [{"form_of": [{"word": "cat"}]}]})

@@ -97,6 +97,39 @@ def test_json(tmp_path: Path, content: object) -> None:
     assert pairs(lexicon, "dog") == [(1, "a pet", "")]
 
 
+SYNONYMS = {
+    "dict.json": """{"cat": {"definition": "a feline", "synonyms": ["true cat", " mog "]}, "dog": ["a pet",
+        {"definition": "a dull person", "synonyms": [], "pos": "n"}]}""",
+    "list.json": """[{"word": "cat", "definition": "a feline", "synonyms": ["true cat", "mog"]},
+        {"word": "dog", "definition": "a pet"}, {"word": "dog", "definition": "a dull person", "pos": "n"}]""",
+    "g.tsv": "word\tsynonyms\tpos\tdefinition\ncat\ttrue cat; mog;\t\ta feline\n"
+    "dog\t\t\ta pet\ndog\t ; \tn\ta dull person\n",
+    "g.csv": "Word,Definition,Pos,Synonyms\ncat,a feline,,true cat;mog\ndog,a pet\ndog,a dull person,n,\n",
+}
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+def test_synonyms_of_a_definition(tmp_path: Path, name: str) -> None:
+    lexicon = load_definitions(write(tmp_path, name, SYNONYMS[name]))
+    assert [found.synonyms for found in lexicon.lookup("cat")] == [("true cat", "mog")]
+    assert [(found.gloss, found.pos, found.synonyms) for found in lexicon.lookup("dog")] == [
+        ("a pet", "", ()),
+        ("a dull person", "noun", ()),
+    ]
+
+
+def test_synonyms_count_in_the_fingerprint_and_nothing_else_changes() -> None:
+    plain, empty, rich = (
+        glossary_from_dict({"cat": value})
+        for value in (
+            "a feline",
+            {"definition": "a feline", "synonyms": []},
+            {"definition": "a feline", "synonyms": ("mog",)},
+        )
+    )
+    assert plain.fingerprint == empty.fingerprint != rich.fingerprint
+
+
 def test_json_with_parts_of_speech_and_tokens(tmp_path: Path) -> None:
     content = '[{"token": " ", "definition": "a space", "pos": "Noun"}]'
     assert read_json(write(tmp_path, "g.json", content)).lookup_token(" ")[0].pos == "noun"
@@ -118,6 +151,7 @@ def test_json_with_parts_of_speech_and_tokens(tmp_path: Path) -> None:
             r"g\.csv, line 6: 'dog' has the same definition as in .*g\.csv, line 5",
         ),
         ("word,definition\ncat,a small, furry feline\n", r"g\.csv, line 2 has 3 cells under 2 columns"),
+        ("word,definition,synonyms\ncat,a feline,mog|puss\n", r"g\.csv, line 2: the synonyms 'mog\|puss' have '\|'"),
         ('word,definition\ncat,"a" feline\n', "no valid table: ',' expected after '\"'"),
     ],
 )
@@ -148,6 +182,16 @@ def test_table_in_another_encoding(tmp_path: Path) -> None:
         ('["cat"]', "entry 1 is 'cat'; it must be an object"),
         ('[{"word": "cat", "gloss": "a feline"}]', r"entry 1 has the columns \['word', 'gloss'\]; it needs"),
         ('[{"word": "cat", "definition": 3}]', "entry 1: its definition is 3"),
+        (
+            '[{"word": "cat", "definition": "x", "synonyms": "mog"}]',
+            "entry 1: its synonyms are 'mog'; they must be a list",
+        ),
+        ('{"cat": ["x", {"definition": "y", "synonyms": [" "]}]}', r"definition 2 of 'cat': its synonyms are \[' '\]"),
+        ('{"cat": {"definition": "x", "synonyms": [3]}}', r"definition 1 of 'cat': its synonyms are \[3\]"),
+        ('{"cat": {"definition": "x", "synonyms": null}}', "its synonyms are None"),
+        ('{"cat": {"definition": 3}}', "definition 1 of 'cat': its definition is 3"),
+        ('{"cat": {"definition": " "}}', "definition of 'cat' is empty"),
+        ('{"cat": {"gloss": "x"}}', r"definition 1 of 'cat' has the columns \['gloss', 'word'\]; it needs"),
     ],
 )
 def test_mistakes_in_json(tmp_path: Path, content: str, message: str) -> None:

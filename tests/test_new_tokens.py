@@ -208,15 +208,17 @@ def test_the_bias_of_new_logits_is_that_of_rare_tokens(tokenizer):
     assert model.get_output_embeddings().bias[-1] == expected
 
 
-def test_a_lexicon_brings_its_synonyms(tokenizer, model):
-    plain = Lexicon.from_definitions([Definition("lynx", "a wild cat")], name="plain")
+def test_a_lexicon_and_a_dict_bring_their_synonyms(tokenizer, model):
     rich = Lexicon.from_definitions([Definition("lynx", "a wild cat", synonyms=("tiger",))], name="rich")
-    rows = []
-    for terms in (plain, rich):
+    rows, noted = [], []
+    for terms in ({"lynx": "a wild cat"}, rich, {"lynx": {"definition": "a wild cat", "synonyms": ["tiger"]}}):
         one = copy.deepcopy(model)
         define_new_tokens(one, wordpiece_tokenizer(), terms, tiny_glossary())
         rows.append(read_table(one)[-1])
-    assert not torch.allclose(*rows)
+        noted.append(new_tokens_in(one))
+    assert not torch.allclose(rows[0], rows[1])
+    assert torch.equal(rows[1], rows[2])
+    assert noted[0] != noted[1] == noted[2]  # a model tells whether its row was made with them
 
 
 def test_the_report_is_for_people_and_programs(tokenizer, model):

@@ -50,6 +50,15 @@ def test_a_file_and_a_lexicon(tmp_path: Path):
     assert term.definitions[0].synonyms == ("catamount",)
 
 
+def test_synonyms_come_with_their_definition(tmp_path: Path):
+    path = tmp_path / "terms.csv"
+    path.write_text("word,definition,synonyms\nlynx,a wild cat,catamount; bobcat\n")
+    own = {"lynx": {"definition": "a wild cat", "synonyms": ["catamount", "bobcat"]}, "cat": None}
+    for source in (own, path):
+        (definition,) = read_terms(source, DICTIONARY)[0].definitions
+        assert definition.synonyms == ("catamount", "bobcat")
+
+
 @pytest.mark.parametrize(
     ("source", "error", "match"),
     [

@@ -2,6 +2,9 @@
 
 Their entries may be words or literal tokens (`"##ing"`, `"Ġthe"`, `"1990"`). Space around words is dropped, but the
 cells of a column `token` are taken as they are: a tokenizer may well have a token that is nothing but white space.
+
+An entry may bring synonyms, which are read with its definition as WordNet's are. In the cells of a table `;` stands
+between them, as in printed dictionaries: names have commas in them ("1,2-dichloroethane").
 """
 
 from __future__ import annotations
@@ -11,10 +14,16 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from defemb_callbacks.definitions.definition import Definition
 from defemb_callbacks.definitions.lexicon import Lexicon
+
+# A gloss, or an object with a "definition" and, optionally, "pos" and "synonyms".
+Gloss: TypeAlias = str | Mapping[str, str | Sequence[str]]
+Glossary: TypeAlias = Mapping[str, Gloss | Sequence[Gloss]]
+
+SEPARATOR = ";"
 
 # What people write for the parts of speech that a lexicon tells apart; any other ("symbol", "phrase") says nothing.
 PARTS = {
@@ -34,39 +43,49 @@ class Entry(NamedTuple):
     word: str
     gloss: str
     pos: str = ""
+    synonyms: tuple[str, ...] = ()
     is_token: bool = False
 
 
-def glossary_from_dict(glossary: Mapping[str, str | Sequence[str]], *, name: str = "glossary") -> Lexicon:
+def glossary_from_dict(glossary: Glossary, *, name: str = "glossary") -> Lexicon:
     """A lexicon of `{word: gloss}` or `{word: [gloss, …]}`, the most important gloss first.
 
+    In place of a gloss may stand `{"definition": gloss, "synonyms": [name, …], "pos": part of speech}`.
+
     Raises:
-        TypeError: a word or gloss is no string.
-        ValueError: no entry, an empty word or gloss, or the same gloss twice for one word.
+        TypeError: a word is no string, or is defined by something else.
+        ValueError: no entry, an empty word, gloss or synonym, an object without a definition or with one that is no
+            string, or the same gloss twice for one word.
 
     Example:
         >>> glossary_from_dict({"pembrolizumab": "a monoclonal antibody"}).lookup("Pembrolizumab")[0].gloss
         'a monoclonal antibody'
+        >>> glossary_from_dict({"CAR": {"definition": "a receptor", "synonyms": ["T-body"]}}).lookup("CAR")[0].synonyms
+        ('T-body',)
     """
     return _lexicon(_dict_entries(glossary, "the dict"), name, "the dict")
 
 
 def read_table(path: Path) -> Lexicon:
-    """A lexicon of a `.tsv` or `.csv` file with the columns `word` or `token`, `definition` and, optionally, `pos`.
+    """A lexicon of a `.tsv` or `.csv` file with the columns `word` or `token`, `definition`, and two optional ones.
 
-    Other columns are ignored. Several lines of one word are several definitions of it, best first.
+    These are `pos` and `synonyms` (of this definition, with `;` between them). Other columns are ignored. Several lines
+    of one word are several definitions of it, best first.
 
     Raises:
-        ValueError: a missing column, an empty word or definition, a word twice with one definition, or not UTF-8 text;
-            names file and line.
+        ValueError: a missing column, an empty word or definition, synonyms with `|` between them, a word twice with one
+            definition, or not UTF-8 text; names file and line.
     """
     return _lexicon(_table_entries(path), path.stem, str(path))
 
 
 def read_json(path: Path) -> Lexicon:
-    """A lexicon of a `.json` file: an object `{word: gloss or [glosses]}`, or a list of objects with the table's keys.
+    """A lexicon of a `.json` file: an object, as `glossary_from_dict` takes it, or a list of objects.
+
+    Those of a list have the table's columns as their keys; synonyms are lists of strings.
 
     Raises:
+        TypeError: as `glossary_from_dict`.
         ValueError: no valid JSON, another structure, a key twice, an empty word or definition, or the same entry twice.
     """
     try:
@@ -98,7 +117,8 @@ def _lexicon(entries: Iterable[Entry], name: str, origin: str) -> Lexicon:
         if first != entry.place:
             raise ValueError(f"{entry.place}: {word!r} has the same definition as in {first}; delete one of them.")
         pos = PARTS.get(entry.pos.strip().lower(), "")
-        definitions.append(Definition(word, gloss, pos=pos, rank=len(definitions) + 1))
+        rank = len(definitions) + 1
+        definitions.append(Definition(word, gloss, pos=pos, synonyms=entry.synonyms, rank=rank))
     if not definitions:
         raise ValueError(f"{origin} defines nothing; put at least one word with a definition into it.")
     return Lexicon.from_definitions(definitions, name=name, explicit=True)
@@ -108,13 +128,17 @@ def _dict_entries(glossary: Mapping[str, Any], origin: str) -> Iterator[Entry]:
     for word, glosses in glossary.items():
         if not isinstance(word, str):
             raise TypeError(f"{origin}: the key {word!r} is no string but a {type(word).__name__}; write it as one.")
-        listed = [glosses] if isinstance(glosses, str) else glosses
-        if not isinstance(listed, list | tuple) or not all(isinstance(gloss, str) for gloss in listed):
-            raise TypeError(f"{origin}: {word!r} is defined by {glosses!r}; give a string or a list of strings.")
+        listed = [glosses] if isinstance(glosses, str | Mapping) else glosses
+        if not isinstance(listed, list | tuple) or not all(isinstance(gloss, str | Mapping) for gloss in listed):
+            raise TypeError(
+                f"{origin}: {word!r} is defined by {glosses!r}; give a string, an object with a 'definition' and "
+                "'synonyms', or a list of these."
+            )
         if not listed:
             raise ValueError(f"{origin}: {word!r} has an empty list of definitions; give one or delete the word.")
         for number, gloss in enumerate(listed, start=1):
-            yield Entry(f"{origin}, definition {number} of {word!r}", word, gloss)
+            item = {"definition": gloss} if isinstance(gloss, str) else gloss
+            yield _object_entry({**item, "word": word}, f"{origin}, definition {number} of {word!r}")
 
 
 def _table_entries(path: Path) -> Iterator[Entry]:
@@ -127,7 +151,7 @@ def _table_entries(path: Path) -> Iterator[Entry]:
                 if len(row) > len(header):
                     raise ValueError(f"{path}, line {line} has {len(row)} cells under {len(header)} columns.")
                 cells = dict(zip(header, row, strict=False))
-                yield _entry(cells, key, f"{path}, line {line}")
+                yield _row_entry(cells, key, f"{path}, line {line}")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
         except csv.Error as error:
@@ -157,24 +181,38 @@ def _object_entries(content: list[Any], path: Path) -> Iterator[Entry]:
         place = f"{path}, entry {number}"
         if not isinstance(item, dict):
             raise ValueError(f"{place} is {item!r}; it must be an object with a word or token and a definition.")
-        key = _key_column(list(item), place)
-        for column in (key, "definition", "pos"):
-            if not isinstance(item.get(column, ""), str):
-                raise ValueError(f"{place}: its {column} is {item[column]!r}; it must be a string.")
-        yield _entry(item, key, place)
+        yield _object_entry(item, place)
+
+
+def _object_entry(item: Mapping[str, Any], place: str) -> Entry:
+    key = _key_column(list(item), place)
+    for column in (key, "definition", "pos"):
+        if not isinstance(item.get(column, ""), str):
+            raise ValueError(f"{place}: its {column} is {item[column]!r}; it must be a string.")
+    synonyms = item.get("synonyms", ())
+    if not isinstance(synonyms, list | tuple) or not all(isinstance(name, str) and name.strip() for name in synonyms):
+        raise ValueError(f"{place}: its synonyms are {synonyms!r}; they must be a list of strings that are not empty.")
+    stripped = tuple(name.strip() for name in synonyms)
+    return Entry(place, item[key], item["definition"], item.get("pos", ""), stripped, key == "token")
+
+
+def _row_entry(cells: Mapping[str, str], key: str, place: str) -> Entry:
+    listed = cells.get("synonyms", "")
+    if "|" in listed:
+        raise ValueError(f"{place}: the synonyms {listed!r} have '|' in them; separate them by {SEPARATOR!r}.")
+    synonyms = tuple(name.strip() for name in listed.split(SEPARATOR) if name.strip())
+    pos, gloss = cells.get("pos", ""), cells.get("definition", "")
+    return Entry(place, cells.get(key, ""), gloss, pos, synonyms, key == "token")
 
 
 def _key_column(columns: Sequence[str], place: str) -> str:
     key = next((column for column in ("word", "token") if column in columns), None)
     if key is None or "definition" not in columns:
         raise ValueError(
-            f"{place} has the columns {list(columns)}; it needs 'word' or 'token', 'definition' and may have 'pos'."
+            f"{place} has the columns {list(columns)}; it needs 'word' or 'token' and 'definition', and may have 'pos' "
+            "and 'synonyms'."
         )
     return key
-
-
-def _entry(cells: Mapping[str, str], key: str, place: str) -> Entry:
-    return Entry(place, cells.get(key, ""), cells.get("definition", ""), cells.get("pos", ""), key == "token")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from defemb_callbacks.definitions.glossary import glossary_from_dict, read_json, read_table
+from defemb_callbacks.definitions.glossary import Glossary, glossary_from_dict, read_json, read_table
 from defemb_callbacks.definitions.lexicon import Lexicon
 from defemb_callbacks.definitions.wiktionary import load_wiktionary
 from defemb_callbacks.definitions.wordnet import load_wordnet
 
-Glossary: TypeAlias = Mapping[str, str | Sequence[str]]
 DefinitionSource: TypeAlias = str | os.PathLike[str] | Glossary | Lexicon | Sequence["DefinitionSource"]
 
 READERS: dict[str, Callable[[Path], Lexicon]] = {
@@ -34,8 +33,8 @@ def load_definitions(source: DefinitionSource) -> Lexicon:
     Args:
         source: `"wordnet"`; a path to a `.tsv`, `.csv` or `.json` glossary, or to a `.jsonl` or `.jsonl.gz` extract of
             Wiktionary, of which the English entries are read (for other languages see [`load_wiktionary`]); a dict of
-            words and their gloss or glosses; a [`Lexicon`]; or a list of these, in which every dictionary keeps its own
-            definitions.
+            words and their gloss or glosses, where `{"definition": …, "synonyms": […]}` may stand for a gloss; a
+            [`Lexicon`]; or a list of these, in which every dictionary keeps its own definitions.
 
     Raises:
         FileNotFoundError: no such file, or no WordNet on this machine.

@@ -50,7 +50,8 @@ def define_new_tokens(
     Args:
         model: any model, before it is wrapped, sharded or given adapters; its tables grow.
         tokenizer: the model's own; the terms are added to it, see `plan_tokens`.
-        terms: `{term: definition, or a list of them, or None}`, a list of terms, a `Lexicon`, or a glossary file.
+        terms: `{term: definition, or a list of them, or None}`, a list of terms, a `Lexicon`, or a glossary file. For
+            `{"definition": …, "synonyms": […]}` in place of a definition the synonyms are read with it.
         definitions: the dictionary that the map is fitted on; all that `load_definitions` takes.
         config: settings.
 
@@ -161,8 +162,8 @@ def write_new_tokens(
 
 def term_fingerprint(term: Term, config: DefinitionEMBConfig) -> str:
     """Short hex string of a term, its definitions and the settings, by which a model knows that it has its row."""
-    glosses = json.dumps([definition.gloss for definition in term.definitions])
-    return fingerprint(term.text, glosses, config.build_fingerprint, config.new_token_group)[:8]
+    read = json.dumps([(definition.gloss, definition.synonyms) for definition in term.definitions])
+    return fingerprint(term.text, read, config.build_fingerprint, config.new_token_group)[:8]
 
 
 def _report(

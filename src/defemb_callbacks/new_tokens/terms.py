@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
+from defemb_callbacks.definitions.glossary import Gloss
 
-TermSource: TypeAlias = Mapping[str, str | Sequence[str] | None] | Sequence[str] | str | os.PathLike[str] | Lexicon
+TermSource: TypeAlias = Mapping[str, Gloss | Sequence[Gloss] | None] | Sequence[str] | str | os.PathLike[str] | Lexicon
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ def read_terms(source: TermSource, dictionary: Lexicon, *, ignore_case: bool = F
 
     Args:
         source: `{term: definition, or a list of them, or None}`; a list of terms without definitions; a `Lexicon`; or a
-            `.tsv`, `.csv` or `.json` file, as `load_definitions` reads them.
+            `.tsv`, `.csv` or `.json` file, as `load_definitions` reads them. Definitions may bring synonyms, as there.
         dictionary: for the terms that come without a definition.
         ignore_case: look a term up in any spelling, for uncased tokenizers.
         most: definitions of a term from each dictionary.
 
     Raises:
         ValueError: no term at all, an empty term or definition, a term twice, or with control characters.
-        TypeError: a term that is no string, or definitions that are neither strings nor None.
+        TypeError: a term that is no string, or defined by something else than these.
         FileNotFoundError: no such file.
 
     Example:

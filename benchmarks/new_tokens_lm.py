@@ -1,0 +1,242 @@
+"""New tokens in a language model: what sentences with them cost, by what their rows were made of.
+
+    python benchmarks/new_tokens_lm.py
+
+The model is a Llama of 260 K parameters and 512 tokens, trained on TinyStories (`models/stories260k` of shared/data).
+Sentences are its own: stories drawn from it at temperature 1, as no other text of the kind is here. The commonest words
+in half of the stories that take several tokens and are in WordNet become tokens, looked up there; the other half is
+measured. Words that begin no other known word, whose tokens have the space in them, and those that do ("park",
+"parking"), which stand behind a token of a space, are measured apart. All figures are in nats, by character or word of
+the text, so that two tokenizations can be compared:
+
+- "sentence": of each sentence with new words, a character; each is read behind what comes before it in its story;
+- "word": of a new word, with the space before it;
+- "before", "after": of the rest of these sentences, up to the first new word and from it on, a character. What is
+  before costs more as far as new tokens are expected where there are none, what is after as far as they are not
+  understood.
+
+"untied" is the same model with an output table of its own, of the same content, whose new rows come from its own map.
+Then the new rows, and nothing else, are trained on the stories that the words were taken from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import DATA, RESULTS, environment
+from torch import Tensor
+from transformers import LlamaForCausalLM, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import generate_merges
+
+from defemb_callbacks import DefinitionEMBConfig, Lexicon, define_new_tokens, load_definitions
+from defemb_callbacks.new_tokens.define import plan_new_tokens
+from defemb_callbacks.new_tokens.mixing import piece_means
+from defemb_callbacks.report import TermSummary
+from defemb_callbacks.rows import read_table
+
+MODEL = DATA / "models" / "stories260k"
+STEPS = (0, 16, 64)
+LENGTH = 128
+BATCH = 16
+
+
+def read_tokenizer(folder: Path) -> LlamaTokenizer:
+    """The tokenizer of `tok512.json`: pieces of a SentencePiece BPE, which merges the pair of the best score first."""
+    content = json.loads((folder / "tok512.json").read_text(encoding="utf-8"))
+    # llama2.c writes spaces for the mark, and sets its special tokens in lines of their own.
+    pieces = [piece.strip("\n").replace(" ", "▁") for piece in content["vocab"]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    special = [piece for piece in pieces if piece.startswith("<") and len(piece) > 1]
+    merges = generate_merges(vocabulary, dict(zip(pieces, content["scores"], strict=True)), special)
+    return LlamaTokenizer(vocab=vocabulary, merges=merges)
+
+
+@torch.no_grad()
+def write_stories(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, seed: int) -> list[str]:
+    """Stories, up to their last whole sentence, drawn from the model's own distribution."""
+    torch.manual_seed(seed)
+    start = torch.full((number, 1), model.config.bos_token_id)
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
+    drawn = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=LENGTH - 1, **settings)
+    texts = tokenizer.batch_decode(drawn, skip_special_tokens=True)
+    return [text[: max(map(text.rfind, ".!?")) + 1] for text in texts]
+
+
+def words_to_add(
+    stories: Sequence[str], tokenizer: PreTrainedTokenizerBase, wordnet: Lexicon, number: int
+) -> dict[str, list[str]]:
+    """The commonest lower-case words that are several tokens and have a definition, by the form that they get."""
+    counts = Counter(word for story in stories for word in re.findall(r"\b[a-z]+\b", story))
+    common = [word for word, count in counts.most_common() if count > 2 and wordnet.lookup(word)]
+    plan = plan_new_tokens(tokenizer, common, wordnet, DefinitionEMBConfig())
+    names: dict[str, list[str]] = {"with its space": [], "behind a space": []}
+    for token in plan.tokens:
+        if token.is_new:
+            spaced = str(plan.after.convert_ids_to_tokens(token.word)).startswith(" ")
+            names["with its space" if spaced else "behind a space"].append(token.term.text)
+    return {form: found[:number] for form, found in names.items()}
+
+
+class Texts:
+    """Stories, and which part of a sentence with new words each of their characters belongs to."""
+
+    def __init__(self, stories: Sequence[str], words: Sequence[str]) -> None:
+        self.stories = list(stories)
+        found = re.compile(rf"(?: |\b)(?:{'|'.join(words)})\b")
+        self.parts = [[""] * len(story) for story in stories]
+        self.sizes: Counter[str] = Counter()
+        for story, parts in zip(stories, self.parts, strict=True):
+            for sentence in re.finditer(r"[^.!?\n]+[.!?\n]+", story):
+                spans = [match.span() for match in found.finditer(story, *sentence.span())]
+                for place in range(*sentence.span()) if spans else ():
+                    parts[place] = "before" if place < spans[0][0] else "after"
+                for span in spans:
+                    parts[slice(*span)] = ["word"] * (span[1] - span[0])
+                self.sizes["words"] += len(spans)
+            self.sizes.update(parts)
+
+    @torch.no_grad()
+    def losses(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        """Negative log-likelihoods in nats, a character or a word."""
+        sums: Counter[str] = Counter()
+        for first in range(0, len(self.stories), BATCH):
+            chosen = slice(first, first + BATCH)
+            encoded = tokenizer(self.stories[chosen], add_special_tokens=False, return_offsets_mapping=True)
+            logits, labels = forward(model, encoded["input_ids"])
+            costs = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none").tolist()
+            for parts, offsets, row in zip(self.parts[chosen], encoded["offset_mapping"], costs, strict=True):
+                for (_, end), cost in zip(offsets, row, strict=False):
+                    sums[parts[end - 1]] += cost
+        inside = ("before", "word", "after")
+        return {
+            "sentence": sum(sums[part] for part in inside) / sum(self.sizes[part] for part in inside),
+            "word": sums["word"] / self.sizes["words"],
+            "before": sums["before"] / self.sizes["before"],
+            "after": sums["after"] / self.sizes["after"],
+        }
+
+
+def forward(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Logits of each token of each text, and the tokens; -100 where there are none."""
+    length = max(map(len, texts))
+    labels = torch.tensor([[*ids, *[-100] * (length - len(ids))] for ids in texts])
+    start = torch.full((len(texts), 1), model.config.bos_token_id)
+    inputs = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
+    return model(input_ids=inputs, use_cache=False).logits, labels
+
+
+def train_rows(
+    model: PreTrainedModel, tokens: Tensor, texts: Sequence[list[int]], rate: float, seed: int, steps: Sequence[int]
+) -> Iterator[int]:
+    """Train these rows, in whatever tables they are, and nothing else, with Adam; stop at each of these steps."""
+    tables = {id(table): table for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    model.requires_grad_(False)
+    chosen = torch.zeros(len(read_table(model)), 1).index_fill_(0, tokens, 1.0)
+    for table in tables.values():
+        table.requires_grad_(True).register_hook(lambda gradient: gradient * chosen)
+    optimizer = torch.optim.Adam(tables.values(), lr=rate)
+    order = torch.Generator().manual_seed(seed)
+    for step in range(steps[-1] + 1):
+        if step in steps:
+            yield step
+        if step == steps[-1]:
+            return
+        batch = [texts[index] for index in torch.randint(len(texts), (BATCH,), generator=order).tolist()]
+        logits, labels = forward(model, batch)
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def rows_of_rivals(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terms: Sequence[TermSummary], wordnet: Lexicon
+) -> dict[str, Tensor]:
+    """What each rival gives for the tokens of terms, term by term."""
+    table = read_table(model)
+    glosses = [" ".join(found.gloss for found in wordnet.lookup(term.term) if found.rank <= 8) for term in terms]
+    drawn = copy.deepcopy(model)
+    drawn.resize_token_embeddings(len(table) + len(terms))  # mean and covariance
+    pieces = [tokenizer.convert_tokens_to_ids(list(term.pieces)) for term in terms]
+    return {
+        "sub-token mean": piece_means(table, pieces),
+        "mean of the glosses' tokens": piece_means(table, tokenizer(glosses, add_special_tokens=False)["input_ids"]),
+        "mean + covariance draw": read_table(drawn)[len(table) :],
+    }
+
+
+def untied(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy with an output table of its own, which holds the same."""
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    one = LlamaForCausalLM(config).eval()
+    one.load_state_dict(model.state_dict())
+    return one
+
+
+def measure(
+    words: list[str], train: list[str], test: list[str], wordnet: Lexicon, rate: float, seed: int, steps: Sequence[int]
+) -> dict[str, Any]:
+    """Losses of each method at each of these steps."""
+    model, tokenizer = LlamaForCausalLM.from_pretrained(MODEL).eval(), read_tokenizer(MODEL)
+    texts, extended = Texts(test, words), copy.deepcopy(tokenizer)
+    models, with_two_tables = {"definition": copy.deepcopy(model)}, untied(model)
+    report = define_new_tokens(models["definition"], extended, words, wordnet)
+    define_new_tokens(with_two_tables, copy.deepcopy(tokenizer), words, wordnet)
+    tokens = [(place, index) for place, term in enumerate(report.terms) for index in term.tokens.values()]
+    owners, ids = torch.tensor(tokens).T
+    torch.manual_seed(seed)
+    for method, rows in rows_of_rivals(model, tokenizer, report.terms, wordnet).items():
+        models[method] = copy.deepcopy(models["definition"])
+        with torch.no_grad():
+            models[method].get_input_embeddings().weight[ids] = rows[owners]
+    losses = {"not extended": [texts.losses(model, tokenizer)]}
+    losses["definition, untied"] = [texts.losses(with_two_tables, extended)]
+    encoded = extended(train, add_special_tokens=False)["input_ids"]
+    for method, one in models.items():
+        losses[method] = [texts.losses(one, extended) for _ in train_rows(one, ids, encoded, rate, seed, steps)]
+    for method, curve in losses.items():
+        print(method, *({part: round(cost, 3) for part, cost in row.items()} for row in curve), flush=True)
+    rests_on = {name: report.info[name] for name in ("definitions_read", "r_squared", "new_tokens")}
+    return {"words": words, "sizes": texts.sizes, "map": rests_on, "losses": losses}
+
+
+def compare(seed: int, stories: int, words: int, rate: float, wordnet: Lexicon) -> dict[str, Any]:
+    model, tokenizer = LlamaForCausalLM.from_pretrained(MODEL).eval(), read_tokenizer(MODEL)
+    written = write_stories(model, tokenizer, stories, seed)
+    train, test = written[::2], written[1::2]
+    result = {}
+    for form, chosen in words_to_add(train, tokenizer, wordnet, words).items():
+        print(f"seed {seed}, {form}: {len(chosen)} words", flush=True)
+        steps = STEPS if form == "with its space" else STEPS[:1]
+        result[form] = measure(chosen, train, test, wordnet, rate, seed, steps)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="of stories, words, draws and training")
+    parser.add_argument("--stories", type=int, default=300, help="half of them to train on, half to measure")
+    parser.add_argument("--words", type=int, default=100, help="that become tokens")
+    parser.add_argument("--rate", type=float, default=0.01, help="learning rate of the rows")
+    parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens_lm.json")
+    arguments = parser.parse_args()
+    if not MODEL.is_dir():
+        sys.exit("shared/data/models/stories260k is not beside the repository; nothing was measured.")
+    wordnet = load_definitions("wordnet")
+    settings = {name: getattr(arguments, name) for name in ("stories", "words", "rate")}
+    runs = [compare(seed, **settings, wordnet=wordnet) for seed in range(arguments.seeds)]
+    result = {"steps": STEPS, "settings": settings, "runs": runs, "environment": environment()}
+    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
