@@ -17,8 +17,9 @@ from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel
 from transformers.models.bert.modeling_bert import BertLayer
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "accelerate_configs"
-FILES = sorted(FOLDER.glob("*.yaml"))
+from launching import CONFIGS, fsdp_environment
+
+FILES = sorted(CONFIGS.glob("*.yaml"))
 TYPES = {
     "cpu_2_processes": DistributedType.MULTI_GPU,
     "deepspeed_zero2": DistributedType.DEEPSPEED,
@@ -30,7 +31,7 @@ TYPES = {
 
 
 def load(name: str) -> Any:
-    return load_config_from_file(str(FOLDER / f"{name}.yaml"))
+    return load_config_from_file(str(CONFIGS / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -54,15 +55,15 @@ def test_there_is_a_file_for_each_way_to_launch() -> None:
 def test_fsdp_is_one_that_rows_can_be_written_and_saved_under(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in load("fsdp2").fsdp_config.items():  # as accelerate hands them to the processes
-        monkeypatch.setenv(key.upper(), str(value))
+    for name, value in fsdp_environment(CONFIGS / "fsdp2.yaml").items():
+        monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
     assert not plugin.cpu_ram_efficient_loading
     assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT  # Trainer.save_model writes no other
     plugin.set_auto_wrap_policy(model)
-    assert BertLayer in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    assert plugin.auto_wrap_policy.keywords["transformer_layer_cls"] == {BertLayer}
 
 
 def test_zero3_writes_an_ordinary_checkpoint() -> None:
@@ -74,13 +75,17 @@ def test_zero3_writes_an_ordinary_checkpoint() -> None:
 def test_two_processes_really_are_launched(tmp_path: Path) -> None:
     script = tmp_path / "world.py"
     script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
         "from accelerate import PartialState\n"
+        "from launching import leave_together\n"
         "state = PartialState(cpu=True)  # as TrainingArguments(use_cpu=True) does\n"
         "print(f'process {state.process_index} of {state.num_processes}, {state.backend}', flush=True)\n"
+        "leave_together(Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", str(FOLDER / "cpu_2_processes.yaml"), str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += ["--config_file", str(CONFIGS / "cpu_2_processes.yaml"), str(script), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-5000:]
     assert sorted(done.stdout.splitlines()) == ["process 0 of 2, gloo", "process 1 of 2, gloo"]
