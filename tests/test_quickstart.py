@@ -94,6 +94,6 @@ def test_it_runs_without_network(
     notebook = stored()
     for cell in notebook.cells:
         cell.outputs = []
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}).execute()
     check_outputs(notebook)
     assert (tmp_path / "outputs/quickstart/definitions/defemb/index.html").is_file()
