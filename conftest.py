@@ -34,10 +34,16 @@ def own_cache(session_cache: Path, tmp_path_factory: pytest.TempPathFactory, mon
 
 
 @pytest.fixture
-def shared_cache(own_cache: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The session's cache instead of an empty one: for tests that only read the whole WordNet, parsed in seconds."""
-    monkeypatch.setenv("DEFEMB_CACHE", str(session_cache))
-    return session_cache
+def shared_cache(own_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One cache for all tests that build the whole WordNet, which takes minutes, in whichever process they run.
+
+    The first to ask for it builds, and the others wait for its lock.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all processes of this run
+    monkeypatch.setenv("DEFEMB_CACHE", str(folder / "defemb-shared-cache"))
+    return folder / "defemb-shared-cache"
 
 
 @pytest.fixture(autouse=True)

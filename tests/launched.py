@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 import torch.distributed
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer, TrainerCallback
 from transformers.models.bert.modeling_bert import BertLayer
@@ -31,7 +33,7 @@ from defemb_callbacks.processes import main_first, only_main, this_process
 from defemb_callbacks.rows import read_table, write_rows
 from defemb_callbacks.sharding import whole, write_into
 from defemb_callbacks.vocabulary import read_vocabulary
-from launching import leave_together
+from launching import CONFIGS, fsdp_environment, leave_together
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 Outcome = dict[str, Any]  # tensors, or plain JSON
@@ -146,11 +148,34 @@ def fsdp_untied(folder: Path) -> Outcome:
     }
 
 
+def shard_by_accelerate(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Shard in place as an accelerator with this plugin does; on CPUs it would take DDP instead."""
+    accelerator: Any = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        device=torch.device("cpu"),
+        is_main_process=torch.distributed.get_rank() == 0,
+    )
+    fsdp2_prepare_model(accelerator, model)
+
+
+def fsdp_of_the_file(folder: Path) -> Outcome:
+    """The layers sharded as `accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml` says."""
+    environment = fsdp_environment(CONFIGS / "fsdp2.yaml")
+    os.environ |= environment
+    try:
+        model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
+        shard_by_accelerate(model, FullyShardedDataParallelPlugin())
+    finally:
+        for name in environment:
+            del os.environ[name]
+    write_rows(model, IDS, new_rows())
+    layers = [isinstance(module, FSDPModule) for module in model.modules() if isinstance(module, BertLayer)]
+    return {"written": read_table(model), "first": trained(model)[0], "layers": layers}
+
+
 def awaited(folder: Path) -> Outcome:
     """accelerate's FSDP2 with `cpu_ram_efficient_loading`: only the main process has weights when rows are written."""
-    from accelerate.utils import FullyShardedDataParallelPlugin
-    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
     tokenizer = wordpiece_tokenizer()
     checkpoint = folder / "checkpoint"
     only_main(lambda: tiny_bert(tokenizer, BertForSequenceClassification).save_pretrained(checkpoint))
@@ -167,14 +192,7 @@ def awaited(folder: Path) -> Outcome:
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=True
         )
-        state = SimpleNamespace(fsdp_plugin=plugin)
-        accelerator: Any = SimpleNamespace(
-            state=state,
-            mixed_precision="no",
-            device=torch.device("cpu"),
-            is_main_process=torch.distributed.get_rank() == 0,
-        )
-        model = fsdp2_prepare_model(accelerator, model)
+        shard_by_accelerate(model, plugin)
         # A second model of the same weights, made after sharding (`model_init`): its rows are in the cache.
         second = sharded(tiny_bert(tokenizer, BertForSequenceClassification))
         again = build_definition_embeddings(second, tokenizer, tiny_glossary())
@@ -246,7 +264,7 @@ def error_of(do: Callable[[], Any]) -> str:
 
 
 CASES: dict[int, list[Callable[[Path], Outcome]]] = {
-    2: [ddp_vocabulary, ddp_training_data, fsdp_tied, fsdp_untied, fsdp_peft, awaited, together],
+    2: [ddp_vocabulary, ddp_training_data, fsdp_tied, fsdp_untied, fsdp_of_the_file, fsdp_peft, awaited, together],
     3: [ddp_vocabulary, fsdp_tied, fsdp_untied, together],
 }
 

@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+CONFIGS = Path(__file__).resolve().parents[1] / "examples" / "accelerate_configs"
+
 # What torch says when gloo's threads outlive the interpreter, now and then, of a process that is done (pytorch issue
 # 190489).
 ABORTED_AT_EXIT = "terminate called without an active exception"
@@ -63,3 +68,11 @@ def leave_together(folder: Path) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def fsdp_environment(path: Path) -> dict[str, str]:
+    """What `accelerate launch --config_file` tells its processes of FSDP."""
+    arguments, _, _ = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(path), "script"])
+    )
+    return {name: value for name, value in prepare_multi_gpu_env(arguments).items() if name.startswith("FSDP_")}

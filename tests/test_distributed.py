@@ -159,6 +159,16 @@ def test_adapters_on_sharded_embeddings(launch: Launch, name: str) -> None:
 
 
 @two_processes
+def test_a_table_sharded_as_the_file_for_accelerate_says(launch: Launch) -> None:
+    found = launch.same(launched.fsdp_of_the_file, "written", "first", "layers")
+    assert found["layers"] == [True] * len(found["layers"]) != []
+    model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
+    write_rows(model, IDS, new_rows())
+    assert torch.equal(found["written"], read_table(model))
+    close(found["first"], trained(model)[0])
+
+
+@two_processes
 def test_weights_that_only_the_main_process_has_yet(launch: Launch, tmp_path: Path) -> None:
     found = launch.same(launched.awaited, "before", "rows", "again", "note", "table", "first", "refused")
     _, rebuilt = reference("vocabulary", tmp_path)
