@@ -5,9 +5,9 @@
 `examples/compare.py` runs `examples/run_glue.py`: all-MiniLM-L6-v2, another draw of training sentences for each seed,
 learning rate 5e-5, batches of 16, accuracy on the whole validation set. "blend" is the default; "replace" writes the
 new rows unmixed: the cross-fitted ones of the ridge, those of the learned constructor with its defaults, and those of a
-constructor that was trained three times as long on the very rows that it replaces, one definition a word ("learned,
-in-sample", which is nearest to the paper). Interrupted, it goes on where it was. Needs `shared/data/sst2` beside the
-repository, or $DEFEMB_TEST_DATA.
+constructor that was trained three times as long, on the first definition of each word alone, as the paper's. Both
+constructors are trained on the very rows that they replace. Interrupted, it goes on where it was. Needs
+`shared/data/sst2` beside the repository, or $DEFEMB_TEST_DATA.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from common import DATA, RESULTS, ROOT, add_model_argument, environment, find_mo
 sys.path.append(str(ROOT / "examples"))
 import compare
 
-IN_SAMPLE = '{"patience": null, "training": {"num_train_epochs": 6, "eval_steps": 0.25, "save_steps": 0.25}}'
+LONGER = '{"patience": null, "training": {"num_train_epochs": 6, "eval_steps": 0.25, "save_steps": 0.25}}'
 VARIANTS = {
     "baseline": "--definition_emb false",
     "blend": "",
     "replace": "--strategy replace",
     "learned, replace": "--strategy replace --method learned",
-    "learned in-sample, replace": "--strategy replace --rescale false --method learned --definitions_per_token 1 "
-    f"--constructor '{IN_SAMPLE}'",
+    "learned longer, replace": "--strategy replace --method learned --definitions_per_token 1 "
+    f"--constructor '{LONGER}'",
 }
 SETTINGS = (
     "--task_name sst2 --do_train --do_eval --learning_rate 5e-5 --per_device_train_batch_size 16 "
@@ -42,8 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--sentences", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--epochs", type=int, nargs="+", default=[3, 1], help="of each number of sentences")
+    parser.add_argument("--sentences", nargs="+", default=["512:3", "4096:1"], help="NUMBER:EPOCHS")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "sst2", help="where the runs are kept")
     parser.add_argument("--output", type=Path, default=RESULTS / "sst2.json")
@@ -51,14 +50,14 @@ def main() -> None:
     if not (DATA / "sst2").is_dir():
         sys.exit("shared/data/sst2 is not beside the repository; nothing was measured.")
     known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
-    for sentences, epochs in zip(arguments.sentences, arguments.epochs, strict=True):
-        command = [str(ROOT / "examples" / "run_glue.py"), "--output_dir", str(arguments.runs / str(sentences))]
+    for sentences, epochs in (size.split(":") for size in arguments.sentences):
+        command = [str(ROOT / "examples" / "run_glue.py"), "--output_dir", str(arguments.runs / sentences)]
         command += ["--seeds", str(arguments.seeds), "--variants", *(f"{v}={VARIANTS[v]}" for v in arguments.variants)]
         command += ["--", "--model_name_or_path", arguments.model or find_model(), *SETTINGS.split()]
-        command += ["--train_file", str(DATA / "sst2" / "train.tsv"), "--max_train_samples", str(sentences)]
-        command += ["--validation_file", str(DATA / "sst2" / "validation.tsv"), "--num_train_epochs", str(epochs)]
+        command += ["--train_file", str(DATA / "sst2" / "train.tsv"), "--max_train_samples", sentences]
+        command += ["--validation_file", str(DATA / "sst2" / "validation.tsv"), "--num_train_epochs", epochs]
         accuracy = compare.main(command)["accuracy"]
-        known[str(sentences)] = {"epochs": epochs, "seeds": arguments.seeds, "accuracy": accuracy}
+        known[sentences] = {"epochs": int(epochs), "seeds": arguments.seeds, "accuracy": accuracy}
         arguments.output.write_text(json.dumps(known | {"environment": environment()}, indent=1) + "\n")
 
 

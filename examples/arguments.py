@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,20 @@ import yaml
 from transformers import HfArgumentParser
 
 from defemb_callbacks import DefinitionEMBConfig
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and whether its embeddings are rebuilt, from what."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or hub id."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    definition_emb: bool = field(
+        default=True, metadata={"help": "Rebuild the embeddings before training; false is the baseline."}
+    )
+    definitions: list[str] = field(
+        default_factory=lambda: ["wordnet"], metadata={"help": "'wordnet' and files, as `load_definitions` reads them."}
+    )
 
 
 def parse(types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:

@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 from intervals import paired_interval, seed_interval
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 BASELINE = "baseline"
 VARIANTS = {BASELINE: "--definition_emb false", "blend": "--strategy blend", "replace": "--strategy replace"}
+EXAMPLES = "_examples.jsonl"
 GROUPS = {"all": "all", "rare": "with a rare rebuilt token", "other": "without one"}
 
 Run = dict[str, Any]
@@ -52,6 +54,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         if not equals and name not in VARIANTS:
             parser.error(f"the variant {name!r} is unknown; take one of {', '.join(VARIANTS)}, or write {name}=OPTIONS")
         variants[name] = shlex.split(options if equals else VARIANTS[name])
+    if arguments.seeds < 1:
+        parser.error(f"--seeds {arguments.seeds}: there must be at least one")
     if BASELINE not in variants:
         parser.error(f"the variants {', '.join(variants)} lack a {BASELINE!r} to compare with")
     arguments.variants = variants
@@ -94,48 +98,76 @@ def new_run(launcher: str, script: str, variant: str, options: list[str], seed: 
         end = (folder / "output.log").read_text(encoding="utf-8")[-2000:]
         raise RuntimeError(f"{shlex.join(command)} failed ({code}). The end of {folder / 'output.log'}:\n{end}")
     metrics = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    lines = (folder / "eval_examples.jsonl").read_text(encoding="utf-8").splitlines()
-    examples = [json.loads(line) for line in lines]
-    kept = ["rare", *(name for name in examples[0] if f"eval_{name}" in metrics)]
-    columns = {name: [round(float(example[name]), 6) for example in examples] for name in kept}
-    return {"variant": variant, "seed": seed, "options": options, "metrics": metrics, "examples": columns}
+    files = sorted(folder.glob(f"*{EXAMPLES}"))
+    if not files:
+        raise RuntimeError(f"{shlex.join(command)} evaluated nothing, there is no *{EXAMPLES}: give --do_eval.")
+    examples = {path.name.removesuffix(EXAMPLES): _columns(path, metrics) for path in files}
+    return {"variant": variant, "seed": seed, "options": options, "metrics": metrics, "examples": examples}
+
+
+def _columns(path: Path, metrics: dict[str, float]) -> dict[str, list[float]]:
+    """Of single examples: whether they have a rare token, and the scores that are averaged over them."""
+    prefix = path.name.removesuffix(EXAMPLES)
+    examples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = ["rare", *(name for name in examples[0] if f"{prefix}_{name}" in metrics)]
+    return {name: [round(float(example[name]), 6) for example in examples] for name in kept}
+
+
+def check_same_examples(runs: list[Run]) -> None:
+    """Refuse runs that were evaluated on other examples than the first: `ValueError`."""
+    sizes = [{prefix: len(columns["rare"]) for prefix, columns in run["examples"].items()} for run in runs]
+    if other := [size for size in sizes if size != sizes[0]]:
+        raise ValueError(f"The runs were evaluated on different numbers of examples: {sizes[0]} and {other[0]}.")
 
 
 def compared(runs: list[Run], variants: Sequence[str], seeds: int) -> Results:
     """Mean score and paired difference with its interval, by metric, group of examples and variant.
 
-    Raises:
-        ValueError: runs that were evaluated on different examples.
+    Settings may differ in which tokens are rare and rebuilt; groups are those of the baseline's first run. Metrics that
+    are no mean over examples are given by group only where all runs have the same groups.
     """
     by_key = {(run["variant"], run["seed"]): run for run in runs}
     pairs = {variant: [by_key[variant, seed] for seed in range(seeds)] for variant in variants}
     first = pairs[BASELINE][0]
-    rare = np.array(first["examples"]["rare"], dtype=bool)
-    if any(run["examples"]["rare"] != first["examples"]["rare"] for of in pairs.values() for run in of):
-        raise ValueError("The runs were evaluated on different examples, or with different rare tokens.")
-    masks = {"all": np.ones_like(rare), "rare": rare, "other": ~rare}
-    suffixes = {"all": "", "rare": "_rare", "other": "_other"}
-    grouped = [key for key in first["metrics"] if key.endswith(("_rare", "_other")) and "_samples_" not in key]
-    names = dict.fromkeys(key.removeprefix("eval_").rpartition("_")[0] for key in grouped if key.startswith("eval_"))
     results: Results = {}
-    for name in names:
-        for group, mask in masks.items():
-            key = f"eval_{name}{suffixes[group]}"
-            if key not in first["metrics"]:  # no example of this group
-                continue
-            scores = {variant: np.array([run["metrics"][key] for run in of]) for variant, of in pairs.items()}
-            of_each = {v: np.array([run["examples"].get(name) for run in of], dtype=float) for v, of in pairs.items()}
-            rows: dict[str, Any] = {"examples": int(mask.sum())}
-            for variant, values in scores.items():
-                difference = values - scores[BASELINE]
-                row = {"mean": values.mean(), "difference": difference.mean(), "of_seeds": difference.tolist()}
-                if first["examples"].get(name) is not None:
-                    row["interval"] = paired_interval((of_each[variant] - of_each[BASELINE])[:, mask])
-                elif seeds > 1:
-                    row["interval"] = seed_interval(difference)
-                rows[variant] = row
-            results.setdefault(name, {})[group] = rows
+    for prefix, columns in first["examples"].items():
+        rare = np.array(columns["rare"], dtype=bool)
+        groups = {"all": np.ones_like(rare), "rare": rare, "other": ~rare}
+        same = all(run["examples"][prefix]["rare"] == columns["rare"] for of in pairs.values() for run in of)
+        for name in _metrics(first, prefix):
+            label = name if prefix == "eval" else f"{name} ({prefix})"
+            for group, mask in groups.items():
+                if not mask.any() or not (name in columns or same or group == "all"):
+                    continue
+                if name in columns:
+                    every = {variant: [run["examples"][prefix][name] for run in of] for variant, of in pairs.items()}
+                    scores = {variant: np.array(of)[:, mask] for variant, of in every.items()}
+                else:
+                    key = f"{prefix}_{name}" if group == "all" else f"{prefix}_{name}_{group}"
+                    scores = {variant: np.array([run["metrics"][key] for run in of]) for variant, of in pairs.items()}
+                rows = {variant: _row(of, scores[BASELINE]) for variant, of in scores.items()}
+                results.setdefault(label, {})[group] = {"examples": int(mask.sum()), **rows}
     return results
+
+
+def _row(scores: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[str, Any]:
+    """Of (seeds, examples) scores, or of (seeds,) where they are no mean over examples."""
+    difference = scores - baseline
+    by_seed = difference if difference.ndim == 1 else difference.mean(axis=1)
+    row = {"mean": float(scores.mean()), "difference": float(difference.mean()), "of_seeds": by_seed.tolist()}
+    if difference.ndim == 2:
+        row["interval"] = paired_interval(difference)
+    elif len(difference) > 1:
+        row["interval"] = seed_interval(difference)
+    return row
+
+
+def _metrics(run: Run, prefix: str) -> list[str]:
+    """The metrics that are given by group, of one set of examples."""
+    others = tuple(f"{other}_" for other in run["examples"] if other.startswith(f"{prefix}_"))
+    keys = [key for key in run["metrics"] if key.startswith(f"{prefix}_") and key.endswith(("_rare", "_other"))]
+    own = [key for key in keys if not key.startswith((*others, f"{prefix}_samples_"))]
+    return list(dict.fromkeys(key.removeprefix(f"{prefix}_").rpartition("_")[0] for key in own))
 
 
 def markdown(results: Results, variants: Sequence[str]) -> str:
@@ -200,15 +232,13 @@ def main(argv: Sequence[str] | None = None) -> Results:
         for variant, options in expected.items():
             if (variant, seed) in done:
                 continue
-            place = folder / f"{variant}-{seed}"
-            run = new_run(arguments.launcher, arguments.script, variant, options, seed, place)
+            run = new_run(arguments.launcher, arguments.script, variant, options, seed, folder / f"{variant}-{seed}")
             with (folder / "runs.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(run) + "\n")
             runs.append(run)
-            scores = [
-                f"{name} {score:.4f}" for name in run["examples"] if (score := run["metrics"].get(f"eval_{name}"))
-            ]
-            print(f"Seed {seed}, {variant}: {', '.join(scores) or 'done'}", flush=True)
+            check_same_examples(runs)
+            scores = (f"{name} {run['metrics'][f'eval_{name}']:.4f}" for name in _metrics(run, "eval"))
+            print(f"Seed {seed}, {variant}: {', '.join(scores)}", flush=True)
     results = compared(runs, list(expected), arguments.seeds)
     settings = {"script": Path(arguments.script).name, "seeds": arguments.seeds, "options": expected}
     (folder / "results.json").write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")

@@ -33,37 +33,49 @@ class SplitArguments:
 
 
 def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDict:
-    """The splits that the arguments name, cut to their numbers of examples.
+    """The splits that are needed for what is to be done: "train", those for validation, those for tests.
 
     Args:
         arguments: local files, or else a data set on the hub.
-        args: say what is to be done with them; `max_train_samples` are drawn by `seed`, so that runs with the same seed
-            train on the same examples.
+        args: say what is to be done.
 
     Raises:
         ValueError: neither files nor a data set, a file of another kind, no split for what is to be done, or an order
             of training examples that the Trainer would give to those for evaluation, too.
         FileNotFoundError: no such file.
     """
+    if args.train_sampling_strategy == "group_by_length":
+        raise ValueError("train_sampling_strategy='group_by_length' would shuffle what is evaluated, too.")
     if arguments.files:
-        splits = DatasetDict({split: _read(path) for split, path in arguments.files.items()})
+        found = {split: _read(path) for split, path in arguments.files.items()}
     elif arguments.dataset_name:
         name, config = arguments.dataset_name, arguments.dataset_config_name
-        splits = load_dataset(name, config, revision=arguments.dataset_revision)
+        found = load_dataset(name, config, revision=arguments.dataset_revision)
     else:
         raise ValueError("No data: give --dataset_name, or --train_file and --validation_file.")
-    if args.train_sampling_strategy == "group_by_length":
-        raise ValueError(
-            "train_sampling_strategy='group_by_length' would shuffle what is evaluated, too; leave it out."
-        )
+    splits = DatasetDict()
+    for kind, needed in (("train", args.do_train), ("validation", args.do_eval), ("test", args.do_predict)):
+        of_kind = {split: rows for split, rows in found.items() if split.startswith(kind)}
+        if needed and not of_kind:
+            raise ValueError(f"No split {kind!r} among {', '.join(found)}: give --{kind}_file.")
+        splits |= of_kind if needed else {}
+    if not splits:
+        raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
+    return splits
+
+
+def cut(splits: DatasetDict, arguments: SplitArguments, args: TrainingArguments) -> DatasetDict:
+    """At most so many examples as the arguments say.
+
+    Those to train on are drawn by `seed`, so that runs with the same seed train on the same examples.
+    """
+    shorter = DatasetDict()
     for split, rows in splits.items():
         most = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
         if most is not None and most < len(rows):
-            splits[split] = (rows.shuffle(seed=args.seed) if split == "train" else rows).select(range(most))
-    for split, needed in (("train", args.do_train), ("validation", args.do_eval), ("test", args.do_predict)):
-        if needed and not any(name.startswith(split) for name in splits):
-            raise ValueError(f"No split {split!r} among {', '.join(splits)}: give --{split}_file.")
-    return splits
+            rows = (rows.shuffle(seed=args.seed) if split == "train" else rows).select(range(most))
+        shorter[split] = rows
+    return shorter
 
 
 def _read(path: str) -> Dataset:

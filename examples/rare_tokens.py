@@ -33,10 +33,15 @@ def rare_rebuilt_tokens(
         definitions: all that `load_definitions` takes.
         config: decides which tokens are rare and which are rebuilt.
         train: tokenized training data, for settings that count its tokens.
+
+    Raises:
+        ValueError: such settings without training data.
     """
     vocabulary = read_vocabulary(tokenizer, size)
     defined = definitions_of_tokens(vocabulary, load_definitions(definitions), config.definitions_per_token)
     counting = config.frequency == "training_data" or config.only_training_tokens
+    if counting and train is None:
+        raise ValueError("only_training_tokens and frequency='training_data' need the training data: --do_train.")
     counts = count_tokens(train, size) if counting else None
     # Which of the defined tokens are written does not depend on the rows: any will do.
     embeddings = DefinitionEmbeddings(torch.tensor(list(defined)), torch.zeros(len(defined), 1), vocabulary)

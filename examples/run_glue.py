@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arguments import parse
-from data_files import SplitArguments, load_splits
-from datasets import DatasetDict
-from glue_metrics import GlueMetric
-from numpy.typing import NDArray
+from arguments import ModelArguments, parse
+from data_files import SplitArguments, cut, load_splits
+from glue_task import TASKS, GlueTask
 from rare_tokens import by_frequency, contain, rare_rebuilt_tokens, write_columns
+from saving import train_and_save
+from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     EvalPrediction,
@@ -31,37 +32,12 @@ from transformers import (
     set_seed,
 )
 
-from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, update_model_card
+from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig
 
 logger = logging.getLogger(__name__)
 
-# The columns with text, of each task.
-TASKS = {
-    "cola": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "mrpc": ("sentence1", "sentence2"),
-    "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-    "rte": ("sentence1", "sentence2"),
-    "sst2": ("sentence",),
-    "stsb": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-
 # The splits to evaluate on, and what their metrics are called; MNLI has two.
 EVALUATED = {"validation": "eval", "validation_matched": "eval", "validation_mismatched": "eval_mm"}
-
-
-@dataclass
-class ModelArguments:
-    """Which model, and whether its embeddings are rebuilt, from what."""
-
-    model_name_or_path: str = field(metadata={"help": "Folder or hub id."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
-    definition_emb: bool = field(default=True, metadata={"help": "Rebuild the embeddings; false is the baseline."})
-    definitions: list[str] = field(
-        default_factory=lambda: ["wordnet"], metadata={"help": "'wordnet' and files, as `load_definitions` reads them."}
-    )
 
 
 @dataclass
@@ -69,6 +45,9 @@ class DataArguments(SplitArguments):
     """Which data."""
 
     task_name: str | None = field(default=None, metadata={"help": f"One of GLUE: {', '.join(TASKS)}."})
+    text_columns: list[str] = field(
+        default_factory=list, metadata={"help": "One or two; by default the task's, or all that hold text."}
+    )
     max_seq_length: int = field(default=128, metadata={"help": "Longest input in tokens."})
 
     def __post_init__(self) -> None:
@@ -78,67 +57,33 @@ class DataArguments(SplitArguments):
             self.dataset_name, self.dataset_config_name = "nyu-mll/glue", self.task_name
 
 
-@dataclass
-class Task:
-    """What the data say of the task: columns with text, names of classes (none of a regression), metrics."""
-
-    texts: tuple[str, ...]
-    classes: list[str]
-    metric: GlueMetric
-    class_ids: dict[str | int, int]  # of what is in the column
-
-    @classmethod
-    def of(cls, splits: DatasetDict, name: str | None) -> Task:
-        """GLUE's task of this name, or what the columns say: `label`, and the first or the first two with text."""
-        labelled = [rows for split, rows in splits.items() if not split.startswith("test")]
-        columns = labelled[0].features if labelled else {}
-        strings = [column for column, kind in columns.items() if str(getattr(kind, "dtype", "")).endswith("string")]
-        texts = TASKS[name] if name else tuple([column for column in strings if column != "label"][:2])
-        for column in (*(texts or ("sentence",)), "label"):
-            if column not in columns:
-                raise ValueError(f"The data have no column {column!r}, only {', '.join(columns) or 'a test split'}.")
-        if name == "stsb" or columns["label"].dtype.startswith("float"):
-            return cls(texts, [], GlueMetric("stsb"), {})
-        if names := getattr(columns["label"], "names", None):
-            return cls(texts, names, GlueMetric(name), {number: number for number in range(len(names))})
-        found = sorted({label for rows in labelled for label in rows.unique("label")})
-        return cls(texts, list(map(str, found)), GlueMetric(name), {label: i for i, label in enumerate(found)})
-
-    def target(self, label: Any) -> int | float:
-        """What the model is to say."""
-        return self.class_ids[label] if self.classes else float(label)
-
-    def predicted(self, output: Any) -> NDArray[Any]:
-        """Label or score of each example, from the model's output."""
-        logits = output[0] if isinstance(output, tuple) else output
-        return logits.argmax(axis=-1) if self.classes else logits.squeeze(axis=-1)
+def logits_alone(output: Any, labels: Tensor) -> Tensor:
+    """Of what some models give as well (states of an encoder), nothing is to be kept for every example."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train and evaluate as the options say; returns the metrics."""
-    model_args, data_args, config, args = parse(
-        (ModelArguments, DataArguments, DefinitionEMBConfig, TrainingArguments), argv
-    )
+    """Train, evaluate and predict as the options say; returns the metrics."""
+    types = (ModelArguments, DataArguments, DefinitionEMBConfig, TrainingArguments)
+    model_args, data_args, config, args = parse(types, argv)
     logging.basicConfig(level=args.get_process_log_level(), format="%(levelname)s %(name)s: %(message)s")
     logger.info("Process %d of %d.", args.process_index, args.world_size)
     set_seed(args.seed)
 
-    splits = load_splits(data_args, args)
-    task = Task.of(splits, data_args.task_name)
-    source, revision = model_args.model_name_or_path, model_args.model_revision
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    names = {"id2label": dict(enumerate(task.classes)), "label2id": {name: i for i, name in enumerate(task.classes)}}
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source, revision=revision, num_labels=len(task.classes) or 1, **(names if task.classes else {})
-    )
+    found = load_splits(data_args, args)
+    source = {"pretrained_model_name_or_path": model_args.model_name_or_path, "revision": model_args.model_revision}
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    task = GlueTask.of(found, data_args.task_name, data_args.text_columns, AutoConfig.from_pretrained(**source))
+    model = AutoModelForSequenceClassification.from_pretrained(**source, **task.head)
     model.accepts_loss_kwargs = False  # its loss is a mean over its own batch, which Trainer does not expect
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.texts]
         encoded = tokenizer(*texts, truncation=True, max_length=data_args.max_seq_length)
-        return {**encoded, **({"labels": [task.target(label) for label in rows["label"]]} if "label" in rows else {})}
+        return {**encoded, **({"labels": task.targets(rows["label"])} if "label" in rows else {})}
 
     with args.main_process_first(desc="tokenize"):
+        splits = cut(found, data_args, args)
         for split, rows in splits.items():
             if split.startswith("test") and "label" in rows.column_names:  # GLUE's are all -1
                 rows = rows.remove_columns("label")
@@ -147,10 +92,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         rare = rare_rebuilt_tokens(tokenizer, size, model_args.definitions, config, splits.get("train"))
 
     def compute_metrics(output: EvalPrediction) -> dict[str, float]:
-        predictions, references = task.predicted(output.predictions), output.label_ids
-        return task.metric.compute(predictions=predictions, references=references)
+        return task.metric.compute(predictions=task.predicted(output.predictions), references=output.label_ids)
 
-    evaluated = {split: EVALUATED[split] for split in splits if split in EVALUATED}
+    evaluated = {split: prefix for split, prefix in EVALUATED.items() if split in splits}
     callback = DefinitionEMBCallback(model_args.definitions, config=config)
     trainer = Trainer(
         model,
@@ -159,30 +103,24 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         eval_dataset=splits[next(iter(evaluated))] if evaluated else None,
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
-        callbacks=[callback] if model_args.definition_emb else [],
+        preprocess_logits_for_metrics=logits_alone,
+        # A model that is only evaluated stays what it is.
+        callbacks=[callback] if model_args.definition_emb and args.do_train else [],
     )
-    results: dict[str, float] = {}
-    if args.do_train:
-        results |= trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-        trainer.save_metrics("train", results)
-        trainer.save_state()
-        if args.save_strategy != "no":
-            trainer.save_model()
-            if callback.report and trainer.is_world_process_zero():
-                update_model_card(args.output_dir, callback.report)
-    for split, prefix in evaluated.items() if args.do_eval else ():
+    results = train_and_save(trainer, callback) if args.do_train else {}
+    for split, prefix in evaluated.items():
         output = trainer.predict(splits[split], metric_key_prefix=prefix)
-        predictions = task.predicted(output.predictions)
-        pairs = {"predictions": predictions, "references": output.label_ids}
+        pairs = {"predictions": task.predicted(output.predictions), "references": output.label_ids}
         with_rare = contain(splits[split]["input_ids"], rare)
         metrics = output.metrics | by_frequency(task.metric, with_rare, **pairs, prefix=prefix)
+        trainer.log(metrics)
         trainer.log_metrics(prefix, metrics)
         trainer.save_metrics(prefix, metrics)
         results |= metrics
         if trainer.is_world_process_zero():
             each = {"rare": with_rare, **task.metric.of_each(**pairs), **pairs}
             write_columns(Path(args.output_dir, f"{prefix}_examples.jsonl"), each)
-    for split in [split for split in splits if split.startswith("test")] if args.do_predict else ():
+    for split in (split for split in splits if split.startswith("test")):
         predictions = task.predicted(trainer.predict(splits[split]).predictions)
         lines = [task.classes[value] if task.classes else f"{value:.3f}" for value in predictions]
         if trainer.is_world_process_zero():

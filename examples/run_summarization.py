@@ -20,12 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import arguments
 import numpy as np
-from arguments import parse
-from data_files import SplitArguments, load_splits
+from data_files import SplitArguments, cut, load_splits
 from datasets import Dataset, DatasetDict
 from rare_tokens import contain, rare_rebuilt_tokens, write_columns
 from rouge import Rouge, one_sentence_a_line
+from saving import train_and_save
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -37,7 +38,7 @@ from transformers import (
     set_seed,
 )
 
-from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, update_model_card
+from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +50,9 @@ SUMMARIES = ("summary", "highlights", "abstract", "tldr", "target")
 
 
 @dataclass
-class ModelArguments:
-    """Which model, whether its embeddings are rebuilt, from what, and how it writes."""
+class ModelArguments(arguments.ModelArguments):
+    """Which model, and how it writes."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or hub id."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
-    definition_emb: bool = field(default=True, metadata={"help": "Rebuild the embeddings; false is the baseline."})
-    definitions: list[str] = field(
-        default_factory=lambda: ["wordnet"], metadata={"help": "'wordnet' and files, as `load_definitions` reads them."}
-    )
     generation: str = field(
         default="{}",
         metadata={"help": 'How it writes, as JSON: {"length_penalty": 2, …}; else as its generation_config.json says.'},
@@ -127,7 +122,7 @@ class SummaryScores:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train, evaluate and predict as the options say; returns the metrics."""
     types = (ModelArguments, DataArguments, DefinitionEMBConfig, Seq2SeqTrainingArguments)
-    model_args, data_args, config, args = parse(types, argv)
+    model_args, data_args, config, args = arguments.parse(types, argv)
     logging.basicConfig(level=args.get_process_log_level(), format="%(levelname)s %(name)s: %(message)s")
     logger.info("Process %d of %d.", args.process_index, args.world_size)
     args.predict_with_generate = True
@@ -151,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return {**encoded, "labels": labels["input_ids"]}
 
     with args.main_process_first(desc="tokenize"):
-        found = load_splits(data_args, args)
+        found = cut(load_splits(data_args, args), data_args, args)
         texts = DatasetDict({split: data_args.pairs(rows) for split, rows in found.items()})
         splits = texts.map(tokenize, batched=True, remove_columns=["document", "summary"])
         size = model.get_input_embeddings().num_embeddings
@@ -171,19 +166,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         compute_metrics=scores.get("validation"),
-        callbacks=[callback] if model_args.definition_emb else [],
+        # A model that only writes stays what it is.
+        callbacks=[callback] if model_args.definition_emb and args.do_train else [],
     )
-    results: dict[str, float] = {}
-    if args.do_train:
-        results |= trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-        trainer.save_metrics("train", results)
-        trainer.save_state()
-        if args.save_strategy != "no":
-            trainer.save_model()
-            if callback.report and trainer.is_world_process_zero():
-                update_model_card(args.output_dir, callback.report)
-    for split, name, wanted in (("validation", "eval", args.do_eval), ("test", "predict", args.do_predict)):
-        if wanted:
+    results = train_and_save(trainer, callback) if args.do_train else {}
+    for split, name in (("validation", "eval"), ("test", "predict")):
+        if split in splits:
             trainer.compute_metrics = scores[split]
             metrics = trainer.evaluate(splits[split], metric_key_prefix=name)
             trainer.log_metrics(name, metrics)

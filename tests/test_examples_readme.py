@@ -56,7 +56,8 @@ def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_script_and_file_is_named() -> None:
     folder = ROOT / "examples"
-    helpers = {"arguments.py", "data_files.py", "glue_metrics.py", "intervals.py", "rare_tokens.py", "rouge.py"}
+    helpers = {"arguments.py", "data_files.py", "glue_metrics.py", "glue_task.py", "intervals.py", "rare_tokens.py"}
+    helpers |= {"rouge.py", "saving.py"}
     for path in [*folder.glob("*.py"), *folder.glob("*.ipynb"), *folder.glob("accelerate_configs/*.yaml")]:
         assert path.name in README or path.name in helpers, path.name
     assert len(COMMANDS) >= 10

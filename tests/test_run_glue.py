@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import run_glue
+import torch
 from arguments import parse
 from data_files import SplitArguments, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from glue_metrics import GlueMetric
 from rare_tokens import by_frequency, rare_rebuilt_tokens
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForSequenceClassification,
+    Trainer,
     TrainingArguments,
 )
 
@@ -100,9 +104,18 @@ def test_metrics_are_those_of_the_examples(place: Path, tmp_path: Path) -> None:
 def test_a_run_is_repeated_and_resumed_to_the_same_end(place: Path, tmp_path: Path) -> None:
     saving = ["--save_strategy", "steps", "--save_steps", "2", "--per_device_train_batch_size", "8", "--seed", "3"]
     one, two = (run_glue.main(options(place, tmp_path / name, *saving)) for name in ("one", "two"))
-    checkpoint = str(tmp_path / "one" / "checkpoint-2")
-    resumed = run_glue.main(options(place, tmp_path / "one", *saving, "--resume_from_checkpoint", checkpoint))
+    checkpoint = tmp_path / "one" / "checkpoint-2"
+    resuming = options(place, tmp_path / "one", *saving, "--resume_from_checkpoint", str(checkpoint))
+    resumed = run_glue.main(resuming)
     assert one["eval_loss"] == two["eval_loss"] == pytest.approx(resumed["eval_loss"], abs=1e-6)
+    # It does start from the checkpoint: another one leads elsewhere.
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        weights | {"classifier.bias": weights["classifier.bias"] + 1},
+        checkpoint / "model.safetensors",
+        {"format": "pt"},
+    )
+    assert run_glue.main(resuming)["eval_loss"] != resumed["eval_loss"]
     other = run_glue.main(options(place, tmp_path / "other", *saving, "--seed", "4"))
     assert other["eval_loss"] != one["eval_loss"]
 
@@ -148,19 +161,73 @@ def test_labels_in_words_and_a_class_that_only_validation_has(place: Path, tmp_p
     for name, lines in files.items():
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
     paths = ["--train_file", str(tmp_path / "train.csv"), "--validation_file", str(tmp_path / "dev.csv")]
-    run_glue.main(options(place, tmp_path / "run", *paths, "--save_strategy", "epoch"))
+    run_glue.main(options(place, tmp_path / "run", *paths, "--save_strategy", "epoch", "--max_train_samples", "1"))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["id2label"] == {"0": "maybe", "1": "no", "2": "yes"}
     assert [row["references"] for row in examples(tmp_path / "run" / "eval_examples.jsonl")] == [0, 1]
 
 
+def test_a_fine_tuned_model_keeps_its_rows_and_its_classes(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").write_text("text,label\nthe dog,Yes\na cat,no\n")
+    (tmp_path / "test.csv").write_text("text\nthe dog\na cat\n")
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    names = {"id2label": {0: "yes", 1: "no", 2: "maybe"}, "label2id": {"yes": 0, "no": 1, "maybe": 2}}
+    model = tiny_bert(tokenizer, BertForSequenceClassification, **names)
+    model.save_pretrained(tmp_path / "tuned")
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    given = ["--model_name_or_path", str(tmp_path / "tuned"), "--definitions", str(place / "glossary.json")]
+    given += ["--output_dir", str(tmp_path / "run"), "--report_to", "none", "--cache_dir", str(place / "cache")]
+    run_glue.main([*given, "--validation_file", str(tmp_path / "dev.csv"), "--do_eval"])
+    assert not (tmp_path / "run" / "defemb").exists()
+    with torch.no_grad():
+        logits = model.eval()(**tokenizer(["the dog", "a cat"], return_tensors="pt", padding=True)).logits
+    rows = examples(tmp_path / "run" / "eval_examples.jsonl")
+    assert [row["references"] for row in rows] == [0, 1]
+    assert [row["predictions"] for row in rows] == logits.argmax(dim=1).tolist()
+    run_glue.main([*given, "--test_file", str(tmp_path / "test.csv"), "--do_predict"])
+    said = (tmp_path / "run" / "test_predictions.txt").read_text().split()
+    assert said == [names["id2label"][i] for i in logits.argmax(dim=1).tolist()]
+
+
 def test_scores_are_a_regression(place: Path, tmp_path: Path) -> None:
     lines = ["sentence1,sentence2,label", *(f"the dog,{WORDS[i]} cat,{i / 4}" for i in range(12))]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    paths = ["--train_file", str(tmp_path / "pairs.csv"), "--validation_file", str(tmp_path / "pairs.csv")]
-    metrics = run_glue.main(options(place, tmp_path / "run", *paths))
-    assert {"eval_pearson", "eval_spearmanr"} <= metrics.keys()
-    assert "accuracy" not in examples(tmp_path / "run" / "eval_examples.jsonl")[0]
+    paths = [
+        part for split in ("train", "validation", "test") for part in (f"--{split}_file", str(tmp_path / "pairs.csv"))
+    ]
+    metrics = run_glue.main(options(place, tmp_path / "run", *paths, "--do_predict"))
+    rows = examples(tmp_path / "run" / "eval_examples.jsonl")
+    said, true = ([row[name] for row in rows] for name in ("predictions", "references"))
+    assert true == [i / 4 for i in range(12)]
+    assert metrics["eval_pearson"] == pytest.approx(np.corrcoef(said, true)[0, 1])
+    assert "eval_spearmanr" in metrics
+    assert "accuracy" not in rows[0]
+    predicted = (tmp_path / "run" / "test_predictions.txt").read_text().split()
+    assert predicted == [f"{score:.3f}" for score in said]
+
+
+def test_states_of_an_encoder_are_not_kept() -> None:
+    logits = torch.zeros(2, 3)
+    assert run_glue.logits_alone((logits, torch.zeros(2, 9, 8)), torch.zeros(2)) is logits
+    assert run_glue.logits_alone(logits, torch.zeros(2)) is logits
+
+
+def test_what_was_rebuilt_is_in_the_card_on_the_hub(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed, uploaded = [], []
+
+    def init_hf_repo(trainer: Trainer, **_: Any) -> None:
+        trainer.hub_model_id, trainer.push_in_progress = "user/model", None
+
+    monkeypatch.setattr(Trainer, "init_hf_repo", init_hf_repo)
+    monkeypatch.setattr(Trainer, "push_to_hub", lambda self, **_: pushed.append((tmp_path / "README.md").exists()))
+    monkeypatch.setattr("saving.HfApi.upload_file", lambda self, **file: uploaded.append(file))
+    run_glue.main(options(place, tmp_path, "--save_strategy", "epoch", "--push_to_hub"))
+    assert pushed == [False]
+    assert uploaded[0]["repo_id"] == "user/model"
+    assert uploaded[0]["path_in_repo"] == "README.md"
+    assert "token embeddings" in uploaded[0]["path_or_fileobj"].read_text()
 
 
 @pytest.mark.parametrize(("task", "suffix", "classes"), [("sst2", "tsv", 2), ("mnli", "jsonl", 3)])
@@ -264,7 +331,7 @@ def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path) -> None
     (tmp_path / "a.tsv").write_text('sentence\tlabel\nnull\t1\n"NA" he said\t0\nnan\t1\n')
     (tmp_path / "b.csv").write_text('sentence,label\nnull,1\n"one, ""two""",0\n')
     arguments = SplitArguments(train_file=str(tmp_path / "a.tsv"), validation_file=str(tmp_path / "b.csv"))
-    splits = load_splits(arguments, TrainingArguments(tmp_path))
+    splits = load_splits(arguments, TrainingArguments(tmp_path, do_train=True, do_eval=True))
     assert splits["train"]["sentence"] == ["null", '"NA" he said', "nan"]
     assert splits["validation"]["sentence"] == ["null", 'one, "two"']
 
@@ -290,6 +357,29 @@ def test_options_replace_settings_of_a_recipe(tmp_path: Path) -> None:
     assert config.constructor_config.patience is None
 
 
+def test_text_in_three_columns_is_no_guess(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text,source,label\na1,the dog,web,0\na2,a cat,web,1\n")
+    paths = ["--train_file", str(tmp_path / "a.csv"), "--validation_file", str(tmp_path / "a.csv")]
+    with pytest.raises(ValueError, match="Text is in the columns id, text, source: name one or two by --text_columns"):
+        run_glue.main(options(place, tmp_path, *paths))
+    run_glue.main(options(place, tmp_path / "run", *paths, "--text_columns", "text"))
+
+
+def test_what_is_not_labelled_is_named(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["bad", "good"])})
+    rows = Dataset.from_dict({"sentence": ["a cat", "a dog"], "label": [1, -1]}, features=features)
+    monkeypatch.setattr("data_files.load_dataset", lambda *name, **_: DatasetDict(train=rows, validation=rows))
+    given = options(place, tmp_path, "--dataset_name", "user/set")
+    with pytest.raises(ValueError, match="The label -1 is none of bad, good; leave such rows out"):
+        run_glue.main([*given[:4], *given[8:]])
+
+
+def test_counting_needs_training_data() -> None:
+    config = DefinitionEMBConfig(only_training_tokens=True)
+    with pytest.raises(ValueError, match="need the training data: --do_train"):
+        rare_rebuilt_tokens(wordpiece_tokenizer(), 476, tiny_glossary(), config)
+
+
 def without(name: str) -> Callable[[list[str]], list[str]]:
     return lambda given: given[: given.index(name)] + given[given.index(name) + 2 :]
 
@@ -303,6 +393,8 @@ def without(name: str) -> Callable[[list[str]], list[str]]:
             "task_name='mnil' is unknown; choose from cola, mnli",
         ),
         (lambda given: without("--train_file")(without("--validation_file")(given)), ValueError, "No data: give"),
+        (lambda given: [x for x in given if not x.startswith("--do_")], ValueError, "Nothing to do: give --do_train"),
+        (lambda given: [*given, "--text_columns", "text"], ValueError, "no column 'text', only sentence, label"),
         (without("--validation_file"), ValueError, "No split 'validation' among train: give --validation_file"),
         (lambda given: [*given, "--train_file", "gone.tsv"], FileNotFoundError, r"no file 'gone\.tsv'"),
         (lambda given: [*given, "--train_file", __file__], ValueError, r"is a \.py; known are \.tsv"),
@@ -313,7 +405,7 @@ def without(name: str) -> Callable[[list[str]], list[str]]:
         ),
         (lambda given: [*given, "--task_name", "mnli"], ValueError, "no column 'premise', only sentence, label"),
     ],
-    ids=["task", "no data", "split", "file", "kind of file", "order", "column"],
+    ids=["task", "no data", "nothing", "text", "split", "file", "kind of file", "order", "column"],
 )
 def test_errors(place: Path, tmp_path: Path, change: Callable, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):

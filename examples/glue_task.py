@@ -1,0 +1,121 @@
+"""What the data say of a task: which columns hold text, which classes there are, how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from glue_metrics import GlueMetric
+from numpy.typing import NDArray
+from transformers import PretrainedConfig
+
+# The columns with text, of each task of GLUE.
+TASKS = {
+    "cola": ("sentence",),
+    "mnli": ("premise", "hypothesis"),
+    "mrpc": ("sentence1", "sentence2"),
+    "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"),
+    "rte": ("sentence1", "sentence2"),
+    "sst2": ("sentence",),
+    "stsb": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
+}
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """A classification, or, where it has no classes, a regression.
+
+    Attributes:
+        texts: the columns with text, one or two.
+        classes: their names, in the order of the model's outputs.
+        class_ids: the model's output of each value in the column `label`.
+        metric: how it is scored.
+    """
+
+    texts: tuple[str, ...]
+    classes: tuple[str, ...]
+    class_ids: Mapping[str | int, int]
+    metric: GlueMetric
+
+    @classmethod
+    def of(cls, splits: DatasetDict, name: str | None, texts: list[str], config: PretrainedConfig) -> GlueTask:
+        """Of the data, and of the model's config where it knows these classes by name, having learned them.
+
+        Args:
+            splits: those with a column `label`, and perhaps tests without.
+            name: one of `TASKS`; by default what is in the columns.
+            texts: the columns with text; by default those of the task, or all that hold text.
+            config: of the model.
+
+        Raises:
+            ValueError: no such column, no label, or more than two columns with text.
+        """
+        labelled = {split: rows for split, rows in splits.items() if not split.startswith("test")}
+        for split, rows in splits.items():
+            columns = _text_columns(rows, name, texts)
+            for column in (*columns, *(["label"] if split in labelled else [])):
+                if column not in rows.column_names:
+                    raise ValueError(f"The data have no column {column!r}, only {', '.join(rows.column_names)}.")
+        if not labelled:  # only to predict: what the model has learned
+            number = config.num_labels
+            names = tuple(config.id2label[i] for i in range(number)) if number > 1 else ()
+            return cls(columns, names, {}, GlueMetric("stsb" if number == 1 else name, keep_in_memory=True))
+        feature = next(iter(labelled.values())).features["label"]
+        if name == "stsb" or feature.dtype.startswith("float"):
+            return cls(columns, (), {}, GlueMetric("stsb", keep_in_memory=True))
+        metric = GlueMetric(name, keep_in_memory=True)
+        if names := getattr(feature, "names", None):
+            return cls(columns, tuple(names), {i: i for i in range(len(names))}, metric)._as_learned(config)
+        found = sorted({label for rows in labelled.values() for label in rows.unique("label")})
+        task = cls(columns, tuple(map(str, found)), {label: i for i, label in enumerate(found)}, metric)
+        return task._as_learned(config)
+
+    def _as_learned(self, config: PretrainedConfig) -> GlueTask:
+        """With the numbers that a fine-tuned model has given to classes of these names."""
+        learned = {name.lower(): number for name, number in (config.label2id or {}).items()}
+        if not {name.lower() for name in self.classes} <= learned.keys():
+            return self
+        ids = {value: learned[self.classes[number].lower()] for value, number in self.class_ids.items()}
+        return replace(self, classes=tuple(config.id2label[i] for i in range(config.num_labels)), class_ids=ids)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """Settings of the model's config."""
+        if not self.classes:
+            return {"num_labels": 1}
+        return {
+            "num_labels": len(self.classes),
+            "id2label": dict(enumerate(self.classes)),
+            "label2id": {name: number for number, name in enumerate(self.classes)},
+        }
+
+    def targets(self, labels: list[Any]) -> list[int] | list[float]:
+        """What the model is to say.
+
+        Raises:
+            ValueError: a label that is none of the classes, such as the -1 of what is not labelled.
+        """
+        if not self.classes:
+            return [float(label) for label in labels]
+        if unknown := set(labels) - self.class_ids.keys():
+            raise ValueError(f"The label {unknown.pop()!r} is none of {', '.join(self.classes)}; leave such rows out.")
+        return [self.class_ids[label] for label in labels]
+
+    def predicted(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Class or score of each example."""
+        return logits.argmax(axis=-1) if self.classes else logits.squeeze(axis=-1)
+
+
+def _text_columns(rows: Dataset, name: str | None, asked: list[str]) -> tuple[str, ...]:
+    if asked or name:
+        return tuple(asked) or TASKS[name]
+    holding = [column for column, kind in rows.features.items() if str(getattr(kind, "dtype", "")).endswith("string")]
+    found = tuple(column for column in holding if column != "label")
+    if not 1 <= len(found) <= 2:
+        which = f"the columns {', '.join(found)}" if found else "no column"
+        raise ValueError(f"Text is in {which}: name one or two by --text_columns.")
+    return found
