@@ -14,7 +14,7 @@ import pytest
 import run_glue
 import torch
 from arguments import parse
-from data_files import SplitArguments, load_splits
+from data_files import SplitArguments, cut, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from glue_metrics import GlueMetric
 from rare_tokens import by_frequency, rare_rebuilt_tokens
@@ -110,11 +110,8 @@ def test_a_run_is_repeated_and_resumed_to_the_same_end(place: Path, tmp_path: Pa
     assert one["eval_loss"] == two["eval_loss"] == pytest.approx(resumed["eval_loss"], abs=1e-6)
     # It does start from the checkpoint: another one leads elsewhere.
     weights = load_file(checkpoint / "model.safetensors")
-    save_file(
-        weights | {"classifier.bias": weights["classifier.bias"] + 1},
-        checkpoint / "model.safetensors",
-        {"format": "pt"},
-    )
+    weights["classifier.bias"][0] += 1
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     assert run_glue.main(resuming)["eval_loss"] != resumed["eval_loss"]
     other = run_glue.main(options(place, tmp_path / "other", *saving, "--seed", "4"))
     assert other["eval_loss"] != one["eval_loss"]
@@ -338,9 +335,8 @@ def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path) -> None
 
 def test_training_examples_are_drawn_by_the_seed(place: Path, tmp_path: Path) -> None:
     arguments = SplitArguments(train_file=str(place / "train.tsv"), max_train_samples=8)
-    draws = [
-        load_splits(arguments, TrainingArguments(tmp_path, seed=seed))["train"]["sentence"][:] for seed in (1, 1, 2)
-    ]
+    each = [TrainingArguments(tmp_path, seed=seed, do_train=True) for seed in (1, 1, 2)]
+    draws = [cut(load_splits(arguments, args), arguments, args)["train"]["sentence"][:] for args in each]
     assert draws[0] == draws[1] != draws[2]
     assert len(draws[0]) == 8
 
