@@ -24,6 +24,8 @@ def rare_rebuilt_tokens(
     definitions: Any,
     config: DefinitionEMBConfig,
     train: Any = None,
+    *,
+    labels: bool = False,
 ) -> set[int]:
     """The rare tokens whose rows a rebuild with this config writes, known without one: a baseline asks, too.
 
@@ -33,6 +35,7 @@ def rare_rebuilt_tokens(
         definitions: all that `load_definitions` takes.
         config: decides which tokens are rare and which are rebuilt.
         train: tokenized training data, for settings that count its tokens.
+        labels: whether its labels are text, which the model is to write.
 
     Raises:
         ValueError: such settings without training data.
@@ -42,7 +45,7 @@ def rare_rebuilt_tokens(
     counting = config.frequency == "training_data" or config.only_training_tokens
     if counting and train is None:
         raise ValueError("only_training_tokens and frequency='training_data' need the training data: --do_train.")
-    counts = count_tokens(train, size) if counting else None
+    counts = count_tokens(train, size, labels=labels) if counting else None
     # Which of the defined tokens are written does not depend on the rows: any will do.
     embeddings = DefinitionEmbeddings(torch.tensor(list(defined)), torch.zeros(len(defined), 1), vocabulary)
     rare = frequency_groups(configured_rank(vocabulary, config, counts), config.group_edges)["rare"]

@@ -150,7 +150,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         texts = DatasetDict({split: data_args.pairs(rows) for split, rows in found.items()})
         splits = texts.map(tokenize, batched=True, remove_columns=["document", "summary"])
         size = model.get_input_embeddings().num_embeddings
-        rare = rare_rebuilt_tokens(tokenizer, size, model_args.definitions, config, splits.get("train"))
+        written = {"train": splits.get("train"), "labels": True}
+        rare = rare_rebuilt_tokens(tokenizer, size, model_args.definitions, config, **written)
     scores = {
         split: SummaryScores(tokenizer, texts[split]["summary"], contain(rows["labels"], rare))
         for split, rows in splits.items()

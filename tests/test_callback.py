@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import (
     AutoModelForMaskedLM,
@@ -13,8 +15,11 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertForSequenceClassification,
+    DataCollatorForSeq2Seq,
     PreTrainedModel,
     ProcessorMixin,
+    T5ForConditionalGeneration,
+    T5ForTokenClassification,
     Trainer,
     TrainerCallback,
     TrainerState,
@@ -30,7 +35,16 @@ from defemb_callbacks import (
 )
 from defemb_callbacks.rows import read_table
 from runs import StopAtStep4, assert_same_weights, changed_rows, defined_ids, glossary_callback, losses, measured_steps
-from tiny import byte_bpe_tokenizer, tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
+from tiny import (
+    byte_bpe_tokenizer,
+    tiny_bert,
+    tiny_dataset,
+    tiny_glossary,
+    tiny_model,
+    training_args,
+    unigram_tokenizer,
+    wordpiece_tokenizer,
+)
 
 
 @pytest.fixture
@@ -171,6 +185,29 @@ def test_only_tokens_of_the_training_data(trainer, model, tokenizer) -> None:
     expected = sorted(in_data & set(defined_ids(tokenizer).tolist()))
     assert 0 < len(expected) < len(tiny_glossary())
     assert changed_rows(before, after[0]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("model_class", "counted"),
+    [(T5ForConditionalGeneration, {"dog", "house"}), (T5ForTokenClassification, {"dog"})],
+    ids=["text", "classes"],
+)
+def test_what_a_model_is_to_write_is_training_data_too(tmp_path: Path, model_class: Any, counted: set[str]) -> None:
+    tokenizer = unigram_tokenizer()
+    inputs, labels = tokenizer(["the dog"] * 4)["input_ids"], tokenizer(["a house"] * 4)["input_ids"]
+    model = tiny_model(model_class, tokenizer, num_labels=len(tokenizer))
+    before = read_table(model)
+    run = Trainer(
+        model,
+        training_args(tmp_path, max_steps=1, learning_rate=0.0),
+        train_dataset=Dataset.from_dict({"input_ids": inputs, "labels": labels}),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[glossary_callback(only_training_tokens=True)],
+    )
+    run.train()
+    changed = changed_rows(before, read_table(model))
+    assert {token.lstrip("▁") for token in tokenizer.convert_ids_to_tokens(changed.tolist())} == counted
 
 
 def test_frequency_by_the_training_data(trainer, model, tokenizer) -> None:

@@ -206,6 +206,12 @@ def test_a_map_style_data_set_is_read_to_its_length():
     assert count_tokens(MapStyle(), 5).tolist() == [0, 1, 2, 1, 0]
 
 
+def test_labels_are_counted_where_they_are_text():
+    rows = [{"input_ids": [1, 2], "labels": [3, 3, -100]}, {"input_ids": [2]}]
+    assert count_tokens(rows, 5).tolist() == [0, 1, 2, 0, 0]
+    assert count_tokens(rows, 5, labels=True).tolist() == [0, 1, 2, 2, 0]
+
+
 def test_an_empty_data_set_has_no_counts():
     assert count_tokens([], 3).tolist() == [0, 0, 0]
 

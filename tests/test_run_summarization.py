@@ -277,7 +277,7 @@ def test_prefix(
 ) -> None:
     pairs = {"document": ["A long story."], "summary": ["Short."]}
     monkeypatch.setattr(run_summarization, "load_splits", lambda *_: DatasetDict({"train": Dataset.from_dict(pairs)}))
-    monkeypatch.setattr(run_summarization, "rare_rebuilt_tokens", lambda *_: set())
+    monkeypatch.setattr(run_summarization, "rare_rebuilt_tokens", lambda *_, **__: set())
     (row,) = tokenized(monkeypatch, cases[name].options(tmp_path, **given))
     tokenizer = cases[name].tokenizer
     assert tokenizer.decode(row["input_ids"], skip_special_tokens=True) == f"{start}A long story."

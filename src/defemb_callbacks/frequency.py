@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.rows import table_shape, transformers_model
 from defemb_callbacks.vocabulary import OUTSIDE_TEXT, Vocabulary
 
 GROUPS = ("frequent", "medium", "rare")
@@ -141,7 +142,7 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
     return counts
 
 
-def count_tokens(dataset: Any, size: int) -> Tensor:
+def count_tokens(dataset: Any, size: int, *, labels: bool = False) -> Tensor:
     """How often each token id occurs in the `input_ids` of a data set.
 
     The data set is read by index or iteration and neither reordered nor consumed; a stream that can be read only once
@@ -150,6 +151,8 @@ def count_tokens(dataset: Any, size: int) -> Tensor:
     Args:
         dataset: of any kind that has a length; rows are mappings with `input_ids`.
         size: rows of the embedding table.
+        labels: count those in `labels`, too, which is the text that an encoder-decoder is to write; negative ones,
+            which the loss leaves out, are not counted.
 
     Returns:
         (size,) int64.
@@ -160,6 +163,8 @@ def count_tokens(dataset: Any, size: int) -> Tensor:
     Example:
         >>> count_tokens([{"input_ids": [1, 2, 2]}], size=4).tolist()
         [0, 1, 2, 0]
+        >>> count_tokens([{"input_ids": [1], "labels": [3, -100]}], size=4, labels=True).tolist()
+        [0, 1, 0, 1]
     """
     if not hasattr(dataset, "__len__"):
         raise ValueError(
@@ -172,5 +177,19 @@ def count_tokens(dataset: Any, size: int) -> Tensor:
     for row in rows:
         if "input_ids" not in row:
             raise ValueError(f"The training data has no column 'input_ids' (it has {sorted(row)}); tokenize it first.")
-        counts += torch.bincount(torch.as_tensor(row["input_ids"]).flatten(), minlength=size)[:size]
+        for column in ("input_ids", "labels") if labels and "labels" in row else ("input_ids",):
+            ids = torch.as_tensor(row[column]).flatten()
+            counts += torch.bincount(ids[ids >= 0], minlength=size)[:size]
     return counts
+
+
+def training_counts(model: Any, dataloader: Any, config: DefinitionEMBConfig) -> Tensor | None:
+    """(vocabulary,) int64 token counts of the training data, if the config asks for them.
+
+    Of a model that writes from an encoder's states (a summary, a translation), what it is to write is counted, too.
+    """
+    if config.frequency != "training_data" and not config.only_training_tokens:
+        return None
+    inner = transformers_model(model)
+    writes = inner.config.is_encoder_decoder and inner.can_generate()
+    return count_tokens(dataloader.dataset, table_shape(model)[0], labels=writes)

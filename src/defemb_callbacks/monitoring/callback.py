@@ -19,7 +19,7 @@ from transformers import (
 from defemb_callbacks.build import first_glosses
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
-from defemb_callbacks.frequency import count_tokens
+from defemb_callbacks.frequency import training_counts
 from defemb_callbacks.monitoring.headlines import HEADLINES, own_metric, shield_screen
 from defemb_callbacks.monitoring.monitor import EmbeddingMonitor
 from defemb_callbacks.monitoring.reporters import ForwardingReporters
@@ -135,7 +135,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
     ) -> None:
         """Remember and measure the rows that training starts from."""
         self._find_tokenizer(kwargs.get("processing_class"))  # a callback added later has seen no on_init_end
-        counts = self._counts(model, train_dataloader)
+        counts = training_counts(model, train_dataloader, self.config)
         self._before_training(args, state, model, counts)
         self._watching, self._reporters = False, None
         self._best_metric = own_metric(args.metric_for_best_model)
@@ -299,8 +299,3 @@ class EmbeddingMonitorCallback(TrainerCallback):
             glosses=first_glosses(self._vocabulary, self._lexicon(), self._watched),
         )
         save_pictures(Path(str(args.output_dir), "defemb"), record)
-
-    def _counts(self, model: Any, train_dataloader: Any) -> Tensor | None:
-        if self.config.frequency != "training_data" and not self.config.only_training_tokens:
-            return None
-        return count_tokens(train_dataloader.dataset, table_shape(model)[0])
