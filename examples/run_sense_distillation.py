@@ -300,6 +300,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         speed = [run["seconds"]["teacher"] / run["seconds"][name] for run in runs]
         axes.plot(speed, [run["accuracy"][name] for run in runs], marker, label=name)
     axes.set(xlabel="times the teacher's speed", ylabel="accuracy, validation")
+    axes.set_title("What small students keep of their teacher (a point a seed)", loc="left", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
