@@ -372,6 +372,18 @@ def test_the_key_knows_what_learning_depends_on(tmp_path, monkeypatch, change):
     assert learning_conditions(model, config, 1) == keys[0]
 
 
+def test_a_constructor_is_learned_once_for_all_tasks(tmp_path):
+    tokenizer = wordpiece_tokenizer()
+    heads = [
+        {},
+        {"id2label": {0: "no", 1: "yes", 2: "maybe"}},
+        {"problem_type": "regression", "classifier_dropout": 0.5},
+    ]
+    models = [tiny_bert(tokenizer), *(tiny_bert(tokenizer, BertForSequenceClassification, **head) for head in heads)]
+    keys = {json.dumps(learning_conditions(model, config_of(tmp_path), 1)) for model in models}
+    assert len(keys) == 1
+
+
 def test_trainer_around_it_trains_as_it_would_have(tmp_path):
     """The outer run with a learned build equals the one that is given the same rows ready-made, loss by loss."""
     tokenizer = wordpiece_tokenizer()

@@ -16,15 +16,21 @@ from defemb_callbacks.reconstruction.trainer import trains_in_bfloat16
 from defemb_callbacks.rows import INPUT, TableName, embedding_weight
 from defemb_callbacks.sharding import awaits_main_process, reshard, whole, whole_shape
 
+# Of a model's config, what says nothing of how the backbone reads: origin, and the head of a task.
+NO_PART = (
+    *("_name_or_path", "architectures", "definition_emb", "transformers_version"),
+    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
+    *("classifier_dropout", "seq_classif_dropout", "qa_dropout", "summary_first_dropout"),
+)
+
 
 def learning_conditions(model: PreTrainedModel, config: DefinitionEMBConfig, processes: int) -> list[str]:
     """What a learned constructor depends on besides weights and settings, for the key of its rows.
 
-    That is dropout and whatever else the model's config says, how many processes share a batch, and the arithmetic.
+    That is dropout and whatever else the model's config says of the backbone, how many processes share a batch, and the
+    arithmetic.
     """
-    settings = model.config.to_dict()
-    for name in ("_name_or_path", "architectures", "definition_emb", "transformers_version"):
-        settings.pop(name, None)
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in NO_PART}
     bfloat16 = trains_in_bfloat16(config.precision, model.device)
     return [json.dumps(settings, sort_keys=True, default=str), str(processes), str(bfloat16)]
 
