@@ -14,13 +14,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 
-from common import DATA, RESULTS, ROOT, add_model_argument, environment, find_model
+from common import DATA, RESULTS, ROOT, add_model_argument, centred_cosine, environment, find_model
+from transformers import AutoModel, AutoTokenizer
+
+from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
+from defemb_callbacks.rows import read_table
 
 sys.path.append(str(ROOT / "examples"))
 import compare
+from arguments import parse
 
 LONGER = '{"patience": null, "training": {"num_train_epochs": 6, "eval_steps": 0.25, "save_steps": 0.25}}'
 VARIANTS = {
@@ -36,6 +42,18 @@ SETTINGS = (
     "--per_device_eval_batch_size 64 --max_seq_length 64 --save_strategy no --report_to none --disable_tqdm true "
     "--monitor_steps 0 --plots false --dataloader_pin_memory false"
 )
+
+
+def closeness(name: str, variants: list[str]) -> dict[str, float]:
+    """How near the new rows, unmixed, are to the pretrained ones: centred cosine, by variant."""
+    model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    found = {}
+    for variant in variants:
+        if "--strategy replace" in VARIANTS[variant]:
+            (config,) = parse([DefinitionEMBConfig], shlex.split(VARIANTS[variant]))
+            embeddings = build_definition_embeddings(model, tokenizer, "wordnet", config)
+            found[variant] = centred_cosine(embeddings.rows, read_table(model)[embeddings.ids])
+    return found
 
 
 def main() -> None:
@@ -58,6 +76,8 @@ def main() -> None:
         command += ["--validation_file", str(DATA / "sst2" / "validation.tsv"), "--num_train_epochs", epochs]
         accuracy = compare.main(command)["accuracy"]
         known[sentences] = {"epochs": int(epochs), "seeds": arguments.seeds, "accuracy": accuracy}
+        near = closeness(arguments.model or find_model(), arguments.variants)
+        known["centred_cosine"] = known.get("centred_cosine", {}) | near
         arguments.output.write_text(json.dumps(known | {"environment": environment()}, indent=1) + "\n")
 
 

@@ -53,13 +53,12 @@ def wordsim(result: dict[str, Any]) -> str:
 
 def sst2(result: dict[str, Any]) -> str:
     rows, examples = [], {}
-    for sentences, run in result.items():
-        if sentences == "environment":
-            continue
+    for sentences, run in ((size, run) for size, run in result.items() if size.isdecimal()):
         groups = {group: run["accuracy"][group] for group in ("all", "rare")}
         examples = {group: scores["examples"] for group, scores in groups.items()}
         for variant in (name for name in groups["all"] if name != "examples"):
-            cells = [f"{int(sentences):,}", variant]
+            near = result["centred_cosine"].get(variant)
+            cells = [f"{int(sentences):,}", variant, "" if near is None else f"{near:.2f}"]
             for scores in groups.values():
                 row = scores[variant]
                 low, high = row["interval"]
@@ -69,7 +68,7 @@ def sst2(result: dict[str, Any]) -> str:
             rows.append(cells)
     headings = [f"all {examples['all']:,}", f"the {examples['rare']:,} with a rare rebuilt token"]
     columns = [column for heading in headings for column in (f"accuracy, {heading}", "difference [95 %]")]
-    return table(["sentences", "embeddings", *columns], rows)
+    return table(["sentences", "rows", "new to old rows, cosine", *columns], rows)
 
 
 def features(result: dict[str, Any]) -> str:
