@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from transformers.utils import logging
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +45,17 @@ def shared_cache(own_cache: Path, tmp_path_factory: pytest.TempPathFactory, monk
         folder = folder.parent  # of all processes of this run
     monkeypatch.setenv("DEFEMB_CACHE", str(folder / "defemb-shared-cache"))
     return folder / "defemb-shared-cache"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_other_tests() -> Iterator[None]:
+    """A Trainer sets how much transformers logs in its process; autocast that is not left would compute in bfloat16."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    autocast = torch.is_autocast_enabled("cpu")
+    torch.set_autocast_enabled("cpu", False)
+    assert not autocast, "autocast was left on"
 
 
 @pytest.fixture(autouse=True)

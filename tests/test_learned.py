@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertForSequenceClassification, Trainer, TrainerCallback
+from transformers import BertForSequenceClassification, BertModel, Trainer, TrainerCallback
 
 from defemb_callbacks import (
     Definition,
@@ -151,6 +151,13 @@ def test_model_random_numbers_and_accelerate_are_left_alone(tmp_path, lora_r):
     assert [parameter.requires_grad for parameter in model.parameters()] == trained
     assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model_class", [BertModel, BertForSequenceClassification])
+def test_autocast_ends_with_the_constructors_training(tmp_path, model_class):
+    """A model without a head is its own backbone: called within its own call, it would leave autocast on for good."""
+    learn(tmp_path, settings(2, training={"bf16": True}), tiny_bert(wordpiece_tokenizer(), model_class))
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_the_launch_around_it_does_not_shard_the_constructor(monkeypatch):

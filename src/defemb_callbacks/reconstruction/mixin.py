@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ def last_states(
     attention_mask: Tensor | None = None,
     weights: Mapping[str, Tensor] | None = None,
     decoder_input_ids: Tensor | None = None,
+    forward: Callable[..., Any] | None = None,
 ) -> Tensor:
     """Last hidden states, (batch, length, d), of a model's backbone, whatever head it carries.
 
@@ -42,6 +43,7 @@ def last_states(
         weights: used in place of the backbone's own, by name, e.g. copies of lower precision.
         decoder_input_ids: (batch, decoder length) int64, of an encoder-decoder whose decoder is to be read; its states
             are given then. What is padded there, at the end, is seen by nothing before it.
+        forward: called in place of the backbone.
 
     Example:
         >>> import torch
@@ -52,7 +54,8 @@ def last_states(
     """
     backbone = backbone_of(model)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True}
-    output = backbone(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
+    read = forward or backbone
+    output = read(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
     states = output.last_hidden_state
     if decoder_input_ids is None:
         return states
@@ -97,12 +100,16 @@ class DefinitionEMBMixin:
         Raises:
             ValueError: there is no position to read.
         """
+        return self._reconstruct(batch, None)
+
+    def _reconstruct(self, batch: Mapping[str, Tensor], forward: Callable[..., Any] | None) -> Tensor:
         targets = self._targets(batch)
         states = last_states(
             self,  # type: ignore[arg-type]
             batch["input_ids"],
             batch.get("attention_mask"),
             decoder_input_ids=batch.get("decoder_input_ids"),
+            forward=forward,
         )
         return self.definition_head(states[targets].to(self.definition_head.weight.dtype))
 
@@ -151,7 +158,10 @@ class DefinitionEMBMixin:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "target_mask": target_mask}
         batch["decoder_input_ids"] = kwargs.get("decoder_input_ids")
-        rows = self.reconstruct(batch)  # type: ignore[arg-type]
+        # A model without a head is its own backbone. It is being called already, and not to be called again within:
+        # accelerate wraps the `forward` of a model in autocast, which stays on for good when it is entered twice.
+        own = super().forward if backbone_of(self) is self else None  # type: ignore[arg-type, comparison-overlap]
+        rows = self._reconstruct(batch, own)  # type: ignore[arg-type]
         if labels.shape != (len(rows),):
             raise ValueError(f"The batch holds {len(rows)} masked words, but labels has shape {tuple(labels.shape)}.")
         table = self.definition_targets
