@@ -1,0 +1,82 @@
+"""The README's tables of new tokens."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+from tables_common import table
+
+NEW_TOKENS = {
+    "pretrained": "pretrained (ceiling)",
+    "definition": "definitions",
+    "definition with synonyms": "with synonyms",
+    "sub-token mean": "sub-token mean",
+    "mean of the glosses' tokens": "mean of the gloss",
+    "mean + covariance draw": "mean + covariance draw",
+}
+
+
+def new_tokens(result: dict[str, Any]) -> str:
+    def cells(row: dict[str, float], form: str = "{:.3f}") -> list[str]:
+        return [form.format(row[method]) if method in row else "" for method in NEW_TOKENS]
+
+    rows = [
+        [f"{name}, {groups['all']['pairs']:,} pairs (Spearman)", *cells(groups["all"])]
+        for name, groups in result["similarity"].items()
+    ]
+    rows += [
+        [f"rank of the word's old row among {result['word_tokens']:,}, median: {group} words", *cells(ranks, "{:,.0f}")]
+        for group, ranks in result["median_rank"].items()
+    ]
+    categories = result["categories"]
+    rows.append([f"WordNet category of {categories['test_nouns']:,} nouns (accuracy)", *cells(categories["accuracy"])])
+    rows.append(["cosine to the old row, centred", *cells(result["centred_cosine"])])
+    return table([f"{result['words']:,} words held out, {result['folds']} parts", *NEW_TOKENS.values()], rows)
+
+
+def new_tokens_recovery(result: dict[str, Any]) -> str:
+    curves, steps = result["recovery"]["curves"], result["recovery"]["steps"]
+    rows = []
+    for method, label in NEW_TOKENS.items():
+        if method in curves:
+            losses, scores = ([run[what] for run in curves[method]] for what in ("loss", "accuracy"))
+            by_step = [mean(values) for values in zip(*losses, strict=True)]
+            rows.append([label, *(f"{value:.3f}" for value in by_step), f"{mean(run[-1] for run in scores):.3f}"])
+    return table(["rows", *(f"loss, step {step}" for step in steps), f"accuracy, step {steps[-1]}"], rows)
+
+
+def new_tokens_speed(result: dict[str, Any]) -> str:
+    speed = result["speed"]
+    rows = [
+        [f"{speed['terms']:,} new terms, map in the cache, seconds", f"{speed['seconds']:.1f}"],
+        [f"memory beyond the model's {speed['model_mb']:.0f} MB, MB", f"{speed['extra_mb']:.0f}"],
+    ]
+    return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
+
+
+NEW_TOKENS_LM = {
+    "not extended": "sub-tokens, nothing added",
+    **{method: label for method, label in NEW_TOKENS.items() if method in ("definition", "sub-token mean")},
+    "mean of the glosses' tokens": "mean of the gloss",
+    "mean + covariance draw": "mean + covariance draw",
+}
+
+
+def new_tokens_lm(result: dict[str, Any]) -> str:
+    spaced, behind = ([run[form]["losses"] for run in result["runs"]] for form in ("with its space", "behind a space"))
+
+    def cell(runs: list[dict[str, Any]], method: str, step: int, part: str) -> str:
+        # What is not extended has no rows to train.
+        return f"{mean(run[method][step][part] for run in runs):.2f}" if step < len(runs[0][method]) else ""
+
+    shown = [(spaced, 0, part) for part in ("sentence", "before", "word", "after")]
+    shown += [(spaced, step, "sentence") for step in range(1, len(result["steps"]))]
+    shown += [(behind, 0, part) for part in ("sentence", "word")]
+    rows = [
+        [label, *(cell(runs, method, step, part) for runs, step, part in shown)]
+        for method, label in NEW_TOKENS_LM.items()
+    ]
+    header = ["rows", "sentence, a character", "before the word", "the word", "after it"]
+    header += [f"sentence, step {step}" for step in result["steps"][1:]]
+    return table([*header, "word behind a space: sentence", "the word"], rows)

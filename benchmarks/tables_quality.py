@@ -1,0 +1,117 @@
+"""The README's tables of what rebuilt embeddings are worth, and of the choices behind them."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import Any
+
+from tables_common import GROUPS, table
+
+
+def supersense(result: dict[str, Any]) -> str:
+    rows = []
+    for group in GROUPS[1:]:
+        runs = {name: [run[group] for run in result["accuracy"][name]] for name in ("baseline", "definitions")}
+        paired = [b - a for a, b in zip(runs["baseline"], runs["definitions"], strict=True)]
+        cells = [f"{mean(values):.3f} ± {stdev(values):.3f}" for values in runs.values()]
+        rows.append([f"{group} ({result['test_nouns'][group]:,})", *cells, f"**{mean(paired):+.3f}**"])
+    return table(["test nouns", "without", "with the callback", "difference"], rows)
+
+
+WORDSIM = {
+    "pretrained": "pretrained",
+    "default": "default (blend)",
+    "both": "with Wiktionary",
+    "replace": "replace",
+    "learned": "learned",
+    "learned, replace": "learned, replace",
+}
+
+
+def wordsim(result: dict[str, Any]) -> str:
+    rows = []
+    for dataset, groups in result["scores"].items():
+        for group, row in groups.items():
+            if group in ("all", "rare"):
+                name = f"{dataset}{'' if group == 'all' else ', pairs with a rare word'} ({row['pairs']:,})"
+                rows.append([name, *(f"{row[label]:.3f}" for label in WORDSIM)])
+    return table(["Spearman, input embeddings", *WORDSIM.values()], rows)
+
+
+def sst2(result: dict[str, Any]) -> str:
+    rows, examples = [], {}
+    for sentences, run in ((size, run) for size, run in result.items() if size.isdecimal()):
+        groups = {group: run["accuracy"][group] for group in ("all", "rare")}
+        examples = {group: scores["examples"] for group, scores in groups.items()}
+        for variant in (name for name in groups["all"] if name != "examples"):
+            near = result["centred_cosine"].get(variant)
+            cells = [f"{int(sentences):,}", variant, "" if near is None else f"{near:.2f}"]
+            for scores in groups.values():
+                row = scores[variant]
+                low, high = row["interval"]
+                difference = f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+                bold = "**" if low > 0 or high < 0 else ""
+                cells += [f"{row['mean']:.4f}", "" if variant == "baseline" else f"{bold}{difference}{bold}"]
+            rows.append(cells)
+    headings = [f"all {examples['all']:,}", f"the {examples['rare']:,} with a rare rebuilt token"]
+    columns = [column for heading in headings for column in (f"accuracy, {heading}", "difference [95 %]")]
+    return table(["sentences", "rows", "new to old rows, cosine", *columns], rows)
+
+
+def features(result: dict[str, Any]) -> str:
+    rows = [
+        [name, f"{row['r_squared']:.3f}", f"{row['centred_cosine']:.3f}"] for name, row in result["features"].items()
+    ]
+    return table(["features of a definition", "held-out R²", "centred cosine to the old row"], rows)
+
+
+def definitions(result: dict[str, Any]) -> str:
+    rows = [
+        [number, f"{row['r_squared']:.3f}", f"{row['centred_cosine']:.3f}", f"{row['tokens']:,}"]
+        for number, row in result["definitions_per_token"].items()
+    ]
+    return table(["definitions a word, at most", "held-out R²", "centred cosine", "tokens to encode"], rows)
+
+
+def weights(result: dict[str, Any]) -> str:
+    rows = [
+        [weight if weight != "default" else "**default** (0.1 to 0.4)", *(f"{row[group]:.3f}" for group in GROUPS)]
+        for weight, row in result["relation_auc_by_weight"].items()
+    ]
+    rows += [
+        [f"default, alpha {alpha}", *(f"{row[group]:.3f}" for group in GROUPS)]
+        for alpha, row in result["relation_auc_by_alpha"].items()
+        if alpha != "1.0"
+    ]
+    return table(["weight of the new direction", *GROUPS], rows)
+
+
+def dictionaries(result: dict[str, Any]) -> str:
+    found = result["dictionaries"]
+    rows = [
+        [name, f"{found[name]['defined']:,}", f"{found[name]['centred_cosine']:.3f}"]
+        for name in ("WordNet", "Wiktionary 2015", "both")
+    ]
+    return table(["dictionaries", "tokens defined", f"centred cosine on {found['words']:,} words of both"], rows)
+
+
+def coverage(result: dict[str, Any]) -> str:
+    rows = []
+    for vocabulary, found in result["vocabularies"].items():
+        for dictionary, counts in found["dictionaries"].items():
+            shares = [f"{counts['defined'][group]:,} of {found['words'][group]:,}" for group in GROUPS]
+            rows.append([vocabulary, dictionary, *shares, f"{counts['definitions']['all']:,}"])
+    return table(["vocabulary", "dictionary", *(f"{group} words" for group in GROUPS), "definitions"], rows)
+
+
+def learned(result: dict[str, Any]) -> str:
+    rows = []
+    for part in ("all", "some"):
+        found = result[part]
+        for setup in (name for name in found if isinstance(found[name], dict)):
+            row, size = found[setup], f"{found['words'] - found['held_out']:,}"
+            first = row.get("eval_loss", [])[:1] if part == "some" else []
+            curve = f"{1000 * first[0][1]:.3f} → {1000 * row['eval_loss'][-1][1]:.3f}" if first else ""
+            rows.append([size, setup, f"{row['centred_cosine']:.3f}", f"{row['seconds'] / 60:.1f} min", curve])
+    header = ["words to learn from", "method", "centred cosine, words held out", "time"]
+    return table([*header, "their loss × 1000, at a tenth and at the end"], rows)
