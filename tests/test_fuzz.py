@@ -24,7 +24,7 @@ from defemb_callbacks.definitions.glossary import read_json, read_table
 from defemb_callbacks.definitions.wiktextract import parse_record
 from defemb_callbacks.definitions.wiktionary import read_wiktionary
 from defemb_callbacks.definitions.wndb import read_wordnet
-from defemb_callbacks.embeddings import DESCRIPTION, TENSORS
+from defemb_callbacks.embedding_files import DESCRIPTION, TENSORS
 from defemb_callbacks.frequency import read_counts
 from defemb_callbacks.metrics.ratings import read_ratings
 from defemb_callbacks.vocabulary import Vocabulary

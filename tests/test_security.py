@@ -16,7 +16,7 @@ from transformers import BertForSequenceClassification, Trainer
 
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEmbeddings
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.embeddings import DESCRIPTION, TENSORS
+from defemb_callbacks.embedding_files import DESCRIPTION, TENSORS
 from defemb_callbacks.vocabulary import Vocabulary
 from test_faults import result_of
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
@@ -110,7 +110,7 @@ def test_revisions_of_the_hub_can_be_pinned(tmp_path, monkeypatch) -> None:
         asked.append({"name": name, **settings})
         return str(tmp_path)
 
-    monkeypatch.setattr("defemb_callbacks.embeddings.snapshot_download", snapshot_download)
+    monkeypatch.setattr("defemb_callbacks.embedding_files.snapshot_download", snapshot_download)
     DefinitionEmbeddings.from_pretrained("user/embeddings", revision="a" * 40)
     assert asked[0]["name"] == "user/embeddings"
     assert asked[0]["revision"] == "a" * 40

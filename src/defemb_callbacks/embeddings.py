@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defemb_callbacks.adapters import advice_on_saving
@@ -21,6 +20,7 @@ from defemb_callbacks.applied import applied_to, note_applied
 from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
+from defemb_callbacks.embedding_files import find_embeddings, read_embeddings, write_embeddings
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.report import GroupSummary, RebuildReport
@@ -39,8 +39,6 @@ from defemb_callbacks.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-TENSORS, DESCRIPTION = "definition_embeddings.safetensors", "definition_embeddings.json"
 NOT_DEFINED, NOT_CHOSEN, NOT_IN_DATA = "not in the dictionary", "too frequent (alpha)", "not in the training data"
 
 
@@ -245,21 +243,7 @@ class DefinitionEmbeddings:
         tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
         if self.feature_map is not None:
             tensors["feature_map"] = self.feature_map
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-        except SafetensorError as error:  # its word for a full disk too
-            raise OSError(f"{folder / TENSORS} cannot be written: {error}") from error
-        vocabulary = self.vocabulary
-        description = {
-            "format": FORMAT,
-            "tensors": fingerprint(folder / TENSORS),
-            "info": self.info,
-            "uncased": vocabulary.uncased,
-            "tokens": vocabulary.tokens,
-            "words": vocabulary.words,
-            "reasons": vocabulary.reasons,
-        }
-        (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
+        write_embeddings(folder, tensors, self.vocabulary, self.info)
 
     @classmethod
     def from_pretrained(
@@ -276,32 +260,9 @@ class DefinitionEmbeddings:
             FileNotFoundError: the folder holds no such embeddings.
             ValueError: the files are damaged, of a newer format, or do not fit each other.
         """
-        folder = Path(name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(name_or_path).startswith("."):
-                raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}.")
-            patterns = [TENSORS, DESCRIPTION]
-            folder = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
-        if not (folder / DESCRIPTION).is_file() or not (folder / TENSORS).is_file():
-            raise FileNotFoundError(f"{name_or_path} holds no definition embeddings ({DESCRIPTION} and {TENSORS}).")
+        folder = find_embeddings(name_or_path, revision, token)
         try:
-            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            if description["format"] > FORMAT:
-                raise ValueError(f"format {description['format']} is newer than {FORMAT}; update defemb-callbacks")
-            if fingerprint(folder / TENSORS) != description["tensors"]:
-                raise ValueError(f"the checksum of {TENSORS} is wrong")
-            tensors = load_file(folder / TENSORS)
-            vocabulary = _described_vocabulary(description)
-            if not isinstance(description["info"], dict):
-                raise ValueError(f"info is {description['info']!r}, no object")
-            return cls(
-                tensors["ids"],
-                tensors["rows"],
-                vocabulary,
-                tensors["pairs"],
-                info=description["info"],
-                feature_map=tensors.get("feature_map"),
-            )
+            return cls(**read_embeddings(folder))
         except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
 
@@ -312,18 +273,6 @@ class DefinitionEmbeddings:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
-
-
-def _described_vocabulary(description: dict[str, Any]) -> Vocabulary:
-    """A vocabulary as JSON has it, which anybody may have written."""
-    columns = [description[name] for name in ("tokens", "words", "reasons")]
-    allowed = (str, type(None))
-    if not all(isinstance(column, list) and all(isinstance(text, allowed) for text in column) for column in columns):
-        raise ValueError("tokens, words and reasons must be lists of text")
-    if None in columns[0] or len(set(map(len, columns))) > 1 or not isinstance(description["uncased"], bool):
-        raise ValueError("tokens, words and reasons do not fit each other")
-    tokens, words, reasons = map(tuple, columns)
-    return Vocabulary(tokens, words, reasons, description["uncased"])
 
 
 def _warn_of_adapters(model: nn.Module, ids: Tensor, table: TableName) -> None:
