@@ -274,8 +274,11 @@ def main() -> None:
         keep("wic_with_pairs", wic(model, tokenizer, plan, states, WIC_CONFIGS))
     if "distillation" in arguments.parts:
         folder = ROOT / "outputs" / "benchmark-senses"  # not the example's own; where an interrupted run goes on
-        command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model", name]
-        command += ["--data", str(DATA / "sst2"), "--seeds", str(arguments.seeds), "--output_dir", str(folder)]
+        command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model_name_or_path", name]
+        for split in ("train", "validation"):
+            command += [f"--{split}_file", str(DATA / "sst2" / f"{split}.tsv")]
+        command += ["--task_name", "sst2", "--max_train_samples", "1024", "--seeds", str(arguments.seeds)]
+        command += ["--output_dir", str(folder)]
         subprocess.run(command, check=True)
         keep("distillation", json.loads((folder / "results.json").read_text(encoding="utf-8")))
 

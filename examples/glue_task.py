@@ -1,11 +1,12 @@
-"""What the data say of a task: which columns hold text, which classes there are, how it is scored."""
+"""Which task: its data, and what they say of it: which columns hold text, which classes there are, how it is scored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from data_files import SplitArguments
 from datasets import Dataset, DatasetDict
 from glue_metrics import GlueMetric
 from numpy.typing import NDArray
@@ -23,6 +24,23 @@ TASKS = {
     "stsb": ("sentence1", "sentence2"),
     "wnli": ("sentence1", "sentence2"),
 }
+
+
+@dataclass
+class DataArguments(SplitArguments):
+    """Which data, of which task."""
+
+    task_name: str | None = field(default=None, metadata={"help": f"One of GLUE: {', '.join(TASKS)}."})
+    text_columns: list[str] = field(
+        default_factory=list, metadata={"help": "One or two; by default the task's, or all that hold text."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Longest input in tokens."})
+
+    def __post_init__(self) -> None:
+        if self.task_name is not None and self.task_name not in TASKS:
+            raise ValueError(f"task_name={self.task_name!r} is unknown; choose from {', '.join(TASKS)}.")
+        if self.task_name and not self.dataset_name and not self.files:
+            self.dataset_name, self.dataset_config_name = "nyu-mll/glue", self.task_name
 
 
 @dataclass(frozen=True)

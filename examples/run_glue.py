@@ -12,13 +12,12 @@ rare token that is rebuilt (`eval_accuracy_rare`), and for the others. A `.yaml`
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arguments import ModelArguments, parse
-from data_files import SplitArguments, cut, load_splits
-from glue_task import TASKS, GlueTask
+from data_files import cut, load_splits
+from glue_task import DataArguments, GlueTask
 from rare_tokens import by_frequency, contain, rare_rebuilt_tokens, write_columns
 from saving import train_and_save
 from torch import Tensor
@@ -38,23 +37,6 @@ logger = logging.getLogger(__name__)
 
 # The splits to evaluate on, and what their metrics are called; MNLI has two.
 EVALUATED = {"validation": "eval", "validation_matched": "eval", "validation_mismatched": "eval_mm"}
-
-
-@dataclass
-class DataArguments(SplitArguments):
-    """Which data."""
-
-    task_name: str | None = field(default=None, metadata={"help": f"One of GLUE: {', '.join(TASKS)}."})
-    text_columns: list[str] = field(
-        default_factory=list, metadata={"help": "One or two; by default the task's, or all that hold text."}
-    )
-    max_seq_length: int = field(default=128, metadata={"help": "Longest input in tokens."})
-
-    def __post_init__(self) -> None:
-        if self.task_name is not None and self.task_name not in TASKS:
-            raise ValueError(f"task_name={self.task_name!r} is unknown; choose from {', '.join(TASKS)}.")
-        if self.task_name and not self.dataset_name and not self.files:
-            self.dataset_name, self.dataset_config_name = "nyu-mll/glue", self.task_name
 
 
 def logits_alone(output: Any, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 import compare
 import pytest
 import run_glue
+import run_sense_distillation
 import run_summarization
 from accelerate.commands.launch import launch_command_parser
 from arguments import parse
@@ -18,19 +19,28 @@ from defemb_callbacks import DefinitionEMBConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-SCRIPTS = {
-    "examples/run_glue.py": (run_glue, TrainingArguments),
-    "examples/run_summarization.py": (run_summarization, Seq2SeqTrainingArguments),
+SCRIPTS: dict[str, tuple[type, ...]] = {
+    "examples/run_glue.py": (run_glue.ModelArguments, run_glue.DataArguments, DefinitionEMBConfig, TrainingArguments),
+    "examples/run_summarization.py": (
+        run_summarization.ModelArguments,
+        run_summarization.DataArguments,
+        DefinitionEMBConfig,
+        Seq2SeqTrainingArguments,
+    ),
+    "examples/run_sense_distillation.py": (
+        run_sense_distillation.SenseArguments,
+        run_sense_distillation.DataArguments,
+        run_sense_distillation.StudentArguments,
+    ),
 }
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if "examples/" in line]
 
 
 def check(script: str, options: list[str]) -> None:
-    module, arguments = SCRIPTS[script]
     options = [option for option in options if option != "--bf16"]  # which this processor may not have
     options = [str(ROOT / option) if option.endswith(".yaml") else option for option in options]
-    parse((module.ModelArguments, module.DataArguments, DefinitionEMBConfig, arguments), [*options, "--bf16", "false"])
+    parse(SCRIPTS[script], [*options, "--bf16", "false"])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[1:4]))
@@ -57,7 +67,7 @@ def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_every_script_and_file_is_named() -> None:
     folder = ROOT / "examples"
     helpers = {"arguments.py", "data_files.py", "glue_metrics.py", "glue_task.py", "intervals.py", "rare_tokens.py"}
-    helpers |= {"rouge.py", "saving.py"}
+    helpers |= {"rouge.py", "saving.py", "sense_results.py", "sense_students.py"}
     for path in [*folder.glob("*.py"), *folder.glob("*.ipynb"), *folder.glob("accelerate_configs/*.yaml")]:
         assert path.name in README or path.name in helpers, path.name
     assert len(COMMANDS) >= 10

@@ -1,0 +1,142 @@
+"""Students that learn from a teacher in different ways, and what is measured of them."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, softmax
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from defemb_callbacks.senses import (
+    SenseDictionary,
+    SenseDistillationArguments,
+    SenseDistillationTrainer,
+    first_layers,
+)
+
+Batches = Sequence[dict[str, Tensor]]
+
+
+class LogitTrainer(Trainer):
+    """Hinton et al. 2015: the teacher's probabilities at a temperature, and nothing else."""
+
+    teacher: PreTrainedModel
+    temperature = 2.0
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+        inputs.pop("labels", None)
+        outputs = model(**inputs)
+        with torch.no_grad():
+            wanted = softmax(self.teacher(**inputs).logits / self.temperature, dim=-1)
+        found = log_softmax(outputs.logits / self.temperature, dim=-1)
+        loss = kl_div(found, wanted, reduction="batchmean") * self.temperature**2
+        return (loss, outputs) if return_outputs else loss
+
+
+@dataclass(frozen=True)
+class School:
+    """What all models of one seed have in common: the rows they learn from, and the settings.
+
+    Attributes:
+        rows: tokenized, with labels.
+        tokenizer: of the teacher and of its students.
+        args: settings of every training but its rate and its epochs, which each method is given.
+        learning_rate: of the teacher, and of students that do not learn senses.
+        train_embeddings: whether token embeddings, half of all parameters, are trained, too.
+    """
+
+    rows: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    args: SenseDistillationArguments
+    learning_rate: float
+    train_embeddings: bool
+
+    def plainly(self, model: PreTrainedModel, epochs: float) -> PreTrainedModel:
+        """Trained with the labels alone."""
+        return self._train(Trainer, model, epochs)
+
+    def by_logits(self, teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
+        """A student that learns the teacher's probabilities."""
+        return self._train(LogitTrainer, self.student(teacher, layers), self.args.num_train_epochs, teacher)
+
+    def by_senses(
+        self, teacher: PreTrainedModel, layers: int, dictionary: SenseDictionary, task_weight: float
+    ) -> PreTrainedModel:
+        """A student that learns which senses the teacher chooses."""
+        args = copy.copy(self.args)
+        args.task_weight = task_weight
+        trainer = SenseDistillationTrainer(
+            self.student(teacher, layers),
+            teacher,
+            dictionary,
+            args,
+            train_dataset=self.rows,
+            processing_class=self.tokenizer,
+        )
+        trainer.train()
+        return trainer.model.eval()
+
+    def student(self, teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
+        """One that has learned nothing yet: where all students start."""
+        return self._frozen(first_layers(teacher, layers))
+
+    def _frozen(self, model: PreTrainedModel) -> PreTrainedModel:
+        model.get_input_embeddings().weight.requires_grad_(self.train_embeddings)
+        return model
+
+    def _train(
+        self, kind: type[Trainer], model: PreTrainedModel, epochs: float, teacher: PreTrainedModel | None = None
+    ) -> PreTrainedModel:
+        args = copy.copy(self.args)
+        args.learning_rate, args.num_train_epochs = self.learning_rate, epochs
+        trainer = kind(
+            self._frozen(model),
+            args,
+            train_dataset=self.rows,
+            processing_class=self.tokenizer,
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+        )
+        if isinstance(trainer, LogitTrainer):
+            trainer.teacher = teacher
+        trainer.train()
+        return model.eval()
+
+
+def accuracy(model: PreTrainedModel, batches: Batches) -> float:
+    """Share of the examples whose class is found."""
+    model.eval()
+    with torch.no_grad():
+        right = [
+            model(**{name: value for name, value in batch.items() if name != "labels"}).logits.argmax(dim=-1)
+            == batch["labels"]
+            for batch in batches
+        ]
+    return float(torch.cat(right).float().mean())
+
+
+def seconds_by_turns(models: dict[str, PreTrainedModel], batches: Batches, rounds: int = 3) -> dict[str, float]:
+    """Median time of each model to read all batches; they take turns, so that a busy machine is busy for all."""
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(rounds + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            accuracy(model, batches)
+            taken[name].append(time.perf_counter() - start)
+    return {name: median(found[1:]) for name, found in taken.items()}  # the first round warms up
+
+
+def bytes_on_disk(save: Callable[[str], Any]) -> int:
+    """Of the tensors that `save` writes into the folder it is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
