@@ -39,7 +39,13 @@ from transformers import (
     set_seed,
 )
 
-from defemb_callbacks.senses import SenseDictionary, SenseDistillationArguments, with_senses, without_senses
+from defemb_callbacks.senses import (
+    SenseConfig,
+    SenseDictionary,
+    SenseDistillationArguments,
+    with_senses,
+    without_senses,
+)
 from defemb_callbacks.senses.student import parameter_counts
 
 
@@ -51,6 +57,7 @@ class SenseArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
     layers: int = field(default=3, metadata={"help": "Of the students: the teacher's first."})
     senses: int = field(default=20, metadata={"help": "Of a token."})
+    similarity: str = field(default="dot", metadata={"help": "What chooses a sense: dot, cosine or euclidean."})
     seeds: int = field(default=3, metadata={"help": "How often all is done, with another draw of the sentences."})
     teacher_epochs: float = field(default=3.0)
     teacher_learning_rate: float = field(
@@ -115,9 +122,8 @@ def one_seed(
     teacher = school.plainly(model, sense_args.teacher_epochs)
     took("teacher")
     texts = [text for column in task.texts for text in splits["train"][column]]
-    dictionary = SenseDictionary.build(
-        teacher, tokenizer, texts, senses=sense_args.senses, max_length=data_args.max_seq_length, seed=args.seed
-    )
+    config = SenseConfig(sense_args.senses, similarity=sense_args.similarity, max_length=data_args.max_seq_length)
+    dictionary = SenseDictionary.build(teacher, tokenizer, texts, config, seed=args.seed)
     took("dictionary")
     layers = sense_args.layers
     models = {

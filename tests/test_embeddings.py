@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import BertForMaskedLM, PreTrainedModel
 
-from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings
+from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, embedding_files
 from defemb_callbacks import embeddings as module
 from defemb_callbacks.blending import rescale_rows, written_rows
 from defemb_callbacks.cache import fingerprint
@@ -160,7 +160,7 @@ def test_hub_round_trip(embeddings, tmp_path, monkeypatch) -> None:
 
     hub.mkdir()
     monkeypatch.setattr(module, "HfApi", Api)
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr(embedding_files, "snapshot_download", download)
     assert embeddings.push_to_hub("rows", private=True, token="secret") == "https://hub/user/rows/commit/1"
     assert calls["token"] == "secret"
     assert calls["create"] == {"private": True, "exist_ok": True}

@@ -249,7 +249,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
 # The dictionary
 
 
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
 def test_lookup_is_that_of_a_loop(dictionary: SenseDictionary, similarity: Any) -> None:
     chooser = SenseDictionary(
         dictionary.offsets, dictionary.vectors, dictionary.counts, dictionary.vocabulary, similarity=similarity
@@ -268,6 +268,8 @@ def test_lookup_is_that_of_a_loop(dictionary: SenseDictionary, similarity: Any) 
         scores = torch.stack([torch.dot(sense, state) for sense in senses])
         if similarity == "cosine":
             scores = scores / senses.norm(dim=1)
+        if similarity == "euclidean":
+            scores = -torch.stack([(sense - state).norm() for sense in senses])
         assert torch.equal(found[where], senses[scores.argmax()])
         replaced += 1
     assert replaced >= 150
@@ -410,7 +412,7 @@ def test_settings_outside_their_range() -> None:
         SenseConfig(min_samples=0)
     with pytest.raises(ValueError, match="rule must be one of fixed, markov, silhouette, got 'best'"):
         SenseConfig(rule="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="similarity must be one of dot, cosine, got 'l2'"):
+    with pytest.raises(ValueError, match="similarity must be one of dot, cosine, euclidean, got 'l2'"):
         SenseConfig(similarity="l2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the paper's models are deberta-v3, llama-3-8b, not 'bert'"):
         SenseConfig.paper("bert")

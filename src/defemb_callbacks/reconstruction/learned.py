@@ -161,6 +161,8 @@ def learned_rows(
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "run"))
             if settings.save_to is not None:
                 trainer.save_model(settings.save_to)
+            # Whatever it was trained in, it reads in its own type, as it will when it is loaded from `save_to`.
+            trainer.accelerator.unwrap_model(constructor, keep_fp32_wrapper=False)
             rows = constructed_rows(constructor, every, collator, len(ids), batch_size)
             # The best checkpoint is read by those processes alone that see the folder of the first one.
             rows = broadcast(rows.to(arguments.device)).cpu()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Rule = Literal["fixed", "markov", "silhouette"]
-Similarity = Literal["dot", "cosine"]
+Similarity = Literal["dot", "cosine", "euclidean"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,13 @@ class SenseConfig:
         default=True,
         metadata={"help": "Whether the states of a token that is not clustered are its senses; else it has none."},
     )
-    similarity: Similarity = field(default="dot", metadata={"help": "What chooses a sense: 'dot' or 'cosine'."})
+    similarity: Similarity = field(
+        default="dot",
+        metadata={
+            "help": "What chooses a sense: 'dot', the largest dot product with the state (the paper's), 'cosine', or "
+            "'euclidean', the nearest sense, by which k-means has made them."
+        },
+    )
     layer: int = field(
         default=-1, metadata={"help": "Which hidden states: -1 the last, 0 what enters the first layer."}
     )

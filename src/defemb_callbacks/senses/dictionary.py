@@ -55,7 +55,7 @@ class SenseDictionary(
         vectors: (senses, d) float32.
         counts: (senses,) int64, how many samples each sense is the mean of.
         vocabulary: the tokens.
-        similarity: what chooses a sense of a state: "dot" (the paper), or "cosine".
+        similarity: what chooses a sense of a state: "dot" (the paper), "cosine", or "euclidean" (the nearest).
         storage: how vectors are written, see `compressed`.
         info: how it was made; plain JSON.
 
@@ -205,8 +205,9 @@ class SenseDictionary(
             token_ids: (n,) int64.
 
         Returns:
-            (n, most senses of a token) float32: dot products, or with `similarity="cosine"` these divided by the length
-            of the sense, which orders them alike; minus infinity beyond the senses of the token.
+            (n, most senses of a token) float32: dot products; with `similarity="cosine"` these divided by the length of
+            the sense, which orders senses as cosines do; with "euclidean" these less half of the length's square, which
+            orders them as distances do. Minus infinity beyond the senses of the token.
         """
         number = self.numbers(token_ids)
         row = torch.repeat_interleave(number)
@@ -216,6 +217,8 @@ class SenseDictionary(
         values = sampled_products(states.float(), self.vectors, torch.nn.functional.pad(ends, (1, 0)), sense)
         if self.similarity == "cosine":
             values = values / self.lengths[sense].clamp(min=torch.finfo(torch.float32).tiny)
+        elif self.similarity == "euclidean":
+            values = values - self.lengths[sense].square() / 2
         scores = values.new_full((len(states), self.most_senses), -torch.inf)
         return scores.index_put((row, column), values)
 
