@@ -224,6 +224,8 @@ def wic(
 WIC_CONFIGS = {
     **{f"{number} senses": SenseConfig(senses=number) for number in (5, 20, 50)},
     "20 senses, rare tokens keep their states": SenseConfig(keep_rare=False),
+    "20 senses, the nearest": SenseConfig(similarity="euclidean"),
+    "50 senses, the nearest": SenseConfig(senses=50, similarity="euclidean"),
 }
 
 

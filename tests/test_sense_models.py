@@ -383,11 +383,12 @@ def test_command(
 
     out = str(tmp_path / "out")
     words = ("--word", "they", "--definitions", str(tmp_path / "glossary.tsv"))
-    code, printed = run(*words, "--output", out, "--senses", "3", "--storage", "float16")
+    code, printed = run(*words, "--output", out, "--senses", "3", "--storage", "float16", "--similarity", "euclidean")
     assert code == 0, printed.err
     assert "they: 3 senses" in printed.out
     assert "those people" in printed.out or "all the others" in printed.out
     saved = SenseDictionary.from_pretrained(out)
+    assert saved.similarity == "euclidean"
     assert saved.storage == "float16"
     expected = SenseDictionary.build(teacher, tokenizer, TEXTS, senses=3).compressed("float16")
     torch.testing.assert_close(saved.vectors, expected.vectors, atol=1e-2, rtol=1e-2)

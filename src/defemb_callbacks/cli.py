@@ -233,6 +233,7 @@ def senses(
     definitions: Sources = None,
     number: Annotated[int, typer.Option("--senses", help="Senses of a token, at most.")] = 20,
     rule: Annotated[str, typer.Option(metavar="fixed|markov|silhouette", help="How many senses.")] = "fixed",
+    similarity: Annotated[str, typer.Option(metavar="dot|cosine|euclidean", help="What chooses a sense.")] = "dot",
     storage: Annotated[
         str, typer.Option(metavar="float32|float16|product", help="How --output is written.")
     ] = "float32",
@@ -245,7 +246,7 @@ def senses(
 
     if output is None and not word:
         raise ValueError("Nothing to do: say --word WORD to see its senses, --output DIR to save all of them, or both.")
-    config = SenseConfig(senses=number, rule=rule)  # type: ignore[arg-type]
+    config = SenseConfig(senses=number, rule=rule, similarity=similarity)  # type: ignore[arg-type]
     network, tokenizer = _load(model, revision, trust_remote_code)
     tokens = tokens_of_words(read_vocabulary(tokenizer, table_shape(network)[0]), word or [])
     lexicon = load_definitions(definitions or "wordnet") if tokens else None
