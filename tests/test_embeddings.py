@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from transformers import BertForMaskedLM, PreTrainedModel
 
-from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, embedding_files
+from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings
 from defemb_callbacks import embeddings as module
+from defemb_callbacks import hub as hub_module
 from defemb_callbacks.blending import rescale_rows, written_rows
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.frequency import frequency_groups, frequency_rank, rarity
@@ -160,7 +161,7 @@ def test_hub_round_trip(embeddings, tmp_path, monkeypatch) -> None:
 
     hub.mkdir()
     monkeypatch.setattr(module, "HfApi", Api)
-    monkeypatch.setattr(embedding_files, "snapshot_download", download)
+    monkeypatch.setattr(hub_module, "snapshot_download", download)
     assert embeddings.push_to_hub("rows", private=True, token="secret") == "https://hub/user/rows/commit/1"
     assert calls["token"] == "secret"
     assert calls["create"] == {"private": True, "exist_ok": True}

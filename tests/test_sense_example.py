@@ -51,11 +51,11 @@ def test_other_data_or_another_model_is_another_run(tmp_path: Path) -> None:
         )
 
     for place, text, weight in (("one", "a\tb", "1"), ("two", "a\tc", "1"), ("three", "a\tb", "2")):
-        (tmp_path / place / "sub").mkdir(parents=True)
+        (tmp_path / place).mkdir()
         (tmp_path / place / "train.tsv").write_text(text)
         (tmp_path / place / "config.json").write_text(weight)
     (tmp_path / "moved").mkdir()
-    for path in (tmp_path / "one").glob("*.*"):
+    for path in (tmp_path / "one").iterdir():
         (tmp_path / "moved" / path.name).write_bytes(path.read_bytes())
     one, two, three = map(settings, ("one", "two", "three"))
     assert one["train_file"] != two["train_file"]

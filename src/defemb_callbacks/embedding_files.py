@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -44,23 +43,6 @@ def write_embeddings(folder: Path, tensors: dict[str, Tensor], vocabulary: Vocab
         "reasons": vocabulary.reasons,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
-
-
-def find_embeddings(name_or_path: str | Path, revision: str | None, token: str | None) -> Path:
-    """The folder of embeddings, downloaded if it is on the hub.
-
-    Raises:
-        FileNotFoundError: no such folder, or one without embeddings.
-    """
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        if folder.is_absolute() or str(name_or_path).startswith("."):
-            raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}.")
-        patterns = [TENSORS, DESCRIPTION]
-        folder = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
-    if not (folder / DESCRIPTION).is_file() or not (folder / TENSORS).is_file():
-        raise FileNotFoundError(f"{name_or_path} holds no definition embeddings ({DESCRIPTION} and {TENSORS}).")
-    return folder
 
 
 def read_embeddings(folder: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from defemb_callbacks.applied import applied_to, note_applied
 from defemb_callbacks.blending import choose_tokens, written_rows
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
-from defemb_callbacks.embedding_files import find_embeddings, read_embeddings, write_embeddings
+from defemb_callbacks.embedding_files import DESCRIPTION, TENSORS, read_embeddings, write_embeddings
 from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, rarity
+from defemb_callbacks.hub import artifact_folder
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.report import GroupSummary, RebuildReport
 from defemb_callbacks.rows import (
@@ -260,7 +261,8 @@ class DefinitionEmbeddings:
             FileNotFoundError: the folder holds no such embeddings.
             ValueError: the files are damaged, of a newer format, or do not fit each other.
         """
-        folder = find_embeddings(name_or_path, revision, token)
+        files = (DESCRIPTION, TENSORS)
+        folder = artifact_folder(name_or_path, files, "definition embeddings", revision=revision, token=token)
         try:
             return cls(**read_embeddings(folder))
         except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:

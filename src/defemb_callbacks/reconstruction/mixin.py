@@ -43,7 +43,7 @@ def last_states(
         weights: used in place of the backbone's own, by name, e.g. copies of lower precision.
         decoder_input_ids: (batch, decoder length) int64, of an encoder-decoder whose decoder is to be read; its states
             are given then. What is padded there, at the end, is seen by nothing before it.
-        forward: called in place of the backbone.
+        forward: called in place of the backbone, with its own weights.
 
     Example:
         >>> import torch
@@ -54,8 +54,8 @@ def last_states(
     """
     backbone = backbone_of(model)
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True}
-    read = forward or backbone
-    output = read(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
+    call = forward or backbone
+    output = call(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
     states = output.last_hidden_state
     if decoder_input_ids is None:
         return states

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from defemb_callbacks.hub import artifact_folder
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "linear_calibration.safetensors", "linear_calibration.json"
@@ -101,14 +103,8 @@ class LinearCalibration:
             FileNotFoundError: the folder holds no such calibration.
             ValueError: the files are damaged, of a newer format, or do not fit each other.
         """
-        folder = Path(name_or_path)
-        if not folder.is_dir():
-            if folder.is_absolute() or str(name_or_path).startswith("."):
-                raise FileNotFoundError(f"There is no folder {str(name_or_path)!r}.")
-            patterns = [TENSORS, DESCRIPTION]
-            folder = Path(snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=patterns))
-        if not (folder / DESCRIPTION).is_file() or not (folder / TENSORS).is_file():
-            raise FileNotFoundError(f"{name_or_path} holds no linear calibration ({DESCRIPTION} and {TENSORS}).")
+        files = (DESCRIPTION, TENSORS)
+        folder = artifact_folder(name_or_path, files, "linear calibration", revision=revision, token=token)
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if description["format"] > FORMAT:
