@@ -24,15 +24,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, build_definition_embeddings, load_definitions
-from defemb_callbacks.blending import blend_rows, blend_weights, choose_tokens
-from defemb_callbacks.build import definitions_of_tokens
-from defemb_callbacks.frequency import frequency_groups, frequency_rank, rarity
+from defemb_callbacks.embeddings.blending import blend_rows, blend_weights, choose_tokens
 from defemb_callbacks.metrics import pairs_by_group, relation_auc
-from defemb_callbacks.prompts import definition_prompt
+from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
-from defemb_callbacks.rows import read_table
-from defemb_callbacks.vocabulary import read_vocabulary
-from defemb_callbacks.word_pairs import related_tokens
+from defemb_callbacks.reconstruction.prompts import definition_prompt
+from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank, rarity
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.rows import read_table
 
 FEATURES = ("mean", "bag", "first", "mask")
 COMBINATIONS = (("mask",), ("first",), ("mean",), ("bag",), ("mean", "bag"), ("mean", "bag", "first", "mask"))

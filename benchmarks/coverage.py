@@ -19,10 +19,10 @@ from common import DATA, RESULTS, WIKTIONARY, environment
 from transformers import AutoTokenizer
 
 from defemb_callbacks import load_definitions
-from defemb_callbacks.build import definitions_of_tokens
-from defemb_callbacks.frequency import frequency_groups, frequency_rank
-from defemb_callbacks.prompts import definition_prompt, mask_text
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.reconstruction.prompts import definition_prompt, mask_text
+from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 TOKENIZERS = ("roberta-base", "t5-small")
 DICTIONARIES: dict[str, Any] = {

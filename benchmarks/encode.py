@@ -23,10 +23,10 @@ from common import RESULTS, add_model_argument, environment, find_model, held_mb
 from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings, load_definitions
-from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.reconstruction import definition_texts
-from defemb_callbacks.reconstruction.encode import equal_length_batches
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.reconstruction.batching import equal_length_batches
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 
 def measure_build(model_name: str, cache: str) -> dict[str, float]:

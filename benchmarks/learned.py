@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
-from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction import definition_texts, learned_rows, word_features
-from defemb_callbacks.reconstruction.learned import held_out_words
+from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words
 from defemb_callbacks.reconstruction.ridge import NormalEquations, cross_fitted_rows
-from defemb_callbacks.rows import read_table
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.rows import read_table
 
 HELD_OUT = 0.2
 SETUPS: dict[str, dict[str, Any]] = {

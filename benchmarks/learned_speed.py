@@ -25,12 +25,12 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, RobertaConfig, RobertaModel, TrainerCallback
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
-from defemb_callbacks.build import definitions_of_tokens
 from defemb_callbacks.constructor_config import ConstructorConfig
-from defemb_callbacks.reconstruction.constructor import freeze_unused, open_constructor
-from defemb_callbacks.reconstruction.examples import DefinitionCollator, ReadingStyle, definition_rows
-from defemb_callbacks.reconstruction.trainer import ConstructorTrainer, constructor_arguments
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.reconstruction.constructor.data import DefinitionCollator, ReadingStyle, definition_rows
+from defemb_callbacks.reconstruction.constructor.model import freeze_unused, open_constructor
+from defemb_callbacks.reconstruction.constructor.training import ConstructorTrainer, constructor_arguments
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 PAPER_UPDATES, PAPER_TOKENS = 400_000, 4096  # RoBERTa-base
 

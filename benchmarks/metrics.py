@@ -25,7 +25,6 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
-from defemb_callbacks.frequency import configured_rank, frequency_groups
 from defemb_callbacks.metrics import (
     TableMeasure,
     average_cosine,
@@ -38,8 +37,9 @@ from defemb_callbacks.metrics import (
     relation_auc,
     spectra_by_group,
 )
-from defemb_callbacks.vocabulary import read_vocabulary
-from defemb_callbacks.word_pairs import related_tokens
+from defemb_callbacks.metrics.pairs import related_tokens
+from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 Result = TypeVar("Result")
 

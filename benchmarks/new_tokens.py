@@ -48,10 +48,10 @@ from transformers import (
 )
 
 from defemb_callbacks import Lexicon, define_new_tokens, load_definitions
-from defemb_callbacks.frequency import frequency_groups, frequency_rank
-from defemb_callbacks.reconstruction import encode
-from defemb_callbacks.rows import read_table
-from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+from defemb_callbacks.reconstruction import features
+from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
+from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
+from defemb_callbacks.weights.rows import read_table
 
 STEPS = (0, 16, 32, 64)
 
@@ -178,7 +178,7 @@ def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 1
 def remembered_texts() -> Iterator[None]:
     """Let no text be encoded twice: what shows no held-out word is the same in every fold, and reads no row of one."""
     known: dict[tuple[int, ...], Tensor] = {}
-    plain = encode._text_features
+    plain = features._text_features
 
     def text_features(model: Any, weights: Any, input_ids: Tensor, *rest: Any) -> Tensor:
         texts = [tuple(ids) for ids in input_ids.tolist()]
@@ -188,11 +188,11 @@ def remembered_texts() -> Iterator[None]:
             known.update({texts[place]: row for place, row in zip(new, made, strict=True)})
         return torch.stack([known[text] for text in texts])
 
-    encode._text_features = text_features
+    features._text_features = text_features
     try:
         yield
     finally:
-        encode._text_features = plain
+        features._text_features = plain
 
 
 def new_rows(

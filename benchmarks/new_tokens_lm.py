@@ -39,9 +39,9 @@ from transformers.tokenization_utils_base import generate_merges
 
 from defemb_callbacks import DefinitionEMBConfig, Lexicon, define_new_tokens, load_definitions
 from defemb_callbacks.new_tokens.define import plan_new_tokens
-from defemb_callbacks.new_tokens.mixing import piece_means
-from defemb_callbacks.report import TermSummary
-from defemb_callbacks.rows import read_table
+from defemb_callbacks.new_tokens.term_rows import piece_means
+from defemb_callbacks.reporting.summary import TermSummary
+from defemb_callbacks.weights.rows import read_table
 
 MODEL = DATA / "models" / "stories260k"
 STEPS = (0, 16, 64)

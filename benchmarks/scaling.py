@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import build_definition_embeddings, load_definitions
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.processes import this_process
+from defemb_callbacks.weights.distributed import this_process
 
 WORDS = 4_000
 

@@ -34,13 +34,13 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.reconstruction.encode import equal_length_batches
-from defemb_callbacks.reconstruction.mixin import last_states
+from defemb_callbacks.reconstruction.backbone import last_states
+from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.senses import SenseConfig, SenseDictionary, with_senses, without_senses
-from defemb_callbacks.senses.discovery import discover_senses
+from defemb_callbacks.senses.build import discover_senses
 from defemb_callbacks.senses.sampling import SamplePlan, TokenizedTexts, plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 MAX_LENGTH = 64
 

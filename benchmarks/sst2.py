@@ -22,7 +22,7 @@ from common import DATA, RESULTS, ROOT, add_model_argument, centred_cosine, envi
 from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
-from defemb_callbacks.rows import read_table
+from defemb_callbacks.weights.rows import read_table
 
 sys.path.append(str(ROOT / "examples"))
 import compare

@@ -23,7 +23,7 @@ from typing import Any
 
 from common import DATA, RESULTS, environment, held_mb
 
-from defemb_callbacks.definitions.wiktionary import load_wiktionary, read_wiktionary
+from defemb_callbacks.definitions.wiktionary.extract import load_wiktionary, read_wiktionary
 
 FILES = ("kaikki-en-sample.jsonl", "enwiktionary-2015-glosses.jsonl.gz", "enwiktionary-slice-definitions.jsonl.gz")
 # With so many short records and inflected forms to each full one of kaikki.org a line has 2 kB, as in its English file.

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, load_definitions
-from defemb_callbacks.build import definitions_of_tokens
-from defemb_callbacks.frequency import configured_rank, count_tokens, frequency_groups
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.vocabulary.frequency import configured_rank, count_tokens, frequency_groups
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 
 def rare_rebuilt_tokens(

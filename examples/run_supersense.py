@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from defemb_callbacks import DefinitionEMBCallback, Lexicon, load_definitions
-from defemb_callbacks.frequency import GROUPS, frequency_groups, frequency_rank
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.vocabulary.frequency import GROUPS, frequency_groups, frequency_rank
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -17,12 +17,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from defemb_callbacks.senses import (
-    SenseDictionary,
-    SenseDistillationArguments,
-    SenseDistillationTrainer,
-    first_layers,
-)
+from defemb_callbacks.senses import SenseDictionary, SenseDistillationArguments, SenseDistillationTrainer, first_layers
 
 Batches = Sequence[dict[str, Tensor]]
 

@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
 from defemb_callbacks import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.rows import embedding_weight, read_table, write_rows
+from defemb_callbacks.weights.rows import embedding_weight, read_table, write_rows
 from runs import glossary_callback
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 

@@ -26,13 +26,13 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer
 from transformers.models.bert.modeling_bert import BertLayer
 
 from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
-from defemb_callbacks.applied import applied_to
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.monitoring import EmbeddingMonitor
-from defemb_callbacks.processes import main_first, only_main, this_process
-from defemb_callbacks.rows import read_table, write_rows
-from defemb_callbacks.sharding import whole, write_into
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.config_record import applied_to
+from defemb_callbacks.weights.distributed import main_first, only_main, this_process
+from defemb_callbacks.weights.rows import read_table, write_rows
+from defemb_callbacks.weights.sharding import whole, write_into
 from launching import CONFIGS, fsdp_environment, leave_together
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 

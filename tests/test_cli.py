@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassifi
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, build_definition_embeddings, measure_embeddings
 from defemb_callbacks.cli import main
-from defemb_callbacks.model_card import model_card_section
-from defemb_callbacks.rows import read_table
+from defemb_callbacks.reporting.model_card import model_card_section
+from defemb_callbacks.weights.rows import read_table
 from tiny import WORDS, tiny_bert, tiny_glossary, wordpiece_tokenizer
 
 

@@ -14,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from defemb_callbacks import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import PAPER_SETTINGS, TRAINING_DEFAULTS, ConstructorConfig
-from defemb_callbacks.reconstruction.trainer import constructor_arguments, stopping
+from defemb_callbacks.reconstruction.constructor.training import constructor_arguments, stopping
 
 # Each setting with a value that is not its default.
 OTHER: dict[str, Any] = {

@@ -6,7 +6,6 @@ the figures.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import resource
@@ -15,33 +14,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import defemb_callbacks.build
+import defemb_callbacks.embeddings.build
 import launched
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEmbeddings, build_definition_embeddings
 from defemb_callbacks.cache import MANIFEST, cached, verify_manifest
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.rows import read_table
-from defemb_callbacks.vocabulary import Vocabulary
+from defemb_callbacks.vocabulary.tokens import Vocabulary
+from defemb_callbacks.weights.rows import read_table
+from forking import forked, result_of
 from tiny import tiny_bert, tiny_glossary, wordpiece_tokenizer
 
 KILLS = 5 * int(os.environ.get("DEFEMB_FAULTS", "1"))
 
 # A forked process has all imports behind it, so that what is killed is the work itself.
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-PROCESSES = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
-
-
-def forked(work: Callable[..., Any], *arguments: Any) -> Any:
-    process = PROCESSES.Process(target=work, args=arguments)
-    process.start()
-    return process
 
 
 def build(folder: Path) -> DefinitionEmbeddings:
@@ -97,7 +89,7 @@ def test_killed_at_any_moment_the_next_one_gets_the_right_rows(work, tmp_path, r
 
 
 def test_eight_processes_at_once_build_once(tmp_path, monkeypatch, record_property) -> None:
-    make = defemb_callbacks.build._build
+    make = defemb_callbacks.embeddings.artifact.build._build
 
     def counted(*arguments: Any) -> DefinitionEmbeddings:
         with (tmp_path / "builds").open("a") as file:
@@ -108,7 +100,7 @@ def test_eight_processes_at_once_build_once(tmp_path, monkeypatch, record_proper
     def work(number: int) -> None:
         build(tmp_path / "cache").save_pretrained(tmp_path / f"result-{number}")
 
-    monkeypatch.setattr(defemb_callbacks.build, "_build", counted)
+    monkeypatch.setattr(defemb_callbacks.embeddings.build, "_build", counted)
     processes = [forked(work, number) for number in range(8)]
     for process in processes:
         process.join(60)
@@ -138,23 +130,6 @@ def test_every_flipped_bit_is_noticed(tmp_path, record_property) -> None:
         path.write_bytes(original)
     record_property("flips", flips)
     assert verify_manifest(entry) is None
-
-
-def result_of(work: Callable[[], Any]) -> Any:
-    """What a forked process returns, or its error; a limit set in there is gone afterwards."""
-
-    def run(connection: Any) -> None:
-        try:
-            connection.send(work())
-        except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
-
-    here, there = PROCESSES.Pipe()
-    process = forked(run, there)
-    assert here.poll(60)
-    outcome = here.recv()
-    process.join(10)
-    return outcome
 
 
 def test_a_disk_that_is_full_costs_the_cache_and_not_the_run(tmp_path) -> None:

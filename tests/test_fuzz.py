@@ -21,14 +21,14 @@ from safetensors.torch import save
 from defemb_callbacks import DefinitionEmbeddings, Lexicon
 from defemb_callbacks.cache import MANIFEST, fingerprint, verify_manifest, write_manifest
 from defemb_callbacks.definitions.glossary import read_json, read_table
-from defemb_callbacks.definitions.wiktextract import parse_record
-from defemb_callbacks.definitions.wiktionary import read_wiktionary
+from defemb_callbacks.definitions.wiktionary.extract import read_wiktionary
+from defemb_callbacks.definitions.wiktionary.record import parse_record
 from defemb_callbacks.definitions.wndb import read_wordnet
-from defemb_callbacks.embedding_files import DESCRIPTION, TENSORS
-from defemb_callbacks.frequency import read_counts
+from defemb_callbacks.embeddings.artifact import DESCRIPTION, TENSORS
 from defemb_callbacks.metrics.ratings import read_ratings
-from defemb_callbacks.vocabulary import Vocabulary
-from test_wordnet import write_wordnet
+from defemb_callbacks.vocabulary.frequency import read_counts
+from defemb_callbacks.vocabulary.tokens import Vocabulary
+from tiny_wordnet import write_wordnet
 
 INPUTS = int(os.environ.get("DEFEMB_FUZZ", "100"))
 fuzzed = settings(

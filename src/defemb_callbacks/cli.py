@@ -11,19 +11,19 @@ import transformers
 import typer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build import build_definition_embeddings
 from defemb_callbacks.cli_settings import with_settings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import PAPER_SETTINGS
 from defemb_callbacks.definitions import load_definitions
-from defemb_callbacks.embeddings import DefinitionEmbeddings
-from defemb_callbacks.inspection import as_text, inspect_embeddings, save_inspections
-from defemb_callbacks.model_card import update_model_card
+from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
+from defemb_callbacks.embeddings.build import build_definition_embeddings
 from defemb_callbacks.new_tokens import define_new_tokens
-from defemb_callbacks.processes import this_process
-from defemb_callbacks.report import RebuildReport
-from defemb_callbacks.rows import table_shape
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.reporting.inspection import as_text, inspect_embeddings, save_inspections
+from defemb_callbacks.reporting.model_card import update_model_card
+from defemb_callbacks.reporting.summary import RebuildReport
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.distributed import this_process
+from defemb_callbacks.weights.rows import table_shape
 
 app = typer.Typer(
     help="Rebuild a model's token embeddings from dictionary definitions.",
@@ -242,7 +242,7 @@ def senses(
 ) -> None:
     """Find the senses of tokens in texts: save them as a dictionary, and name those of single words by definitions."""
     from defemb_callbacks.senses import SenseConfig, SenseDictionary
-    from defemb_callbacks.senses.naming import name_senses, sense_table, tokens_of_words
+    from defemb_callbacks.senses.analysis import name_senses, sense_table, tokens_of_words
 
     if output is None and not word:
         raise ValueError("Nothing to do: say --word WORD to see its senses, --output DIR to save all of them, or both.")

@@ -22,7 +22,6 @@ from defemb_callbacks.definitions.lexicon import Lexicon
 # A gloss, or an object with a "definition" and, optionally, "pos" and "synonyms".
 Gloss: TypeAlias = str | Mapping[str, str | Sequence[str]]
 Glossary: TypeAlias = Mapping[str, Gloss | Sequence[Gloss]]
-
 SEPARATOR = ";"
 
 # What people write for the parts of speech that a lexicon tells apart; any other ("symbol", "phrase") says nothing.
@@ -32,7 +31,6 @@ PARTS = {
     **dict.fromkeys(("a", "s", "adj", "adj.", "adjective"), "adjective"),
     **dict.fromkeys(("r", "adv", "adv.", "adverb"), "adverb"),
 }
-
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 

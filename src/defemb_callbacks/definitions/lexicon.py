@@ -12,8 +12,7 @@ import pyarrow as pa
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.definitions.definition import Definition, Relation
-from defemb_callbacks.definitions.forms import Forms
-from defemb_callbacks.definitions.morphology import Morphology
+from defemb_callbacks.definitions.morphology import Forms, Morphology
 from defemb_callbacks.definitions.source import Source
 
 __all__ = ["Definition", "Lexicon", "Relation"]

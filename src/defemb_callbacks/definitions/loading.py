@@ -9,11 +9,10 @@ from typing import TypeAlias
 
 from defemb_callbacks.definitions.glossary import Glossary, glossary_from_dict, read_json, read_table
 from defemb_callbacks.definitions.lexicon import Lexicon
-from defemb_callbacks.definitions.wiktionary import load_wiktionary
+from defemb_callbacks.definitions.wiktionary.extract import load_wiktionary
 from defemb_callbacks.definitions.wordnet import load_wordnet
 
 DefinitionSource: TypeAlias = str | os.PathLike[str] | Glossary | Lexicon | Sequence["DefinitionSource"]
-
 READERS: dict[str, Callable[[Path], Lexicon]] = {
     ".tsv": read_table,
     ".csv": read_table,

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.definitions.definition import PARTS_OF_SPEECH, Definition, Relation
-from defemb_callbacks.definitions.forms import Forms
-from defemb_callbacks.definitions.morphology import Morphology
+from defemb_callbacks.definitions.morphology import Forms, Morphology
 
 DEFINITION_SCHEMA = pa.schema(
     {

@@ -19,7 +19,6 @@ from defemb_callbacks.definitions.lexicon import Lexicon
 from defemb_callbacks.definitions.morphology import Morphology
 
 T = TypeVar("T")
-
 PARTS = {"noun": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
 FILES = (
     *(f"{kind}.{part}" for kind in ("data", "index") for part in PARTS),
@@ -60,10 +59,10 @@ POINTERS = {
     ";c": "domain_topic",
     ";r": "domain_region",
 }
-
 _POS = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 _TYPE_NUMBERS = {"n": 1, "v": 2, "a": 3, "r": 4, "s": 5}
 _MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective may stand
+
 # An example opens with a quote after punctuation. Other quotes, as in `the phrase "make strides"`, define something.
 _EXAMPLE = re.compile(r'[;:,.)]\s*"')
 _LEAD_IN = re.compile(r"(?:[;,:\s]|\b(?:as in )?e\.g\.)+$")

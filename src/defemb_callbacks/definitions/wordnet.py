@@ -9,11 +9,9 @@ from pathlib import Path
 
 from defemb_callbacks.cache import cache_root, cached, file_fingerprint, fingerprint
 from defemb_callbacks.definitions import wndb
-from defemb_callbacks.definitions.closed_class import CLOSED_CLASS_WORDS
 from defemb_callbacks.definitions.lexicon import Lexicon
 
 logger = logging.getLogger(__name__)
-
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
 # Part of every cache key; to be raised when the same files come to be read differently.
@@ -35,17 +33,17 @@ def load_wordnet() -> Lexicon:
         content = file_fingerprint(folder / name for name in wndb.FILES)
         return _kept(content, lambda: wndb.read_wordnet(folder))
     # With it comes accelerate, whose import takes longer than to load a cached WordNet.
-    from defemb_callbacks.definitions import wn_library
+    from defemb_callbacks.definitions import wn_backend
 
     try:
-        wordnet = wn_library.open_wordnet()
+        wordnet = wn_backend.open_wordnet()
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"WordNet was not found: $WORDNET_DIR is not set, its database files are not in {DEBIAN_FOLDER}, and "
             f"{error}. Do one of these: set WORDNET_DIR to a folder with the WordNet 3.0 database files; "
             '`apt-get install wordnet-base`; `pip install "defemb-callbacks[wordnet]"` on a machine with network.'
         ) from error
-    return _kept(wn_library.describe(wordnet), lambda: wn_library.read_wordnet(wordnet))
+    return _kept(wn_backend.describe(wordnet), lambda: wn_backend.read_wordnet(wordnet))
 
 
 def find_wordnet() -> Path | None:
@@ -72,3 +70,27 @@ def _kept(content: str, read: Callable[[], Lexicon]) -> Lexicon:
 
     folder = cache_root() / "wordnet" / fingerprint(READER_VERSION, content)
     return cached(folder, build, Lexicon.save, Lexicon.load)
+
+
+# WordNet covers nouns, verbs, adjectives and adverbs. What it says of "in" (the inch, indium), "he" (helium), "us" (the
+# United States) or "who" (the World Health Organization) is right of those homographs and wrong of the word that
+# text is full of. Dictionaries that define the closed classes themselves are not filtered.
+CLOSED_CLASS_WORDS = frozenset(
+    """
+    a an the this that these those
+
+    i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers
+    herself it its itself they them their theirs themselves who whom whose which what whoever whatever whichever
+    someone somebody something anyone anybody anything everyone everybody everything nobody nothing none
+
+    and or nor but so yet if then else because although though while whereas unless until since as than whether
+
+    of in on at by to for from with within without into onto upon over under above below between among against about
+    around across after before behind beneath beside besides beyond down up off out through throughout toward towards
+    during along near per via
+
+    will would shall should can could may might must ought
+
+    not no all any both each every either neither some there here when where why how
+    """.split()  # noqa: SIM905 - a list of quoted words would be harder to read
+)

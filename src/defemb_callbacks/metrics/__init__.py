@@ -1,8 +1,7 @@
 """Metrics of an embedding table: tensor in, Python float out."""
 
 from defemb_callbacks.metrics.drift import drift
-from defemb_callbacks.metrics.isoscore import isoscore
-from defemb_callbacks.metrics.isotropy import isotropy
+from defemb_callbacks.metrics.isotropy import isoscore, isotropy
 from defemb_callbacks.metrics.measure import TableMeasure, measure_table, spectra_by_group
 from defemb_callbacks.metrics.neighbours import neighbour_overlap
 from defemb_callbacks.metrics.ratings import Ratings, rating_correlation, read_ratings

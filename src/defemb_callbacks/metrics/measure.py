@@ -10,8 +10,7 @@ from torch import Tensor
 from defemb_callbacks.metrics.blocks import checked
 from defemb_callbacks.metrics.drift import drift_sums
 from defemb_callbacks.metrics.groups import Parts, check_inside, checked_groups, evenly
-from defemb_callbacks.metrics.isoscore import known_isoscore
-from defemb_callbacks.metrics.isotropy import isotropy_of_rows
+from defemb_callbacks.metrics.isotropy import isotropy_of_rows, known_isoscore
 from defemb_callbacks.metrics.neighbours import NeighboursByGroup
 from defemb_callbacks.metrics.ratings import RatedByGroup, Ratings
 from defemb_callbacks.metrics.semantics import RelatedWords, pairs_by_group

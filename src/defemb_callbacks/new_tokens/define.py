@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.applied import new_tokens_in, note_new_tokens
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
-from defemb_callbacks.embeddings import DefinitionEmbeddings
-from defemb_callbacks.frequency import frequency_groups
+from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.metrics import TableMeasure
-from defemb_callbacks.new_tokens.constructors import build_keeping_constructor, rows_from_definitions
+from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor, rows_from_definitions
 from defemb_callbacks.new_tokens.growth import check_model, grown, tables_of, write_bias
-from defemb_callbacks.new_tokens.subtokens import split_without_itself
 from defemb_callbacks.new_tokens.term_rows import TermRows, expected_rank, term_rows
 from defemb_callbacks.new_tokens.terms import Term, TermSource, read_terms
-from defemb_callbacks.new_tokens.tokenization import TermToken, TokenPlan, plan_tokens
-from defemb_callbacks.report import GroupSummary, RebuildReport, TermSummary
-from defemb_callbacks.rows import INPUT, TableName, check_rows, embedding_weight, read_table, write_rows
-from defemb_callbacks.vocabulary import read_vocabulary
+from defemb_callbacks.new_tokens.token_forms import split_without_itself
+from defemb_callbacks.new_tokens.token_plan import TermToken, TokenPlan, plan_tokens
+from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport, TermSummary
+from defemb_callbacks.vocabulary.frequency import frequency_groups
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.config_record import new_tokens_in, note_new_tokens
+from defemb_callbacks.weights.rows import INPUT, TableName, check_rows, embedding_weight, read_table, write_rows
 
 
 def define_new_tokens(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defemb_callbacks.applied import new_tokens_in, note_new_tokens
-from defemb_callbacks.rows import (
+from defemb_callbacks.weights.config_record import new_tokens_in, note_new_tokens
+from defemb_callbacks.weights.rows import (
     INPUT,
     TableName,
     bare_model,
@@ -20,7 +20,7 @@ from defemb_callbacks.rows import (
     transformers_model,
     write_rows,
 )
-from defemb_callbacks.sharding import is_sharded
+from defemb_callbacks.weights.sharding import is_sharded
 
 
 def check_model(model: PreTrainedModel) -> None:

@@ -8,21 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defemb_callbacks.blending import written_rows
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.embeddings import DefinitionEmbeddings
-from defemb_callbacks.frequency import GROUPS, configured_rank, frequency_groups, frequency_rank, rarity
-from defemb_callbacks.new_tokens.constructors import comparable_words
-from defemb_callbacks.new_tokens.mixing import (
-    Mixture,
-    at_length,
-    bare_offset,
-    best_mixture,
-    mixed_directions,
-    piece_means,
-)
-from defemb_callbacks.new_tokens.tokenization import TermToken
-from defemb_callbacks.vocabulary import Vocabulary
+from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
+from defemb_callbacks.embeddings.blending import written_rows
+from defemb_callbacks.new_tokens.definition_rows import comparable_words
+from defemb_callbacks.new_tokens.token_plan import TermToken
+from defemb_callbacks.vocabulary.frequency import GROUPS, configured_rank, frequency_groups, frequency_rank, rarity
+from defemb_callbacks.vocabulary.tokens import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -117,3 +109,126 @@ def _group_of(groups: dict[str, Tensor], size: int) -> Tensor:
     for number, name in enumerate(GROUPS):
         group[groups[name]] = number
     return group
+
+
+WEIGHTS = tuple(step / 20 for step in range(21))
+
+# Below, a mean over differences of pairs says more of the pairs than of a space.
+FEWEST_PAIRS = 30
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How much of a new row comes from its definition, and what the choice rests on.
+
+    Attributes:
+        weight: of the definition; the rest is the sub-tokens'.
+        cosine: mean cosine of such rows, less the table's mean, to the pretrained ones, over words of the vocabulary.
+        definition_cosine: the same of definitions alone.
+        piece_cosine: the same of sub-tokens alone.
+        words: how many words that was measured on.
+    """
+
+    weight: float
+    cosine: float
+    definition_cosine: float
+    piece_cosine: float
+    words: int
+
+
+def best_mixture(rows: Tensor, pieces: Tensor, old: Tensor, centre: Tensor) -> Mixture:
+    """The weight at which words of the vocabulary, treated as if they were new, come nearest to their own rows.
+
+    Args:
+        rows: (n, d) what their definitions give, from maps that have not seen their rows.
+        pieces: (n, d) the means of what they would be cut into.
+        old: (n, d) their pretrained rows.
+        centre: (d,) mean of the table.
+
+    Example:
+        >>> old = torch.eye(3)
+        >>> best_mixture(rows=old, pieces=old.roll(1, dims=0), old=old, centre=torch.zeros(3)).weight
+        1.0
+    """
+    targets, cosines = _unit(old - centre), []
+    for weight in WEIGHTS:
+        made = _unit(mixed_directions(rows, pieces, torch.full((len(rows),), weight), centre))
+        cosines.append(float((made * targets).sum(dim=1).mean()))
+    best = max(range(len(WEIGHTS)), key=lambda index: cosines[index])
+    return Mixture(WEIGHTS[best], cosines[best], cosines[-1], cosines[0], len(rows))
+
+
+def mixed_directions(rows: Tensor, pieces: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
+    """Weighted sums, (n, d), of the directions in which two sets of rows deviate from the centre.
+
+    Directions and not rows, as regression shrinks the ones and averaging the others.
+
+    Args:
+        rows: (n, d).
+        pieces: (n, d).
+        weights: (n,) of the first; 1 takes nothing of the second.
+        centre: (d,).
+
+    Example:
+        >>> rows, pieces = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> mixed_directions(rows, pieces, torch.tensor([0.75]), torch.zeros(2))
+        tensor([[0.7500, 0.2500]])
+    """
+    weights = weights[:, None].to(rows.dtype)
+    return weights * _unit(rows - centre) + (1 - weights) * _unit(pieces - centre)
+
+
+def at_length(directions: Tensor, like: Tensor, centre: Tensor) -> Tensor:
+    """Rows, (n, d), that deviate from the centre in these directions, as far as other rows typically (median) do.
+
+    Args:
+        directions: (n, d), any length.
+        like: (m, d) rows of tokens of the expected frequency.
+        centre: (d,) mean of the table.
+
+    Example:
+        >>> at_length(torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.zeros(2))
+        tensor([[2., 0.]])
+    """
+    return centre + (like - centre).norm(dim=1).median() * _unit(directions)
+
+
+def piece_means(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
+    """The mean row of each list of tokens, (n, d); zeros for an empty list.
+
+    Example:
+        >>> piece_means(torch.tensor([[1.0], [3.0]]), [[0, 1], []]).tolist()
+        [[2.0], [0.0]]
+    """
+    counts = torch.tensor([len(found) for found in pieces], dtype=torch.int64)
+    tokens = torch.tensor([index for found in pieces for index in found], dtype=torch.int64)
+    owner = torch.repeat_interleave(torch.arange(len(pieces)), counts)
+    sums = torch.zeros(len(pieces), table.shape[1], dtype=table.dtype).index_add_(0, owner, table[tokens])
+    return sums / counts.clamp(min=1)[:, None]
+
+
+def bare_offset(table: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """What a word's row changes by, on average, where no space comes before it: (d,).
+
+    Byte-level BPE and SentencePiece have many a word twice, as `Ġword` and `word`. Zeros where there are fewer than 30
+    such pairs.
+
+    Example:
+        >>> vocabulary = Vocabulary(("cat", "dog"), ("cat", "dog"), (None, None), uncased=True)
+        >>> bare_offset(torch.ones(2, 3), vocabulary).tolist()
+        [0.0, 0.0, 0.0]
+    """
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    pairs = [
+        (index, ids[word])
+        for index, word in enumerate(vocabulary.words)
+        if word is not None and word != vocabulary.tokens[index] and word in ids
+    ]
+    if len(pairs) < FEWEST_PAIRS:
+        return torch.zeros(table.shape[1], dtype=table.dtype)
+    spaced, bare = torch.tensor(pairs).T
+    return (table[bare] - table[spaced]).mean(dim=0)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=1)

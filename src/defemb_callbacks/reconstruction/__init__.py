@@ -1,8 +1,15 @@
 """From definitions to vectors."""
 
-from defemb_callbacks.reconstruction.encode import definition_texts, word_features
-from defemb_callbacks.reconstruction.learned import LearnedRows, held_out_words, learned_rows, read_definitions
-from defemb_callbacks.reconstruction.mixin import DefinitionEMBMixin, last_states, with_definition_head
+from defemb_callbacks.reconstruction.backbone import last_states
+from defemb_callbacks.reconstruction.constructor.learned_rows import (
+    LearnedRows,
+    held_out_words,
+    learned_rows,
+    read_definitions,
+)
+from defemb_callbacks.reconstruction.definition_head import DefinitionEMBMixin, with_definition_head
+from defemb_callbacks.reconstruction.features import word_features
+from defemb_callbacks.reconstruction.prompts import definition_texts
 from defemb_callbacks.reconstruction.ridge import cross_fitted_rows, mapped
 
 __all__ = [

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build_key import fingerprint_weights
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
 from defemb_callbacks.senses.states import state_width
-from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
+from defemb_callbacks.weights.rows import embedding_weight
 
 if TYPE_CHECKING:
     from defemb_callbacks.senses.dictionary import SenseDictionary

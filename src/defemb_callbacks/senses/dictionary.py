@@ -16,21 +16,27 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.build_key import fingerprint_weights
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.processes import this_process
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
+from defemb_callbacks.senses.build import discover_senses, most_senses
 from defemb_callbacks.senses.checks import check_model, check_tensors, check_tokenizer
+from defemb_callbacks.senses.clustering import silhouette_score
 from defemb_callbacks.senses.config import SenseConfig, Similarity
-from defemb_callbacks.senses.discovery import discover_senses, most_senses
-from defemb_callbacks.senses.files import MODEL_CARD, read_senses, write_senses
 from defemb_callbacks.senses.layer import require_own_states
-from defemb_callbacks.senses.number import silhouette_score
-from defemb_callbacks.senses.products import sampled_products
 from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
 from defemb_callbacks.senses.states import sampled_states, state_width
-from defemb_callbacks.senses.storage import Storage, compress, pack
-from defemb_callbacks.vocabulary import Vocabulary, read_vocabulary
+from defemb_callbacks.senses.storage import (
+    MODEL_CARD,
+    Storage,
+    compress,
+    pack,
+    read_senses,
+    sampled_products,
+    write_senses,
+)
+from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
+from defemb_callbacks.weights.distributed import this_process
+from defemb_callbacks.weights.rows import embedding_weight
 
 logger = logging.getLogger(__name__)
 

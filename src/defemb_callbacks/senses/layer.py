@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from defemb_callbacks.reconstruction.mixin import backbone_of
+from defemb_callbacks.reconstruction.backbone import backbone_of
 
 if TYPE_CHECKING:
     from defemb_callbacks.senses.dictionary import SenseDictionary

@@ -10,11 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from defemb_callbacks.processes import this_process
-from defemb_callbacks.reconstruction.encode import equal_length_batches, evaluating
-from defemb_callbacks.reconstruction.mixin import backbone_of, last_states
+from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating, last_states
+from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.senses.layer import require_own_states
 from defemb_callbacks.senses.sampling import SamplePlan, TokenizedTexts
+from defemb_callbacks.weights.distributed import this_process
 
 # Rows that processes exchange at once.
 _EXCHANGED = 1 << 16

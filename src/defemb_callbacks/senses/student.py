@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions
 
-from defemb_callbacks.reconstruction.mixin import backbone_of
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.reconstruction.backbone import backbone_of
+from defemb_callbacks.weights.rows import embedding_weight
+
+__all__ = ["SenseStudent", "SenseStudentConfig", "first_layers", "freeze_head", "parameter_counts"]
 
 
 def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -196,6 +198,3 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Numbers of a model's parameters: "all", and "layers", those outside of its embedding table."""
     number = sum(weight.numel() for weight in model.parameters())
     return {"all": number, "layers": number - embedding_weight(model).numel()}
-
-
-__all__ = ["SenseStudent", "SenseStudentConfig", "first_layers", "freeze_head", "parameter_counts"]

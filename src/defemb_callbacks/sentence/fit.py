@@ -19,12 +19,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.reconstruction.batches import spread
-from defemb_callbacks.reconstruction.mixin import backbone_of
+from defemb_callbacks.reconstruction.backbone import backbone_of
+from defemb_callbacks.reconstruction.batching import spread
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig, check_vectors
 from defemb_callbacks.sentence.pooling import STATIC, encode_texts, pool
 
 COLUMN = "vectors"
+
 # Of these the axes, shifts and scales are taken; more would not move them by what training does.
 INITIAL_ROWS = 65_536
 _CHECKED_AT_ONCE = 16_384

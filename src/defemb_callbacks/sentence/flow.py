@@ -13,11 +13,10 @@ from huggingface_hub import ModelHubMixin, constants, hf_hub_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from defemb_callbacks.sentence.coupling import FlowLevel, PrincipalAxes
+from defemb_callbacks.sentence.flow_layers import FlowLevel, PrincipalAxes
 
 CouplingName = Literal["additive", "affine"]
 PresetName = Literal["principal", "paper", "code"]
-
 _MODEL_CARD = """---
 {{ card_data }}
 ---

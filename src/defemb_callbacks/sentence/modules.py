@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defemb_callbacks.rows import embedding_weight
 from defemb_callbacks.sentence.flow import EmbeddingFlow
 from defemb_callbacks.sentence.linear import LinearCalibration
 from defemb_callbacks.sentence.pooling import STATIC, check_layers, pooled_layers
+from defemb_callbacks.weights.rows import embedding_weight
+
+__all__ = ["FlowCalibration", "Pooling", "SentenceTransformer", "Transformer", "calibration_module", "pooling_modules"]
+
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -140,6 +143,3 @@ class FlowCalibration(Module):
         # Of a model's .half() or .to("cuda") the flow follows the move only: half precision would undo it.
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
         return self
-
-
-__all__ = ["FlowCalibration", "Pooling", "SentenceTransformer", "Transformer", "calibration_module", "pooling_modules"]

@@ -10,11 +10,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.reconstruction.encode import equal_length_batches, evaluating
-from defemb_callbacks.reconstruction.mixin import backbone_of
-from defemb_callbacks.rows import embedding_weight
+from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating
+from defemb_callbacks.reconstruction.batching import equal_length_batches
+from defemb_callbacks.weights.rows import embedding_weight
 
 STATIC = "static"
+
 # Layer 0 is what enters the first Transformer layer. "First" is what leaves it: so in the code of BERT-flow, where the
 # paper's "last2avg" is the mean of this one and the last, and in those of BERT-whitening and SimCSE.
 _LAYERS = {"last": (-1,), "first_last": (1, -1), "last_two": (-2, -1)}

@@ -16,7 +16,6 @@ from defemb_callbacks.metrics.spectrum import gram_matrix
 from defemb_callbacks.sentence.linear import LinearCalibration
 
 logger = logging.getLogger(__name__)
-
 Shrinkage = float | Literal["auto"]
 
 

@@ -1,0 +1,8 @@
+"""Trainer callbacks."""
+
+from defemb_callbacks.callbacks.calibration import CalibrationCallback
+from defemb_callbacks.callbacks.monitor import EmbeddingMonitorCallback
+from defemb_callbacks.callbacks.rebuild import DefinitionEMBCallback
+from defemb_callbacks.callbacks.senses import SenseMonitorCallback
+
+__all__ = ["CalibrationCallback", "DefinitionEMBCallback", "EmbeddingMonitorCallback", "SenseMonitorCallback"]

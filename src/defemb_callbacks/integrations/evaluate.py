@@ -1,0 +1,200 @@
+"""`isotropy` and `relation_auc` as measurements of the library `evaluate`; nothing comes from the hub.
+
+Not imported by `defemb_callbacks.metrics`, as `evaluate` is an extra: `pip install "defemb-callbacks[examples]"`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Features, List, Value
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defemb_callbacks.metrics import isotropy, relation_auc
+
+try:
+    import evaluate
+except ImportError as error:
+    raise ImportError(
+        'These measurements need the library evaluate: pip install "defemb-callbacks[examples]". '
+        "The functions isotropy and relation_auc of defemb_callbacks.metrics do without."
+    ) from error
+
+
+_DTYPES = {"default": "float32", "float32": "float32", "float64": "float64"}
+
+# Rows reach the cache as Python floats, which take ten times their memory: 2^18 at a time take 8 MB.
+_BLOCK = 1 << 18
+
+
+class TableMeasurement(evaluate.Measurement, ABC):
+    """What the measurements of a table share: how its rows get into evaluate's cache, and out of it as a tensor."""
+
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    url: ClassVar[str]
+
+    @abstractmethod
+    def _compute(self, *args: Any, **settings: Any) -> dict[str, float]:
+        """The result, by the metric's name; evaluate gives the rows as ``data``."""
+
+    def _info(self) -> evaluate.MeasurementInfo:
+        if self.config_name not in _DTYPES:
+            raise ValueError(f"config_name must be 'float32' (the default) or 'float64', got {self.config_name!r}")
+        info = evaluate.MeasurementInfo(
+            description=self.summary,
+            citation=self.reference,
+            inputs_description=inspect.getdoc(self),
+            features=Features({"data": List(Value(_DTYPES[self.config_name]))}),
+            reference_urls=[self.url],
+            module_type="measurement",
+        )
+        # Without a format, `_compute` gets lists of Python floats. The constructor takes none for features of lists,
+        # which some formats give as objects; Arrow's own gives them as they are.
+        info.format = "arrow"
+        return info
+
+    def add_batch(self, *, data: Any) -> None:
+        """Add rows to the table.
+
+        Args:
+            data: ``(n, d)`` lists, array or tensor.
+
+        Raises:
+            ValueError: not a table of numbers; nothing is added then.
+        """
+        rows = _as_rows(data, _DTYPES[self.config_name])
+        step = max(1, _BLOCK // max(1, rows.shape[1]))
+        for start in range(0, max(1, len(rows)), step):
+            super().add_batch(data=rows[start : start + step].tolist())
+
+
+class Isotropy(TableMeasurement):
+    """I(E), the evenness of the partition function over directions; in (0, 1], higher is more isotropic.
+
+    See `defemb_callbacks.metrics.isotropy`, which computes it. ``add(data=row)`` and ``add_batch(data=rows)`` build the
+    table bit by bit.
+
+    Args:
+        data: ``(n, d)`` table of vectors, one a row: lists, array or tensor. It is kept as float32, or, of
+            ``Isotropy("float64")``, as float64.
+        both_signs: take each eigenvector c and −c, whose sign is arbitrary; ``False`` is the authors' one-sign form.
+
+    Returns:
+        ``{"isotropy": float}``
+
+    Raises:
+        ValueError: no rows, rows of different lengths, NaN or infinity.
+
+    Example:
+        >>> measurement = Isotropy(keep_in_memory=True)
+        >>> result = measurement.compute(data=[[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> round(result["isotropy"], 4)
+        0.534
+    """
+
+    summary = (
+        "Isotropy I(E) of a table of embeddings: the smallest over the largest value of the partition function "
+        "Z(c) = sum of exp(c·e) over the rows e, for c among the eigenvectors of the table's Gram matrix. "
+        "It is 1 where the rows prefer no direction, and near 0 where all of them share one."
+    )
+    reference = """@inproceedings{mu2018allbutthetop,
+  title = {All-but-the-Top: Simple and Effective Postprocessing for Word Representations},
+  author = {Mu, Jiaqi and Viswanath, Pramod},
+  booktitle = {International Conference on Learning Representations},
+  year = {2018}
+}"""
+    url = "https://arxiv.org/abs/1702.01417"
+
+    def _compute(self, data: pa.ChunkedArray, both_signs: bool = True) -> dict[str, float]:
+        return {"isotropy": isotropy(_as_table(data), both_signs=both_signs)}
+
+
+class RelationAUC(TableMeasurement):
+    """How well the cosine of two rows tells related words from re-paired ones; in [0, 1], 0.5 is no meaning.
+
+    See `defemb_callbacks.metrics.relation_auc`, which computes it. ``add(data=row)`` and ``add_batch(data=rows)`` build
+    the table bit by bit. Pairs given to the constructor serve where `compute` gets none, as in `evaluate.combine`.
+
+    Args:
+        data: ``(n, d)`` table of vectors, one a row: lists, array or tensor. It is kept as float32, or, of
+            ``RelationAUC("float64")``, as float64.
+        pairs: ``(m, 2)`` integers, the rows of related words.
+        centred: subtract the mean unit row of all words in the pairs; ``False`` takes the cosines as they are.
+        seed: of the shuffle that re-pairs the words.
+
+    Returns:
+        ``{"relation_auc": float}``
+
+    Raises:
+        ValueError: no rows, rows of different lengths, NaN or infinity; no pairs, or pairs that name no row.
+        TypeError: pairs that are not integers.
+
+    Example:
+        >>> measurement = RelationAUC(keep_in_memory=True)
+        >>> table = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]
+        >>> measurement.compute(data=table, pairs=[[0, 1], [2, 3]])
+        {'relation_auc': 1.0}
+    """
+
+    summary = (
+        "Area under the ROC curve by which cosine similarity tells pairs of related words from the same words paired "
+        "at random. It is 0.5 where the embeddings say nothing of the relation, and 1 where they tell it always."
+    )
+    reference = """@article{mann1947test,
+  title = {On a Test of Whether one of Two Random Variables is Stochastically Larger than the Other},
+  author = {Mann, Henry B. and Whitney, Donald R.},
+  journal = {The Annals of Mathematical Statistics},
+  volume = {18},
+  number = {1},
+  pages = {50--60},
+  year = {1947}
+}"""
+    url = "https://doi.org/10.1214/aoms/1177730491"
+
+    def __init__(self, config_name: str | None = None, *, pairs: Any = None, **settings: Any) -> None:
+        super().__init__(config_name, **settings)
+        self.pairs = pairs
+
+    def _compute(
+        self, data: pa.ChunkedArray, pairs: Any = None, centred: bool = True, seed: int = 0
+    ) -> dict[str, float]:
+        pairs = self.pairs if pairs is None else pairs
+        if pairs is None:
+            raise ValueError("relation_auc needs pairs of related rows: compute(data=..., pairs=[[0, 1], ...])")
+        pairs = torch.as_tensor(pairs)
+        if not pairs.is_floating_point():
+            pairs = pairs.long()  # of NumPy's int32, too
+        return {"relation_auc": relation_auc(_as_table(data), pairs, centred=centred, seed=seed)}
+
+
+def _as_rows(data: Any, dtype: str) -> NDArray[Any]:
+    if isinstance(data, Tensor):
+        data = data.detach().to("cpu", getattr(torch, dtype)).numpy()  # NumPy has no bfloat16
+    try:
+        rows = np.asarray(data, dtype=dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data must be an (n, d) table of numbers, its rows of equal length: {error}") from error
+    if rows.ndim != 2 and rows.size:
+        raise ValueError(f"data must have shape (n, d), got {rows.shape}; add(data=row) takes a single row")
+    return rows if rows.ndim == 2 else rows.reshape(0, 0)
+
+
+def _as_table(column: pa.ChunkedArray) -> Tensor:
+    """The cached rows as one ``(n, d)`` tensor: a single copy of what Arrow maps from the file."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    if not len(lengths):
+        return torch.empty(0, 0)
+    others = (lengths != lengths[0]).nonzero()[0]
+    if len(others):
+        row = int(others[0])
+        raise ValueError(f"row {row} has {lengths[row]} entries, row 0 has {lengths[0]}; all need the same number")
+    values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
+    return torch.from_numpy(values.reshape(len(lengths), int(lengths[0])))

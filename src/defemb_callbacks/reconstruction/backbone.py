@@ -1,0 +1,93 @@
+"""The part of a model that reads: its backbone, the states that it gives, and the mode and precision it is read in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """What turns text into states: a model without its head; of an encoder-decoder the encoder, which sees all of it.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> config = BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        >>> type(backbone_of(BertForMaskedLM(config))).__name__
+        'BertModel'
+    """
+    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, model.base_model_prefix, model)
+
+
+def last_states(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    decoder_input_ids: Tensor | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Tensor:
+    """Last hidden states, (batch, length, d), of a model's backbone, whatever head it carries.
+
+    Args:
+        model: any model.
+        input_ids: (batch, length) int64.
+        attention_mask: (batch, length); not needed where nothing is padded.
+        weights: used in place of the backbone's own, by name, e.g. copies of lower precision.
+        decoder_input_ids: (batch, decoder length) int64, of an encoder-decoder whose decoder is to be read; its states
+            are given then. What is padded there, at the end, is seen by nothing before it.
+        forward: called in place of the backbone, with its own weights.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> config = BertConfig(vocab_size=10, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        >>> last_states(BertForMaskedLM(config), torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 4])
+    """
+    backbone = backbone_of(model)
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True}
+    call = forward or backbone
+    output = call(**inputs) if weights is None else functional_call(backbone, dict(weights), (), inputs)
+    states = output.last_hidden_state
+    if decoder_input_ids is None:
+        return states
+    output = model.get_decoder()(
+        input_ids=decoder_input_ids,
+        encoder_hidden_states=states,
+        encoder_attention_mask=attention_mask,
+        use_cache=False,
+        return_dict=True,
+    )
+    return output.last_hidden_state
+
+
+def _width_of_states(model: PreTrainedModel) -> int:
+    """Of an encoder-decoder the decoder's, where the two differ."""
+    config = model.config.get_text_config(decoder=True) if model.config.is_encoder_decoder else model.config
+    return config.get_text_config().hidden_size
+
+
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether a kind of device computes in bfloat16 itself."""
+    # Emulated bfloat16 would be slower than float32.
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, which also keeps NEFTune's noise out; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

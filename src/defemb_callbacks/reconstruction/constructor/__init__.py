@@ -1,0 +1,1 @@
+"""The learned constructor of DefinitionEMB (arXiv 2408.01308)."""

@@ -1,0 +1,163 @@
+"""A definition as text for a model to read, by what the model and its tokenizer are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from defemb_callbacks.definitions import Definition
+
+Family = Literal["encoder", "encoder-decoder", "decoder"]
+
+# T5 was trained to see up to a hundred of them; DefinitionEMB uses these.
+_SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """How a model reads: both ways ("encoder"), left to right ("decoder"), or the one after the other.
+
+    Told from its configuration and from transformers' registry of model types.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+        >>> family_of(BertModel(BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)))
+        'encoder'
+        >>> family_of(GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)))
+        'decoder'
+    """
+    config = type(model.config)
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    only_causal = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
+    return "decoder" if only_causal or getattr(model.config, "is_decoder", False) else "encoder"
+
+
+def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """What may stand in a text for the sub-tokens of the defined word, from the first one on; `()` if nothing can.
+
+    The mask token; else the sentinels of T5, one for each sub-token, the fourth also for those after it; else an entry
+    that is spelled like a mask (Gemma has one that its tokenizer does not call so).
+
+    Example:
+        >>> from tokenizers import Tokenizer, models
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> backend = Tokenizer(models.WordLevel({"[MASK]": 0}, unk_token="[MASK]"))
+        >>> slot_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]"))
+        ('[MASK]',)
+    """
+    if tokenizer.mask_token is not None:
+        return (tokenizer.mask_token,)
+    known = tokenizer.get_vocab()
+    sentinels = tuple(token for token in _SENTINELS if token in known)
+    return sentinels or tuple(token for token in ("<mask>", "[MASK]") if token in known)[:1]
+
+
+def mask_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands for the defined word where one token is enough: the first of `slot_tokens`, or ""."""
+    return next(iter(slot_tokens(tokenizer)), "")
+
+
+def definition_prompt(definition: Definition, word: str, mask: str) -> str:
+    """`MASK, synonym, synonym: gloss`, with the word itself masked wherever it stands.
+
+    The synonyms are those of the sense; for an inflected form its lemma is among them. The word is masked so that
+    nothing but its definition can tell which word it is.
+
+    Args:
+        definition: one definition of the word.
+        word: the word as the tokenizer has it, which an inflected or lower-cased form makes different from the entry.
+        mask: from `mask_text`.
+
+    Example:
+        >>> pet = Definition("cat", "a small feline; a cat purrs", synonyms=("true cat", "mouser"))
+        >>> definition_prompt(pet, "cat", "[MASK]")
+        '[MASK], true [MASK], mouser: a small feline; a [MASK] purrs'
+        >>> definition_prompt(pet, "cats", "")
+        'cat, true cat, mouser: a small feline; a cat purrs'
+    """
+    own = _pattern(word)
+    others = [name for name in (definition.word, *definition.synonyms) if name.lower() != word.lower()]
+    names = [mask, *dict.fromkeys(own.sub(mask, name).strip() for name in others)]
+    head = ", ".join(name for name in names if name)
+    gloss = own.sub(mask, definition.gloss)
+    return f"{head}: {gloss}" if head else gloss
+
+
+@lru_cache(maxsize=64)
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DefinitionTexts:
+    """The definitions of some words as texts, each different text once.
+
+    Attributes:
+        input_ids: token ids of each text.
+        text: (m,) int64, for each use of a text by a word: which text.
+        word: (m,) int64: which word, as position in the list of words.
+        weight: (m,) float32: its weight in the mean of that word; the weights of a word add up to 1.
+    """
+
+    input_ids: list[list[int]]
+    text: Tensor
+    word: Tensor
+    weight: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to encode."""
+        return sum(map(len, self.input_ids))
+
+
+def sense_weights(definitions: Sequence[Definition]) -> list[float]:
+    """Weight of each definition in the mean of a word: 1/rank within its dictionary, and as much for each dictionary.
+
+    Example:
+        >>> cat = [Definition("cat", "a feline", source="a"), Definition("cat", "a gossip", rank=2, source="a")]
+        >>> [round(weight, 3) for weight in sense_weights([*cat, Definition("cat", "a pet", source="b")])]
+        [0.333, 0.167, 0.5]
+    """
+    mass: dict[str, float] = {}
+    for definition in definitions:
+        mass[definition.source] = mass.get(definition.source, 0.0) + 1 / definition.rank
+    return [1 / definition.rank / mass[definition.source] / len(mass) for definition in definitions]
+
+
+def definition_texts(
+    words: Sequence[str],
+    definitions: Sequence[Sequence[Definition]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> DefinitionTexts:
+    """Write out and tokenize the definitions of each word.
+
+    Args:
+        words: as the vocabulary has them.
+        definitions: of each word, at least one.
+        tokenizer: the model's.
+        max_length: longest text in tokens, special tokens included.
+    """
+    mask = mask_text(tokenizer)
+    texts: dict[str, int] = {}
+    uses: list[tuple[int, int, float]] = []
+    for position, (word, found) in enumerate(zip(words, definitions, strict=True)):
+        for definition, weight in zip(found, sense_weights(found), strict=True):
+            prompt = definition_prompt(definition, word, mask)
+            uses.append((texts.setdefault(prompt, len(texts)), position, weight))
+    plain = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **plain)["input_ids"]
+    text, word_of_use, weights = zip(*uses, strict=True)
+    return DefinitionTexts(encoded, torch.tensor(text), torch.tensor(word_of_use), torch.tensor(weights))

@@ -1,0 +1,205 @@
+"""A dictionary of senses for people: each sense by the definition that is nearest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from defemb_callbacks.definitions import Definition, Lexicon
+from defemb_callbacks.reconstruction.backbone import evaluating
+from defemb_callbacks.senses.dictionary import SenseDictionary
+from defemb_callbacks.senses.states import layer_states
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import Vocabulary
+
+
+@dataclass(frozen=True)
+class NamedSense:
+    """A sense of a token, and what it seems to mean.
+
+    Attributes:
+        sense: its number within the token.
+        share: of the token's samples.
+        definition: the nearest one, or `None` where the token has none.
+        cosine: of sense and definition, each less the mean of its kind for this token.
+    """
+
+    sense: int
+    share: float
+    definition: Definition | None
+    cosine: float
+
+
+def name_senses(
+    dictionary: SenseDictionary,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lexicon: Lexicon,
+    token_ids: Iterable[int],
+    *,
+    definitions_per_token: int = 8,
+) -> dict[int, list[NamedSense]]:
+    """Name the senses of tokens, the most frequent sense first.
+
+    The model reads each definition as "gloss: word"; its state at the word, which has read the gloss, is the
+    definition's vector. Senses and definitions are compared by cosine, less their means over the token: what all
+    states of a token share says nothing about its senses. A nearest definition is named however far it is; the cosine
+    tells.
+
+    Args:
+        dictionary: of this model.
+        model: with any head, or none.
+        tokenizer: the model's.
+        lexicon: from `load_definitions`.
+        token_ids: of tokens; those without senses have an empty list.
+        definitions_per_token: at most, from each dictionary.
+
+    Raises:
+        ValueError: a dictionary of another model or tokenizer.
+    """
+    dictionary.check_tokenizer(tokenizer)
+    dictionary.check_model(model)
+    layer = dictionary.info["config"]["layer"]
+    named = {}
+    for token in token_ids:
+        found = definitions_of_tokens(dictionary.vocabulary, lexicon, definitions_per_token, [token]).get(token, [])
+        word = dictionary.vocabulary.words[token] or dictionary.vocabulary.tokens[token]
+        read = [
+            (definition, _definition_state(model, tokenizer, definition, word, token, layer)) for definition in found
+        ]
+        known = [(definition, state) for definition, state in read if state is not None]
+        named[token] = _named(dictionary, token, known)
+    return named
+
+
+def tokens_of_words(vocabulary: Vocabulary, words: Iterable[str]) -> list[int]:
+    """The token of each word.
+
+    Raises:
+        ValueError: a word that is no token.
+
+    Example:
+        >>> tokens_of_words(Vocabulary(("the", "Ġbank"), ("the", "bank"), (None, None), uncased=True), ["bank"])
+        [1]
+    """
+    ids = {word: index for index, word in reversed(list(enumerate(vocabulary.words))) if word is not None}
+    known = {token: index for index, token in enumerate(vocabulary.tokens)} | ids
+    if missing := next((word for word in words if word not in known), None):
+        raise ValueError(f"{missing!r} is no token of this model; only tokens have senses")
+    return [known[word] for word in words]
+
+
+def _definition_state(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    definition: Definition,
+    word: str,
+    token: int,
+    layer: int,
+) -> Tensor | None:
+    """(d,): the state at the word; `None` where the tokenizer cuts it into other tokens here."""
+    # The word comes last, so that a decoder has read the gloss when it reads it.
+    ids = tokenizer(f"{definition.gloss}: {word}", truncation=True, return_token_type_ids=False)["input_ids"]
+    places = [place for place, index in enumerate(ids) if index == token]
+    if not places:
+        return None
+    with evaluating(model), torch.no_grad():
+        states = layer_states(model, torch.tensor([ids], device=model.device), layer)
+    return states[0, places[-1]].float().cpu()
+
+
+def _named(dictionary: SenseDictionary, token: int, read: list[tuple[Definition, Tensor]]) -> list[NamedSense]:
+    senses = slice(*dictionary.offsets[token : token + 2].tolist())
+    vectors, counts = dictionary.vectors[senses].cpu(), dictionary.counts[senses].cpu().float()
+    shares = counts / counts.sum()
+    order = shares.argsort(descending=True, stable=True).tolist()
+    if not read:
+        return [NamedSense(sense, float(shares[sense]), None, 0.0) for sense in order]
+    definitions = torch.stack([state for _, state in read])
+    vectors = vectors - shares @ vectors
+    cosines = torch.cosine_similarity(vectors[:, None], (definitions - definitions.mean(dim=0))[None], dim=2)
+    best = cosines.max(dim=1)
+    return [
+        NamedSense(sense, float(shares[sense]), read[int(best.indices[sense])][0], float(best.values[sense]))
+        for sense in order
+    ]
+
+
+def sense_table(dictionary: SenseDictionary, named: dict[int, list[NamedSense]]) -> str:
+    """Named senses as lines of text: share of the samples, cosine, definition."""
+    lines = []
+    for token, senses in named.items():
+        lines.append(f"{dictionary.vocabulary.tokens[token]}: {len(senses)} senses")
+        for sense in senses:
+            gloss = "(no definition)" if sense.definition is None else sense.definition.gloss
+            cosine = "     " if sense.definition is None else f"{sense.cosine:5.2f}"
+            lines.append(f"  {sense.sense:>4} {sense.share:>5.0%} {cosine}  {gloss}")
+    return "\n".join(lines)
+
+
+# States looked up at once.
+_BLOCK = 8192
+
+
+def measure_senses(
+    dictionary: SenseDictionary, states: Tensor, token_ids: Tensor, groups: Mapping[str, Tensor]
+) -> dict[str, float]:
+    r"""Metrics of a dictionary on states of its tokens.
+
+    - `defemb/senses/<group>`: mean number of senses of those of the group's tokens that have any.
+    - `defemb/sense_error/<group>`: the squared distance of states to the senses that replace them, as a share of the
+      states' squared distance to the mean state of their token, both summed over the group; 0 is perfect, and 1 as good
+      as one vector a token. Tokens with one state are left out.
+    - `defemb/sense_entropy/<group>`: how evenly senses are used, 0 to 1: entropy of the senses chosen for a token's
+      states over its largest value, ln of the number of its senses or states, whichever is smaller; mean over the
+      states of tokens with several senses.
+
+    A group without such tokens has no value.
+
+    Args:
+        dictionary: on any device.
+        states: (n, d) float32.
+        token_ids: (n,) int64.
+        groups: token ids by name, such as `frequency_groups` gives.
+
+    Example:
+        >>> from defemb_callbacks.vocabulary.tokens import Vocabulary
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> vocabulary = Vocabulary(("bank",), ("bank",), (None,), uncased=True)
+        >>> dictionary = SenseDictionary(torch.tensor([0, 2]), vectors, torch.ones(2, dtype=torch.int64), vocabulary)
+        >>> found = measure_senses(dictionary, vectors, torch.tensor([0, 0]), {"all": torch.tensor([0])})
+        >>> found["defemb/senses/all"], found["defemb/sense_error/all"], round(found["defemb/sense_entropy/all"], 3)
+        (2.0, 0.0, 1.0)
+    """
+    size = len(dictionary.vocabulary)
+    seen = torch.bincount(token_ids, minlength=size)
+    means = torch.zeros(size, states.shape[1]).index_add_(0, token_ids, states) / seen.clamp(min=1)[:, None]
+    lost, spread = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    numbers = dictionary.offsets.diff().cpu()
+    used = torch.zeros(size, max(dictionary.most_senses, 1), dtype=torch.float64)
+    device = dictionary.vectors.device
+    for block, ids in zip(states.split(_BLOCK), token_ids.split(_BLOCK), strict=True):
+        chosen = dictionary.choose(block.to(device), ids.to(device)).cpu()
+        senses = dictionary.lookup(block.to(device), ids.to(device)).cpu()
+        lost.index_add_(0, ids, (block - senses).square().sum(dim=1).double())
+        spread.index_add_(0, ids, (block - means[ids]).square().sum(dim=1).double())
+        known = chosen >= 0
+        used.index_put_((ids[known], chosen[known]), torch.ones(int(known.sum()), dtype=torch.float64), accumulate=True)
+    shares = used / seen.clamp(min=1)[:, None]
+    entropy = torch.special.entr(shares).sum(dim=1) / torch.minimum(numbers, seen).clamp(min=2).double().log()
+    found = {}
+    for name, ids in groups.items():
+        with_senses = ids[numbers[ids] > 0]
+        several, varied = ids[(numbers[ids] > 1) & (seen[ids] > 1)], ids[seen[ids] > 1]
+        if len(with_senses):
+            found[f"defemb/senses/{name}"] = float(numbers[with_senses].double().mean())
+        if float(spread[varied].sum()) > 0:
+            found[f"defemb/sense_error/{name}"] = float(lost[varied].sum() / spread[varied].sum())
+        if len(several):
+            weight = seen[several].double()
+            found[f"defemb/sense_entropy/{name}"] = float((entropy[several] * weight).sum() / weight.sum())
+    return found

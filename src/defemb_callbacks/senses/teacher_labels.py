@@ -1,0 +1,145 @@
+"""What a teacher chooses for each token of some rows, and how that gets into batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
+
+from defemb_callbacks.cache import cache_root, cached, fingerprint
+from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
+from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating
+from defemb_callbacks.senses.dictionary import SenseDictionary
+from defemb_callbacks.senses.layer import require_own_states
+
+COLUMN, IGNORED = "sense_labels", -100
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class WithSenseLabels:
+    """Pads the senses to the length that another collator pads everything else to."""
+
+    collator: Collator
+    left: bool
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        labels = [row[COLUMN] for row in rows if COLUMN in row]  # rows of an evaluation have none
+        batch = self.collator([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
+        if labels:
+            length = batch["input_ids"].shape[1]
+            padded = torch.full((len(labels), length), IGNORED)
+            for position, label in enumerate(labels):
+                padded[position, _span(len(label), length, self.left)] = torch.as_tensor(label)
+            batch[COLUMN] = padded
+        return batch
+
+
+def _span(length: int, padded: int, left: bool) -> slice:
+    return slice(padded - length, padded) if left else slice(0, length)
+
+
+def teacher_senses(
+    teacher: PreTrainedModel,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    batch_size: int = 64,
+) -> list[np.ndarray[Any, Any]]:
+    """What the teacher chooses for each token of each row, kept in the cache of this package.
+
+    Args:
+        teacher: the model that the dictionary was built of.
+        dictionary: the teacher's.
+        rows: tokenized.
+        tokenizer: the teacher's, which pads; a collator of the student's, which may change tokens, plays no part.
+        batch_size: rows read at once.
+
+    Returns:
+        For each row int64, as long as its `input_ids`: the sense, counted within its token, or -100 where there is
+        nothing to choose (fewer than two senses, or padding).
+
+    Raises:
+        ValueError: a dictionary of another model; a teacher that gives senses.
+    """
+    require_own_states(teacher)
+    dictionary.check_model(teacher)
+    dictionary.to(teacher.device)
+    rows = rows.select_columns([name for name in rows.column_names if name in _read_by(teacher)])
+    content = _content(rows.with_format("numpy"))
+    side = tokenizer.padding_side  # from which absolute positions count
+    key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), side, *rows.column_names, content)
+
+    def build() -> tuple[Tensor, Tensor]:
+        return _choose(teacher, dictionary, rows, tokenizer, batch_size)
+
+    def save(value: tuple[Tensor, Tensor], folder: Path) -> None:
+        save_file(dict(zip(("labels", "lengths"), value, strict=True)), folder / "labels.safetensors")
+
+    def load(folder: Path) -> tuple[Tensor, Tensor]:
+        tensors = load_file(folder / "labels.safetensors")
+        return tensors["labels"], tensors["lengths"]
+
+    labels, lengths = cached(cache_root() / "sense_labels" / key, build, save, load)
+    return [part.long().numpy() for part in labels.split(lengths.tolist())]
+
+
+def _read_by(teacher: PreTrainedModel) -> Container[str]:
+    return inspect.signature(backbone_of(teacher).forward).parameters
+
+
+def _content(rows: Dataset) -> str:
+    parts = []
+    for batch in rows.iter(1024):
+        for column in batch.values():
+            parts += [np.asarray(value).tobytes() for value in column]
+    return fingerprint(*parts)
+
+
+def _choose(
+    teacher: PreTrainedModel,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """The labels of all rows, one after the other, int32, and the length of each row."""
+    collator = DataCollatorWithPadding(tokenizer)
+    left = tokenizer.padding_side == "left"
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # so that little is padded
+    labels: list[Tensor] = [torch.zeros(0, dtype=torch.int32)] * len(rows)
+    progress = tqdm(total=len(rows), desc="Reading the teacher's senses", unit="row", disable=None)
+    with progress:
+        for start in range(0, len(rows), batch_size):
+            batch = by_length[start : start + batch_size]
+            inputs = collator([rows[row] for row in batch])
+            ids, states = teacher_states(teacher, inputs)
+            several = dictionary.numbers(ids) > 1
+            if "attention_mask" in inputs:
+                several &= inputs["attention_mask"].to(ids.device, torch.bool)
+            chosen = torch.full_like(ids, IGNORED)
+            chosen[several] = dictionary.choose(states[several], ids[several])
+            for row, found in zip(batch, chosen.int().cpu(), strict=True):
+                labels[row] = found[_span(lengths[row], len(found), left)]
+            progress.update(len(batch))
+    return torch.cat(labels), torch.tensor(lengths)
+
+
+def teacher_states(teacher: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Token ids, (batch, length), and last states, (batch, length, d), of a padded batch, of what the teacher reads."""
+    inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name in _read_by(teacher)}
+    with evaluating(teacher), torch.no_grad():
+        states: Tensor = backbone_of(teacher)(**inputs, return_dict=True).last_hidden_state
+    return inputs["input_ids"], states

@@ -1,0 +1,1 @@
+"""Rows of embedding tables, read and written wherever training keeps them."""

@@ -1,0 +1,332 @@
+"""build_definition_embeddings: which tokens, from which texts, kept under a key of all that they depend on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
+
+from defemb_callbacks import Definition, DefinitionEMBConfig, Lexicon, build_definition_embeddings
+from defemb_callbacks.definitions import Relation, load_definitions
+from defemb_callbacks.embeddings import build as module
+from defemb_callbacks.metrics.pairs import related_tokens
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.rows import read_table
+from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, unigram_tokenizer, wordpiece_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return wordpiece_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer: Any) -> PreTrainedModel:
+    return tiny_bert(tokenizer)
+
+
+@pytest.fixture
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time that definitions are encoded."""
+    calls: list[int] = []
+    encode = module.word_features
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(1)
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(module, "word_features", counted)
+    return calls
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(path for path in (cache / "embeddings").iterdir() if path.is_dir())
+
+
+# What is built
+
+
+@pytest.mark.parametrize(
+    ("make_tokenizer", "make_model", "mark"),
+    [
+        (wordpiece_tokenizer, tiny_bert, ""),
+        (byte_bpe_tokenizer, tiny_roberta, "Ġ"),
+        (unigram_tokenizer, tiny_roberta, "▁"),
+    ],
+)
+def test_the_tokens_are_the_words_of_the_dictionary(make_tokenizer, make_model, mark) -> None:
+    tokenizer = make_tokenizer()
+    built = build_definition_embeddings(make_model(tokenizer), tokenizer, tiny_glossary())
+    found = set(tokenizer.convert_ids_to_tokens(built.ids.tolist()))
+    assert {f"{mark}{word}" for word in tiny_glossary()} <= found
+    # A cased vocabulary has some of them capitalised as well.
+    assert {token.removeprefix(mark).lower() for token in found} == set(tiny_glossary())
+    assert torch.equal(built.ids, built.ids.sort().values)
+
+
+def test_the_rows_are_cross_fitted_from_the_features(model, tokenizer) -> None:
+    config = DefinitionEMBConfig(features=["mean", "first"], precision="float32")
+    built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    vocabulary = read_vocabulary(tokenizer)
+    found = definitions_of_tokens(vocabulary, load_definitions(tiny_glossary()), 8)
+    texts = definition_texts([vocabulary.words[index] for index in found], list(found.values()), tokenizer, 64)
+    features = word_features(model, tokenizer, texts, ["mean", "first"], precision="float32")
+    expected = cross_fitted_rows(features, read_table(model)[list(found)])
+    torch.testing.assert_close(built.rows, expected.rows)
+    assert built.info["ridge_strength"] == expected.strength
+    assert built.info["definitions_read"] == len(tiny_glossary())
+
+
+def test_the_model_stays_as_it_is(model, tokenizer) -> None:
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    config = model.config.to_json_string()
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert all(module.training for module in model.modules())
+    assert model.config.to_json_string() == config
+
+
+def test_the_same_twice_whatever_the_seed(model, tokenizer, tmp_path) -> None:
+    rows = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = DefinitionEMBConfig(cache_dir=str(tmp_path / str(seed)))
+        state = torch.random.get_rng_state()
+        rows.append(build_definition_embeddings(model, tokenizer, tiny_glossary(), config).rows)
+        assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(*rows)
+
+
+def test_a_glossary_may_define_literal_tokens(model, tokenizer) -> None:
+    glossary = tiny_glossary() | {"##ing": "makes a noun of a verb", "1990": "a year", "[CLS]": "never in a text"}
+    built = build_definition_embeddings(model, tokenizer, glossary)
+    found = tokenizer.convert_ids_to_tokens(built.ids.tolist())
+    assert set(found) == {*tiny_glossary(), "##ing", "1990"}
+    # Dictionaries of words are not asked for word pieces.
+    words = Lexicon.from_definitions([Definition(*entry) for entry in glossary.items()], name="words")
+    built = build_definition_embeddings(model, tokenizer, words)
+    assert set(tokenizer.convert_ids_to_tokens(built.ids.tolist())) == set(tiny_glossary())
+
+
+def test_a_glossarys_synonyms_are_read_and_tell_builds_apart(model, tokenizer) -> None:
+    cat = tiny_glossary()["cat"]
+    glossaries = [tiny_glossary() | {"cat": value} for value in (cat, {"definition": cat, "synonyms": ["tiger"]})]
+    plain, rich = (build_definition_embeddings(model, tokenizer, glossary) for glossary in glossaries)
+    assert plain.info["definitions_read"] == rich.info["definitions_read"]
+    assert not torch.allclose(plain.rows, rich.rows)
+
+
+def _features_of(word: str, sources: Any, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    taken: list[Tensor] = []
+
+    def look(features: Tensor, old: Tensor, **settings: Any) -> Any:
+        taken.append(features)
+        return cross_fitted_rows(features, old, **settings)
+
+    monkeypatch.setattr(module, "cross_fitted_rows", look)
+    built = build_definition_embeddings(model, tokenizer, sources, DefinitionEMBConfig(precision="float32"))
+    row = built.ids.tolist().index(tokenizer.convert_tokens_to_ids(word))
+    return taken[0][row]
+
+
+def test_merged_dictionaries_have_an_equal_say(model, tokenizer, monkeypatch) -> None:
+    """Whatever number of definitions each one has."""
+    one = {"dog": "an animal that barks", "cat": "an animal of the house"}
+    two = {"dog": ["a friend of man", "a word for a bad man", "a thing of iron"], "cat": "a small lion"}
+    first, second, merged = (
+        _features_of("dog", sources, model, tokenizer, monkeypatch) for sources in (one, two, [one, two])
+    )
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(merged, (first + second) / 2)
+
+
+def test_definitions_per_token_counts_within_each_dictionary(tokenizer) -> None:
+    lexicon = load_definitions([{"dog": ["one", "two", "three"]}, {"dog": ["four", "five"]}])
+    found = definitions_of_tokens(read_vocabulary(tokenizer), lexicon, most=2)
+    [glosses] = [[definition.gloss for definition in definitions] for definitions in found.values()]
+    assert glosses == ["one", "two", "four", "five"]
+
+
+def test_related_tokens_are_those_of_the_dictionary(tokenizer) -> None:
+    words = ("dog", "animal", "cat", "violin")
+    lexicon = Lexicon.from_definitions(
+        [Definition(word, f"gloss of {word}") for word in (*words, "canine")],
+        name="related",
+        relations=[Relation("dog", "animal", "hypernym"), Relation("dog", "canine", "hypernym")],
+    )
+    pairs = related_tokens(read_vocabulary(tokenizer), lexicon)
+    assert [tokenizer.convert_ids_to_tokens(pair) for pair in pairs.tolist()] == [["dog", "animal"]]
+    nothing = related_tokens(read_vocabulary(tokenizer), load_definitions({"dog": "an animal"}))
+    assert nothing.shape == (0, 2)
+    assert nothing.dtype == torch.int64
+
+
+# What is refused
+
+
+def test_no_token_in_the_dictionary(model, tokenizer) -> None:
+    with pytest.raises(ValueError, match=r"None of the 476 tokens has a definition in glossary \(1 words\)"):
+        build_definition_embeddings(model, tokenizer, {"Donaudampfschiff": "ein Schiff"})
+
+
+def test_a_single_token_is_too_few(model, tokenizer) -> None:
+    with pytest.raises(ValueError, match="at least 2 tokens with definitions, got 1"):
+        build_definition_embeddings(model, tokenizer, {"dog": "an animal"})
+
+
+def test_a_tokenizer_larger_than_the_table(tokenizer) -> None:
+    with pytest.raises(ValueError, match="ids up to 475, the embedding table only 400 rows"):
+        build_definition_embeddings(tiny_bert(tokenizer, vocab_size=400), tokenizer, tiny_glossary())
+
+
+def test_a_missing_dictionary(model, tokenizer) -> None:
+    with pytest.raises(FileNotFoundError, match=r"missing\.tsv"):
+        build_definition_embeddings(model, tokenizer, "missing.tsv")
+
+
+# What is kept
+
+
+def test_the_second_call_finds_the_first(model, tokenizer, builds) -> None:
+    first = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    second = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 1
+    for name in ("ids", "rows", "pairs"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert first.vocabulary == second.vocabulary
+    assert first.info == second.info
+
+
+def test_the_cache_is_where_the_config_says(model, tokenizer, own_cache, tmp_path) -> None:
+    config = DefinitionEMBConfig(cache_dir=str(tmp_path / "here"))
+    build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    assert len(entries(tmp_path / "here")) == 1
+    assert not (own_cache / "embeddings").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"features": ["bag"]},
+        {"definitions_per_token": 1},
+        {"max_length": 8},
+        {"precision": "float32"},
+    ],
+)
+def test_other_build_settings_are_built_anew(model, tokenizer, builds, settings) -> None:
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    build_definition_embeddings(model, tokenizer, tiny_glossary(), DefinitionEMBConfig(**settings))
+    assert len(builds) == 2
+
+
+def test_settings_of_the_writing_are_not(model, tokenizer, builds) -> None:
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    config = DefinitionEMBConfig(blend=0.1, strategy="replace", alpha=0.5, monitor_steps=3, plots=False, batch_size=7)
+    build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize("part", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.bias"])
+def test_other_weights_are_built_anew(model, tokenizer, builds, part) -> None:
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    with torch.no_grad():
+        model.get_parameter(part).view(-1)[-1] += 1e-6
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 2
+
+
+def test_heads_and_poolers_play_no_part(tokenizer, builds) -> None:
+    """They are drawn anew for each task, and no definition passes through them."""
+    for seed, model_class in enumerate((BertForSequenceClassification, BertForSequenceClassification, BertForMaskedLM)):
+        model = tiny_bert(tokenizer, model_class)
+        source = tiny_bert(tokenizer)
+        model.bert.embeddings.load_state_dict(source.embeddings.state_dict())
+        model.bert.encoder.load_state_dict(source.encoder.state_dict())
+        torch.manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "pooler" in name or "classifier" in name:
+                torch.nn.init.normal_(parameter)
+        build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 1
+
+
+def test_another_tokenizer_is_built_anew(model, tokenizer, builds) -> None:
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    cased = wordpiece_tokenizer()
+    cased.backend_tokenizer.normalizer = None
+    build_definition_embeddings(model, cased, tiny_glossary())
+    assert len(builds) == 2
+
+
+def test_padding_set_by_an_earlier_call_is_no_other_tokenizer(model, builds) -> None:
+    tokenizer = wordpiece_tokenizer()
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    tokenizer(["the dog", "a"], padding="max_length", truncation=True, max_length=5)
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize(
+    "definitions",
+    [
+        tiny_glossary() | {"dog": "another animal"},
+        tiny_glossary() | {"lamp": "a thing that gives light"},
+        [tiny_glossary(), {"dog": "another animal"}],
+    ],
+)
+def test_another_dictionary_is_built_anew(model, tokenizer, builds, definitions) -> None:
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    build_definition_embeddings(model, tokenizer, definitions)
+    assert len(builds) == 2
+
+
+@pytest.mark.parametrize("file", ["definition_embeddings.safetensors", "definition_embeddings.json"])
+def test_a_damaged_entry_is_built_anew_with_a_warning(model, tokenizer, builds, own_cache, caplog, file) -> None:
+    first = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    [entry] = entries(own_cache)
+    data = bytearray((entry / file).read_bytes())
+    data[len(data) // 2] ^= 1
+    (entry / file).write_bytes(data)
+    with caplog.at_level(logging.WARNING, "defemb_callbacks"):
+        second = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 2
+    assert "is damaged" in caplog.text
+    assert torch.equal(first.rows, second.rows)
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 2
+
+
+def test_definitions_are_cut_at_what_the_model_can_read(model: PreTrainedModel, tokenizer: Any) -> None:
+    long = dict.fromkeys(("house", "water", "city"), "a cat and a dog and " * 60)
+    most = tokenizer.model_max_length
+    short = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=most))
+    longer = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=5000))
+    assert longer.info["tokens_encoded"] == short.info["tokens_encoded"] == most  # one text, which all three share
+    assert torch.equal(longer.rows, short.rows)
+
+
+@pytest.mark.parametrize("make", [wordpiece_tokenizer, byte_bpe_tokenizer])
+def test_a_glossary_joins_what_other_dictionaries_say_of_a_word(make: Any) -> None:
+    # In a WordPiece vocabulary the literal token is the word itself; it must not silence the other source.
+    vocabulary = read_vocabulary(make())
+    other = Lexicon.from_definitions([Definition("cat", "a feline")], name="other")
+    found = definitions_of_tokens(vocabulary, Lexicon.merge([other, load_definitions({"cat": "a pet"})]), most=8)
+    [index] = [index for index, word in enumerate(vocabulary.words) if word == "cat"]
+    assert [(each.source, each.gloss) for each in found[index]] == [("other", "a feline"), ("glossary", "a pet")]
+
+
+def test_the_literal_token_is_defined_by_its_own_entry() -> None:
+    tokenizer = byte_bpe_tokenizer()
+    both = load_definitions({"Ġcat": "the token", "cat": "the word", "dog": "another word"})
+    found = definitions_of_tokens(read_vocabulary(tokenizer), both, most=8)
+    ids = tokenizer.get_vocab()
+    assert [definition.gloss for definition in found[ids["Ġcat"]]] == ["the token"]
+    assert [definition.gloss for definition in found[ids["Ġdog"]]] == ["another word"]

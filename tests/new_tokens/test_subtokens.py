@@ -1,0 +1,72 @@
+"""What a word would be cut into if it were no token: against tokenizers that have never had it, and by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from defemb_callbacks.new_tokens.token_forms import split_without_itself
+from tiny import byte_bpe_tokenizer, unigram_tokenizer, wordpiece_tokenizer
+
+
+def splits(tokenizer, *tokens: str) -> list[list[str]]:
+    ids = torch.tensor([tokenizer.convert_tokens_to_ids(token) for token in tokens])
+    return [tokenizer.convert_ids_to_tokens(found) for found in split_without_itself(tokenizer, ids)]
+
+
+def test_wordpiece_takes_the_longest_beginning_that_is_left():
+    assert splits(wordpiece_tokenizer(), "cats", "bigger", "walking") == [
+        ["cat", "##s"],
+        ["big", "##g", "##er"],
+        ["walk", "##ing"],
+    ]
+
+
+def test_words_of_one_part_are_taken_out_together():
+    # "cat" is the first and "cats" the eleventh: both are out when each is cut.
+    others = ["the", "of", "and", "in", "to", "was", "for", "on", "as"]
+    found = splits(wordpiece_tokenizer(), "cat", *others, "cats")
+    assert found[0] == ["c", "##a", "##t"]
+    assert found[-1] == ["c", "##a", "##t", "##s"]
+
+
+def test_bpe_goes_back_by_one_merge():
+    tokenizer = byte_bpe_tokenizer()
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    (left, right), word = next((tuple(merge), "".join(merge)) for merge in merges if "".join(merge) == "Ġanimal")
+    assert splits(tokenizer, word) == [[left, right]]
+
+
+def test_unigram_equals_the_likeliest_of_all_segmentations():
+    tokenizer = unigram_tokenizer()
+    scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
+
+    def best(text: str, without: str) -> tuple[float, list[str]]:
+        found = [(0.0, [])] if not text else []
+        for end in range(1, len(text) + 1):
+            if text[:end] in scores and text[:end] != without:
+                score, rest = best(text[end:], without)
+                found.append((scores[text[:end]] + score, [text[:end], *rest]))
+        return max(found, key=lambda one: one[0])
+
+    for word in ("▁cats", "▁walking", "▁teacher"):
+        assert splits(tokenizer, word) == [best(word, word)[1]]
+
+
+def test_what_cannot_be_cut_has_no_pieces():
+    backend = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
+    assert splits(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), "cat") == [[]]
+    backend = Tokenizer(models.WordPiece({"[UNK]": 0, "cat": 1, "c": 2}, unk_token="[UNK]"))
+    assert splits(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), "cat") == [[]]
+
+
+@pytest.mark.parametrize("make", [wordpiece_tokenizer, byte_bpe_tokenizer, unigram_tokenizer])
+def test_the_tokenizer_stays_as_it_is(make):
+    tokenizer = make()
+    before = tokenizer.backend_tokenizer.to_str()
+    split_without_itself(tokenizer, torch.arange(200, 260))
+    assert tokenizer.backend_tokenizer.to_str() == before

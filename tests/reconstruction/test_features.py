@@ -1,0 +1,304 @@
+"""The features are those of a slow, obvious loop over texts, whatever the batches, and the model does not notice."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5Model,
+)
+
+from defemb_callbacks import Definition, with_definition_head
+from defemb_callbacks.reconstruction import features
+from defemb_callbacks.reconstruction.batching import equal_length_batches
+from defemb_callbacks.reconstruction.features import word_features
+from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, sense_weights
+from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, unigram_tokenizer, wordpiece_tokenizer
+
+FEATURES = ("mean", "first", "mask", "bag")
+
+
+def tiny_t5(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return T5Model(T5Config(vocab_size=len(tokenizer), **sizes, **ids)).eval()
+
+
+FAMILIES = {
+    "bert": (wordpiece_tokenizer, tiny_bert),
+    "roberta": (byte_bpe_tokenizer, tiny_roberta),
+    "t5": (unigram_tokenizer, tiny_t5),
+}
+
+
+def dictionary() -> tuple[list[str], list[list[Definition]]]:
+    """Words with one to three definitions from one or two dictionaries, and two words that share a definition."""
+    glosses = tiny_glossary()
+    words = list(glosses)
+    found = [[Definition(word, gloss, source="a")] for word, gloss in glosses.items()]
+    for position in range(0, len(words), 3):
+        found[position].append(Definition(words[position], "a part of the house", rank=2, source="a"))
+    for position in range(0, len(words), 4):
+        found[position].append(Definition(words[position], glosses[words[position - 1]], source="b"))
+    # In what the model reads, nothing is left of the difference between these two.
+    words += ["wolves", "wolfish"]
+    found += [[Definition("wolf", "a wild animal", source="a")]] * 2
+    return words, found
+
+
+def texts_for(tokenizer: PreTrainedTokenizerBase, max_length: int = 64) -> DefinitionTexts:
+    return definition_texts(*dictionary(), tokenizer, max_length)
+
+
+def slow_features(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: DefinitionTexts) -> Tensor:
+    """Each text alone through the encoder, each feature by its definition, each word by a plain sum."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+    table = model.get_input_embeddings().weight.detach()
+    result = [0.0] * (int(texts.word.max()) + 1)
+    for text, word, weight in zip(texts.text.tolist(), texts.word.tolist(), texts.weight.tolist(), strict=True):
+        ids = texts.input_ids[text]
+        with torch.no_grad():
+            states = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        # T5's first sentinel stands where other tokenizers have a mask token.
+        mask_token = tokenizer.mask_token or "<extra_id_0>"
+        is_mask = [token == tokenizer.get_vocab().get(mask_token) for token in ids]
+        is_content = [token not in tokenizer.all_special_ids for token in ids]
+        mean = torch.stack([states[i] for i in range(len(ids)) if is_content[i] or is_mask[i]]).mean(0)
+        bag = torch.stack([table[ids[i]] for i in range(len(ids)) if is_content[i]]).mean(0)
+        mask = states[is_mask.index(True)] if any(is_mask) else states[0]
+        result[word] = result[word] + weight * torch.cat([mean, states[0], mask, bag])
+    return torch.stack(result)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    make_tokenizer, make_model = FAMILIES[request.param]
+    tokenizer = make_tokenizer()
+    return make_model(tokenizer), tokenizer
+
+
+@pytest.fixture
+def bert() -> tuple[BertModel, PreTrainedTokenizerBase]:
+    tokenizer = wordpiece_tokenizer()
+    return tiny_bert(tokenizer), tokenizer
+
+
+def features_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Tensor:
+    options = {"features": FEATURES, "precision": "float32"} | options
+    return word_features(model, tokenizer, texts_for(tokenizer), options.pop("features"), **options)
+
+
+def test_features_equal_a_loop_over_single_texts(family):
+    model, tokenizer = family
+    features = features_of(model, tokenizer, batch_size=5)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, slow_features(model, tokenizer, texts_for(tokenizer)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_each_feature_alone_is_its_part_of_all_together(bert, name):
+    width, position = 32, FEATURES.index(name)
+    together = features_of(*bert)[:, position * width : (position + 1) * width]
+    torch.testing.assert_close(features_of(*bert, features=[name]), together)
+
+
+def test_features_differ_from_word_to_word_and_from_one_another(bert):
+    """Else the comparisons of this file would say nothing."""
+    parts = features_of(*bert).split(32, dim=1)
+    for part in parts:
+        assert torch.pdist(part[:-2]).min() > 1e-3
+    for i, part in enumerate(parts):
+        assert all((part - other).abs().mean() > 0.05 for other in parts[:i])
+
+
+def test_words_with_the_same_texts_have_the_same_features(bert):
+    features = features_of(*bert)
+    torch.testing.assert_close(features[-1], features[-2])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 1000])
+def test_the_batch_size_does_not_change_the_features(bert, batch_size):
+    expected = features_of(*bert, batch_size=7)
+    torch.testing.assert_close(features_of(*bert, batch_size=batch_size), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, BertForSequenceClassification])
+def test_a_task_head_plays_no_part(bert, model_class):
+    backbone, tokenizer = bert
+    model = tiny_bert(tokenizer, model_class)
+    model.bert.load_state_dict(backbone.state_dict(), strict=False)
+    assert torch.equal(features_of(model, tokenizer), features_of(backbone, tokenizer))
+
+
+def test_nor_does_a_definition_head(bert):
+    backbone, tokenizer = bert
+    wrapped = with_definition_head(backbone, mask_token_id=tokenizer.mask_token_id)
+    assert torch.equal(features_of(wrapped, tokenizer), features_of(backbone, tokenizer))
+
+
+def test_bfloat16_is_close_to_float32(family):
+    exact, rounded = (features_of(*family, precision=precision) for precision in ("float32", "bfloat16"))
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert torch.cosine_similarity(exact, rounded).min() > 0.999
+
+
+def test_auto_takes_bfloat16_only_where_it_agrees(bert, monkeypatch, caplog):
+    monkeypatch.setattr(features, "has_fast_bfloat16", lambda device: True)
+    exact, rounded = (features_of(*bert, precision=precision) for precision in ("float32", "bfloat16"))
+    monkeypatch.setattr(features, "AGREEMENT", -1.0)
+    assert torch.equal(features_of(*bert, precision="auto"), rounded)
+    monkeypatch.setattr(features, "AGREEMENT", 1.1)
+    with caplog.at_level(logging.INFO, "defemb_callbacks"):
+        assert torch.equal(features_of(*bert, precision="auto"), exact)
+    assert "float32 is used" in caplog.text
+
+
+def test_auto_takes_float32_where_bfloat16_would_be_emulated(bert, monkeypatch):
+    monkeypatch.setattr(features, "has_fast_bfloat16", lambda device: False)
+    assert torch.equal(features_of(*bert, precision="auto"), features_of(*bert, precision="float32"))
+
+
+def test_a_model_in_bfloat16_gives_float32_features_close_to_its_own_in_float32(bert):
+    model, tokenizer = bert
+    expected = features_of(model, tokenizer)
+    rounded = features_of(model.to(torch.bfloat16), tokenizer, precision="auto")
+    assert rounded.dtype == torch.float32
+    assert torch.cosine_similarity(expected, rounded).min() > 0.999
+
+
+def test_each_module_is_left_in_the_mode_it_was_in(bert):
+    model, tokenizer = bert
+    model.train()
+    model.encoder.layer[1].eval()  # as a script does that freezes a part
+    modes = {name: module.training for name, module in model.named_modules()}
+    assert len(set(modes.values())) == 2
+    features_of(model, tokenizer)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+
+
+def test_the_modes_are_restored_after_an_error_too(bert):
+    model, tokenizer = bert
+    model.train()
+    with pytest.raises(KeyError, match="nonsense"):
+        features_of(model, tokenizer, features=["nonsense"])
+    assert all(module.training for module in model.modules())
+
+
+def test_dropout_and_noise_of_training_do_not_act(bert):
+    """NEFTune is such a hook: it acts on the embeddings' output while they are in training mode."""
+    model, tokenizer = bert
+    expected = features_of(model, tokenizer)
+
+    def noise(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output + torch.randn_like(output) if module.training else output
+
+    model.train().get_input_embeddings().register_forward_hook(noise)
+    assert torch.equal(features_of(model, tokenizer), expected)
+
+
+def test_the_random_state_is_untouched(bert):
+    model, tokenizer = bert
+    model.train()
+    state = torch.get_rng_state()
+    features_of(model, tokenizer)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_there_are_no_gradients_and_training_goes_on_afterwards(bert):
+    model, tokenizer = bert
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    features = features_of(model.train(), tokenizer)
+    assert not features.requires_grad
+    assert not features.is_inference()
+    assert all(weight.grad is None and weight.requires_grad for weight in model.parameters())
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    map_of_features = nn.Linear(features.shape[1], 1)
+    states = model(input_ids=torch.tensor([[6, 50, 7]])).last_hidden_state
+    (map_of_features(features).sum() + states.sum()).backward()
+    assert model.get_input_embeddings().weight.grad is not None
+    assert map_of_features.weight.grad is not None
+
+
+def test_padding_in_the_tokenizer_does_not_reach_the_texts(bert):
+    _, tokenizer = bert
+    tokenizer.padding_side = "left"
+    assert not any(tokenizer.pad_token_id in ids for ids in texts_for(tokenizer).input_ids)
+
+
+def test_each_different_text_is_encoded_once(bert):
+    _, tokenizer = bert
+    words, found = dictionary()
+    texts = texts_for(tokenizer)
+    assert len(texts.text) == len(texts.word) == len(texts.weight) == sum(map(len, found))
+    assert texts.text.unique().tolist() == list(range(len(texts.input_ids)))
+    assert len(texts.input_ids) < len(texts.text)
+    assert texts.text[-1] == texts.text[-2]
+    assert texts.tokens == sum(len(ids) for ids in texts.input_ids)
+    assert texts.word.unique().tolist() == list(range(len(words)))
+
+
+def test_the_texts_are_the_prompts(bert):
+    _, tokenizer = bert
+    texts = definition_texts(["dog"], [[Definition("dog", "an animal that runs")]], tokenizer, 64)
+    assert tokenizer.convert_ids_to_tokens(texts.input_ids[0])[:4] == ["[CLS]", "[MASK]", ":", "an"]
+
+
+@pytest.mark.parametrize("max_length", [4, 7, 11])
+def test_long_texts_are_cut_and_keep_their_closing_token(bert, max_length):
+    _, tokenizer = bert
+    texts = texts_for(tokenizer, max_length)
+    assert max(map(len, texts.input_ids)) == max_length
+    assert all(ids[0] == tokenizer.cls_token_id and ids[-1] == tokenizer.sep_token_id for ids in texts.input_ids)
+
+
+def test_the_weights_of_every_word_add_up_to_1(bert):
+    texts = texts_for(bert[1])
+    sums = torch.zeros(int(texts.word.max()) + 1).index_add_(0, texts.word, texts.weight)
+    torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+def senses(source: str, *ranks: int) -> list[Definition]:
+    return [Definition("cat", f"sense {rank}", rank=rank, source=source) for rank in ranks]
+
+
+def test_every_dictionary_has_an_equal_say_however_much_it_says():
+    weights = sense_weights([*senses("a", 1, 2, 3, 4, 5), *senses("b", 1), *senses("c", 2, 9)])
+    assert sum(weights) == pytest.approx(1)
+    assert sum(weights[:5]) == pytest.approx(1 / 3)
+    assert weights[5] == pytest.approx(1 / 3)
+    assert sum(weights[6:]) == pytest.approx(1 / 3)
+
+
+def test_within_a_dictionary_a_sense_weighs_1_over_its_rank():
+    weights = sense_weights(senses("a", 1, 2, 4))
+    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1 / 2, 1 / 4])
+    assert sense_weights(senses("a", 3)) == [1.0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_batches_part_the_texts_by_length_the_longest_first(batch_size):
+    lengths = torch.randint(3, 12, (60,)).tolist()
+    batches = equal_length_batches(lengths, batch_size)
+    assert sorted(position for batch in batches for position in batch) == list(range(60))
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    of_batches = [{lengths[position] for position in batch} for batch in batches]
+    assert all(len(of_batch) == 1 for of_batch in of_batches)
+    longest_first = [of_batch.pop() for of_batch in of_batches]
+    assert longest_first == sorted(longest_first, reverse=True)
+    # No more batches than needed.
+    assert len(batches) == sum(-(-lengths.count(length) // batch_size) for length in set(lengths))
+
+
+def test_without_texts_there_are_no_batches():
+    assert equal_length_batches([], 4) == []

@@ -1,0 +1,102 @@
+"""The package's face: what it offers, and that importing it does nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import defemb_callbacks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What a user's script has imported anyway; these do have effects.
+IMPORT_DEPENDENCIES = """
+import accelerate, datasets, filelock, huggingface_hub, numpy, pyarrow, pyarrow.parquet, safetensors.torch, scipy, torch
+import tqdm.auto, transformers, typer, xxhash
+from accelerate.utils import extract_model_from_parallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+"""
+STATE = """
+import json, logging, os, random, sys, warnings
+def state():
+    loggers = [logging.getLogger(name) for name in ("", "defemb_callbacks", "transformers", "datasets")]
+    return {
+        "logging": [(logger.level, list(map(str, logger.handlers)), logger.propagate) for logger in loggers],
+        "warnings": list(map(str, warnings.filters)),
+        "random": hash(random.getstate()),
+        "numpy": hash(numpy.random.get_state()[1].tobytes()),
+        "torch": hash(torch.get_rng_state().numpy().tobytes()),
+        "torch settings": [torch.get_num_threads(), torch.is_grad_enabled(), str(torch.get_default_dtype())],
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "signals": str(__import__("signal").getsignal(2)),
+    }
+"""
+
+
+def fresh_python(code: str, folder: Path) -> tuple[Any, str]:
+    """What a new interpreter prints as JSON, and its standard error."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DEFEMB_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_all_names_are_there_documented_and_sorted():
+    for name in defemb_callbacks.__all__:
+        assert getattr(defemb_callbacks, name).__doc__, name
+    assert sorted(defemb_callbacks.__all__) == sorted(set(defemb_callbacks.__all__))
+    star: dict[str, Any] = {}
+    exec("from defemb_callbacks import *", star)
+    assert star.keys() - {"__builtins__"} == set(defemb_callbacks.__all__)
+
+
+def test_all_public_names_are_listed():
+    public = {
+        name
+        for name, value in vars(defemb_callbacks).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert public == set(defemb_callbacks.__all__)
+
+
+def test_everything_offered_is_our_own():
+    for name in defemb_callbacks.__all__:
+        assert getattr(defemb_callbacks, name).__module__.startswith("defemb_callbacks."), name
+
+
+def test_importing_has_no_effect(tmp_path):
+    code = (
+        IMPORT_DEPENDENCIES + STATE + "before = state()\nimport defemb_callbacks\nprint(json.dumps([before, state()]))"
+    )
+    (before, after), _ = fresh_python(code, tmp_path)
+    for part in before:
+        assert after[part] == before[part], part
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_says_nothing(tmp_path):
+    """Also not as a warning of our own lines."""
+    code = "import warnings; warnings.filterwarnings('error', module='defemb_callbacks'); import defemb_callbacks"
+    code = f"{IMPORT_DEPENDENCIES}\nimport sys; print('--', file=sys.stderr, flush=True)\n{code}\nprint('[]')"
+    _, errors = fresh_python(code, tmp_path)
+    assert errors.rpartition("--")[2].strip() == ""
+
+
+def test_importing_loads_no_optional_package(tmp_path):
+    optional = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
+    code = f"import json, sys, defemb_callbacks; print(json.dumps([n for n in {optional} if n in sys.modules]))"
+    loaded, _ = fresh_python(code, tmp_path)
+    # transformers itself imports some of these where they are installed.
+    code = f"{IMPORT_DEPENDENCIES}\nimport json, sys; print(json.dumps([n for n in {optional} if n in sys.modules]))"
+    by_others, _ = fresh_python(code, tmp_path)
+    assert set(loaded) <= set(by_others)
+    assert not {"matplotlib", "wn"} & set(loaded)

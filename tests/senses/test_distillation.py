@@ -1,0 +1,474 @@
+"""Students that learn to choose senses: the loss, what is frozen, what is saved, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    BertForSequenceClassification,
+    BertModel,
+    DataCollatorWithPadding,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+import tiny
+from defemb_callbacks.reconstruction.backbone import last_states
+from defemb_callbacks.senses import (
+    SenseConfig,
+    SenseDictionary,
+    SenseDistillationArguments,
+    SenseDistillationTrainer,
+    SenseStudent,
+    first_layers,
+    with_senses,
+)
+from defemb_callbacks.senses import teacher_labels as module
+from defemb_callbacks.senses.distillation import sense_loss
+from defemb_callbacks.senses.model import recorded_states
+from defemb_callbacks.senses.student import freeze_head, parameter_counts
+from defemb_callbacks.senses.teacher_labels import IGNORED, WithSenseLabels, teacher_senses, teacher_states
+
+SENTENCES = [f"the {word} was in the old house" for word in ("dog", "cat", "ship", "book", "table", "lion")] * 6
+SENTENCES += [f"he saw a {word} ." for word in ("dog", "cat", "ship", "book", "table", "lion")] * 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return tiny.wordpiece_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def teacher(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return tiny.tiny_bert(tokenizer, BertForSequenceClassification)
+
+
+@pytest.fixture(scope="module")
+def dictionary(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SenseDictionary:
+    return SenseDictionary.build(teacher, tokenizer, SENTENCES, senses=4)
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    encoded = tokenizer(SENTENCES, return_token_type_ids=False)
+    return Dataset.from_dict({**encoded, "labels": [index % 2 for index in range(len(SENTENCES))]})
+
+
+@pytest.fixture
+def distilled(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tmp_path: Path,
+) -> Callable[..., SenseDistillationTrainer]:
+    """Makes a trainer of a one-layer student."""
+
+    def make(student: PreTrainedModel | None = None, **settings: Any) -> SenseDistillationTrainer:
+        args = tiny.training_args(tmp_path / "run").to_dict() | settings
+        known = {name: value for name, value in args.items() if name in SETTINGS}
+        student = student or first_layers(teacher, 1)
+        return SenseDistillationTrainer(
+            student,
+            teacher,
+            dictionary,
+            SenseDistillationArguments(**known),
+            train_dataset=rows,
+            eval_dataset=rows.select(range(8)),
+            processing_class=tokenizer,
+        )
+
+    return make
+
+
+SETTINGS = {
+    *("output_dir", "per_device_train_batch_size", "num_train_epochs", "learning_rate", "logging_steps"),
+    *("save_strategy", "report_to", "use_cpu", "disable_tqdm", "dataloader_pin_memory", "max_steps"),
+    *("temperature", "soft_targets", "task_weight", "gradient_accumulation_steps"),
+}
+
+
+# The loss
+
+
+def test_loss_is_the_mean_of_negative_logarithms() -> None:
+    scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, -1.0, 3.0]], requires_grad=True)
+    targets = torch.tensor([0, 2])
+    loss = sense_loss(scores, targets, temperature=2.0)
+    expected = 0.0
+    for row, target in zip([[0.5, 1.0], [0.25, -0.5, 1.5]], [0, 2], strict=True):
+        exponentials = [torch.tensor(score).exp() for score in row]
+        expected -= float((exponentials[target] / sum(exponentials)).log()) / 2
+    assert loss.item() == pytest.approx(expected)
+    loss.backward()
+    assert torch.isfinite(scores.grad).all()
+    assert scores.grad[0, 2] == 0
+
+
+def test_soft_loss_is_hintons() -> None:
+    scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, -1.0, 3.0]], requires_grad=True)
+    of_teacher = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 0.0, 1.0]])
+    loss = sense_loss(scores, of_teacher, temperature=3.0)
+    expected = 0.0
+    for row, wanted in zip([[1.0, 2.0], [0.5, -1.0, 3.0]], [[0.0, 1.0], [2.0, 0.0, 1.0]], strict=True):
+        student, teacher = (torch.tensor(x, dtype=torch.float64).div(3).softmax(dim=0) for x in (row, wanted))
+        expected += 9 * float((teacher * (teacher / student).log()).sum()) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert torch.isfinite(scores.grad).all()
+    assert float(sense_loss(of_teacher, of_teacher)) == pytest.approx(0.0, abs=1e-6)
+    assert float(sense_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))) == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "soft_targets": True}, {"task_weight": 0.5}])
+def test_loss_of_a_batch_is_that_of_a_loop(
+    distilled: Any, teacher: PreTrainedModel, dictionary: SenseDictionary, settings: dict[str, Any]
+) -> None:
+    trainer = distilled(**settings)
+    student = trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in (0, 40, 7)])
+    assert batch["sense_labels"].shape == batch["input_ids"].shape
+    plain = first_layers(teacher, 1)
+    temperature, total, number = settings.get("temperature", 1.0), 0.0, 0
+    with torch.no_grad():
+        wanted, found = (last_states(m, batch["input_ids"], batch["attention_mask"]) for m in (teacher, plain))
+        for text in range(3):
+            for place in range(int(batch["attention_mask"][text].sum())):
+                token = int(batch["input_ids"][text, place])
+                senses = dictionary.vectors[dictionary.offsets[token] : dictionary.offsets[token + 1]]
+                if len(senses) < 2:
+                    assert batch["sense_labels"][text, place] == IGNORED
+                    continue
+                chosen = (senses @ wanted[text, place]).argmax()
+                assert batch["sense_labels"][text, place] == chosen
+                log_student = (senses @ found[text, place] / temperature).log_softmax(dim=0)
+                if settings.get("soft_targets"):
+                    of_teacher = (senses @ wanted[text, place] / temperature).softmax(dim=0)
+                    total += float((of_teacher * (of_teacher.log() - log_student)).sum()) * temperature**2
+                else:
+                    total -= float(log_student[chosen])
+                number += 1
+        expected = total / number
+        if settings.get("task_weight"):
+            logits = student(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            expected += 0.5 * float(torch.nn.functional.cross_entropy(logits, batch["labels"]))
+        loss = trainer.compute_loss(student, dict(batch))
+    assert number > 15
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+# Training
+
+
+def test_student_learns_to_choose_as_the_teacher(distilled: Any, rows: Dataset) -> None:
+    trainer = distilled(num_train_epochs=6)
+
+    def agreement() -> float:
+        model = trainer.model.eval()
+        batch = trainer.data_collator([trainer.train_dataset[row] for row in range(len(rows))])
+        with torch.no_grad(), recorded_states(model) as recorded:
+            model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        (ids, states) = recorded[0]
+        known = batch["sense_labels"] != IGNORED
+        return float(
+            (trainer.dictionary.choose(states[known], ids[known]) == batch["sense_labels"][known]).float().mean()
+        )
+
+    before = agreement()
+    trainer.train()
+    assert agreement() > before + 0.1
+    assert "eval_loss" in trainer.evaluate()  # that of the task, from senses
+
+
+def test_pooler_and_head_are_the_teachers_and_stay_so(distilled: Any, teacher: PreTrainedModel) -> None:
+    trainer = distilled(task_weight=1.0)
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    after = trainer.model.state_dict()
+    frozen = [name for name in after if "pooler" in name or "classifier" in name]
+    assert len(frozen) == 4
+    for name in frozen:
+        assert torch.equal(after[name], teacher.state_dict()[name])
+    moved = [name for name in after if not torch.equal(after[name], before[name])]
+    assert any("layer.0" in name for name in moved)
+    assert "bert.embeddings.word_embeddings.weight" in moved
+
+
+def test_task_loss_reaches_the_student_through_the_senses(distilled: Any) -> None:
+    trainer = distilled()
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    batch.pop("sense_labels")
+    trainer.model(**batch).loss.backward()
+    assert trainer.model.bert.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+
+
+def test_student_is_saved_with_its_dictionary(
+    distilled: Any, dictionary: SenseDictionary, rows: Dataset, tmp_path: Path
+) -> None:
+    trainer = distilled(max_steps=2)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "student"))
+    loaded = BertForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    saved = SenseDictionary.from_pretrained(tmp_path / "student" / "senses")
+    assert saved.fingerprint == dictionary.fingerprint
+    with_senses(loaded, saved)
+    ids = torch.tensor(rows[0]["input_ids"])[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
+    # Another model of the same size has not learned from this dictionary.
+    with pytest.raises(ValueError, match="the states of other weights"):
+        with_senses(tiny.tiny_bert(trainer.processing_class, num_hidden_layers=1), saved)
+
+
+def test_what_the_teacher_chooses_is_computed_once(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = teacher_senses(teacher, dictionary, rows, tokenizer, batch_size=5)
+    monkeypatch.setattr(module, "_choose", None)  # what would fail if it was called
+    again = teacher_senses(teacher, dictionary, rows, tokenizer)
+    assert all((one == two).all() for one, two in zip(first, again, strict=True))
+    assert [len(labels) for labels in first] == [len(ids) for ids in rows["input_ids"]]
+    with pytest.raises(TypeError):
+        teacher_senses(teacher, dictionary, rows.select(range(9)), tokenizer)
+
+
+def test_teacher_reads_what_the_rows_say_whatever_the_collator(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tmp_path: Path,
+) -> None:
+    some = rows.select(range(12))
+    args = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+
+    def hiding(batch: list[dict[str, Any]]) -> Any:
+        return DataCollatorWithPadding(tokenizer)([row | {"input_ids": [5] * len(row["input_ids"])} for row in batch])
+
+    trainer = SenseDistillationTrainer(
+        first_layers(teacher, 1),
+        teacher,
+        dictionary,
+        args,
+        train_dataset=some,
+        processing_class=tokenizer,
+        data_collator=hiding,
+    )
+    # Not from the cache, which has what the trainer has put there.
+    expected, lengths = module._choose(teacher, dictionary, some, tokenizer, 64)
+    assert trainer.train_dataset["sense_labels"] == [labels.tolist() for labels in expected.split(lengths.tolist())]
+
+
+def test_padding_on_the_left(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary, rows: Dataset
+) -> None:
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    # BERT counts positions from the left, so states differ there; a decoder's do not.
+    model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
+    senses = SenseDictionary.build(model, tokenizer, SENTENCES, senses=4)
+    labels = [
+        teacher_senses(model, senses, rows, some, batch_size=number) for some, number in ((tokenizer, 64), (left, 50))
+    ]
+    same = [float((one == two).mean()) for one, two in zip(*labels, strict=True)]
+    assert min(same) > 0.99
+    batch = WithSenseLabels(DataCollatorWithPadding(left), left=True)(
+        [{"input_ids": [1, 2, 3], "sense_labels": [0, 1, 2]}, {"input_ids": [4], "sense_labels": [7]}]
+    )
+    assert batch["sense_labels"].tolist() == [[0, 1, 2], [IGNORED, IGNORED, 7]]
+
+
+# Students
+
+
+@pytest.mark.parametrize("model_class", [BertForSequenceClassification, LlamaForCausalLM])
+def test_first_layers_are_the_teachers(model_class: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    teacher = tiny.tiny_model(model_class, tokenizer, num_hidden_layers=3)
+    student = first_layers(teacher, 2)
+    assert student.config.num_hidden_layers == 2
+    assert teacher.config.num_hidden_layers == 3
+    for name, weight in student.state_dict().items():
+        assert torch.equal(weight, teacher.state_dict()[name])
+    ids = torch.tensor([[9, 8, 7]])
+    with torch.no_grad():
+        states = student(ids, output_hidden_states=True).hidden_states
+        expected = teacher(ids, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(states[1], expected[1])
+    with pytest.raises(ValueError, match="layers must be from 1 to the teacher's 3, got 4"):
+        first_layers(teacher, 4)
+    counts = parameter_counts(teacher)
+    assert counts["all"] - counts["layers"] == teacher.get_input_embeddings().weight.numel()
+
+
+def test_first_layers_of_half_precision_are_the_teachers(tokenizer: PreTrainedTokenizerBase) -> None:
+    config = tiny.tiny_model(LlamaForCausalLM, tokenizer, num_hidden_layers=3).config
+    # As from_pretrained loads it: what is computed from the config stays in float32.
+    teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    student = first_layers(teacher, 1)
+    assert teacher.model.rotary_emb.inv_freq.dtype == torch.float32
+    buffers = dict(teacher.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in student.named_buffers())
+    assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
+    ids = torch.arange(9, 99)[None]
+    with torch.no_grad():
+        states = student.model(ids).last_hidden_state
+        expected = teacher.model.norm(teacher.model(ids, output_hidden_states=True).hidden_states[1])
+    assert torch.equal(states, expected)
+
+
+def test_smaller_student_of_another_width(
+    distilled: Any,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    tmp_path: Path,
+) -> None:
+    smaller = tiny.tiny_bert(tokenizer, BertModel, hidden_size=16, num_hidden_layers=1)
+    student = SenseStudent.of(teacher, smaller)
+    ids = torch.tensor([[9, 8, 7]])
+    with torch.no_grad():
+        states = student.projected.encoder.projection(smaller(ids).last_hidden_state)
+        expected = teacher.classifier(teacher.bert.pooler(states))
+        torch.testing.assert_close(student.eval()(ids).logits, expected)
+    trainer = distilled(student, num_train_epochs=2, task_weight=0.1)
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert torch.equal(student.head.classifier.weight, teacher.classifier.weight)
+    assert torch.equal(student.projected.pooler.dense.weight, teacher.bert.pooler.dense.weight)
+    trainer.save_model(str(tmp_path / "small"))
+    loaded = with_senses(SenseStudent.from_pretrained(tmp_path / "small").eval(), dictionary)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids).logits, student.eval()(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone", "width"),
+    [
+        (LlamaForSequenceClassification, LlamaModel, "hidden_size"),
+        (LlamaForCausalLM, LlamaModel, "hidden_size"),
+        (GPT2ForSequenceClassification, GPT2Model, "n_embd"),
+        (GPT2LMHeadModel, GPT2Model, "n_embd"),  # its head is tied to the table
+    ],
+)
+def test_smaller_student_of_a_decoder(
+    head: Any, backbone: Any, width: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    teacher = tiny.tiny_model(head, tokenizer)
+    smaller = tiny.tiny_model(backbone, tokenizer, **{width: 16})
+    SenseStudent.of(teacher, smaller).save_pretrained(tmp_path)
+    student = SenseStudent.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[9, 8, 7]])
+    scorer = teacher.score if hasattr(teacher, "score") else teacher.lm_head
+    with torch.no_grad():
+        expected = scorer(student.projected.encoder.projection(smaller(ids).last_hidden_state))
+        expected = expected[:, -1] if hasattr(teacher, "score") else expected
+        torch.testing.assert_close(student(ids).logits, expected)
+
+
+def test_smaller_student_reads_token_types(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    student = SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, hidden_size=16)).eval()
+    ids, types = torch.tensor([[9, 8, 7]]), torch.tensor([[0, 1, 1]])
+    assert "token_type_ids" in inspect.signature(student.forward).parameters  # or the Trainer drops the column
+    with torch.no_grad():
+        states = student.projected.encoder.backbone(ids, token_type_ids=types).last_hidden_state
+        expected = student.projected.encoder.projection(states)
+        assert torch.equal(student.projected(ids, token_type_ids=types).last_hidden_state, expected)
+        assert not torch.equal(student(ids, token_type_ids=types).logits, student(ids).logits)
+        # A decoder has no use for them, be it as student or as teacher.
+        other = SenseStudent.of(teacher, tiny.tiny_model(LlamaModel, tokenizer)).eval()
+        assert torch.equal(other(ids, token_type_ids=types).logits, other(ids).logits)
+        decoder = tiny.tiny_model(LlamaForCausalLM, tokenizer)
+        read, states = teacher_states(decoder, {"input_ids": ids, "token_type_ids": types})
+    assert torch.equal(states, last_states(decoder, read))
+
+
+def test_only_the_backbone_learns(tokenizer: PreTrainedTokenizerBase) -> None:
+    untied = tiny.tiny_model(LlamaForCausalLM, tokenizer)
+    untied.model.norm.weight.requires_grad_(False)  # frozen by the user
+    freeze_head(untied)
+    assert not untied.lm_head.weight.requires_grad
+    assert untied.model.embed_tokens.weight.requires_grad
+    assert not untied.model.norm.weight.requires_grad
+
+
+# Settings and errors
+
+
+def test_the_papers_settings(tmp_path: Path) -> None:
+    deberta = SenseDistillationArguments.paper("deberta-v3", str(tmp_path), use_cpu=True)
+    assert (deberta.num_train_epochs, deberta.learning_rate) == (15, 5e-4)
+    llama = SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), use_cpu=True)
+    assert (llama.num_train_epochs, llama.warmup_steps, llama.lr_scheduler_type) == (5, 300, "cosine")
+    assert llama.learning_rate == 5e-6 * llama.world_size
+    assert SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), learning_rate=1e-3).learning_rate == 1e-3
+    # The dictionaries of the same recipes have the same names.
+    assert [SenseConfig.paper(name).rule for name in ("deberta-v3", "llama-3-8b")] == ["fixed", "markov"]
+    with pytest.raises(ValueError, match="the paper's settings are for deberta-v3, llama-3-8b, not 'bert'"):
+        SenseDistillationArguments.paper("bert", str(tmp_path))
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
+        SenseDistillationArguments(str(tmp_path), temperature=0.0)
+    with pytest.raises(ValueError, match="task_weight must be at least 0, got -1"):
+        SenseDistillationArguments(str(tmp_path), task_weight=-1)
+
+
+def test_what_is_refused(
+    distilled: Any,
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dictionary: SenseDictionary,
+    rows: Dataset,
+    tmp_path: Path,
+) -> None:
+    args = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+
+    def make(**changes: Any) -> SenseDistillationTrainer:
+        given = {"model": first_layers(teacher, 1), "teacher": teacher, "dictionary": dictionary, "args": args}
+        return SenseDistillationTrainer(**{**given, "train_dataset": rows, "processing_class": tokenizer, **changes})
+
+    with pytest.raises(TypeError, match="args must be SenseDistillationArguments, got TrainingArguments"):
+        make(args=TrainingArguments(str(tmp_path), use_cpu=True))
+    several = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
+    several._n_gpu = 2
+    with pytest.raises(ValueError, match=r"a single process sees 2 GPUs.*torchrun or accelerate launch"):
+        make(args=several)
+    with pytest.raises(TypeError, match="train_dataset must be a Dataset of tokenized rows, got list"):
+        make(train_dataset=[{"input_ids": [1]}])
+    weighted = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[], task_weight=1.0)
+    with pytest.raises(ValueError, match="task_weight needs rows with labels"):
+        make(args=weighted, train_dataset=rows.remove_columns("labels"))
+    with pytest.raises(ValueError, match="built with another tokenizer"):
+        make(processing_class=tiny.byte_bpe_tokenizer())
+    other = tiny.tiny_bert(tokenizer, BertForSequenceClassification, initializer_range=0.1)
+    with pytest.raises(ValueError, match="the states of other weights"):
+        make(teacher=other)
+    with pytest.raises(ValueError, match="call without_senses"):
+        make(teacher=with_senses(copy.deepcopy(teacher), dictionary))
+    with pytest.raises(ValueError, match="no token of train_dataset has several senses to choose from"):
+        make(train_dataset=Dataset.from_dict({"input_ids": [[1, 2]]}))
+    smaller = tiny.tiny_bert(tokenizer, BertForSequenceClassification, hidden_size=16)
+    with pytest.raises(ValueError, match="the senses have width 32, the model's states 16"):
+        make(model=smaller)
+    with pytest.raises(ValueError, match="teacher and student must read the same tokens: 476 there, 500 here"):
+        SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, vocab_size=500))
+    with pytest.raises(ValueError, match="BertModel has no head for a student to keep"):
+        SenseStudent.of(teacher.bert, tiny.tiny_bert(tokenizer))

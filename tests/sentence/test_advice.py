@@ -1,0 +1,149 @@
+"""Whether calibration helps, told from unlabelled vectors; and against what STS-B says of it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import pdist
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
+
+from defemb_callbacks.metrics import average_cosine
+from defemb_callbacks.sentence import calibration_advice, encode_texts, fit_whitening, uniformity
+from defemb_callbacks.sentence.calibrate import NARROW
+
+
+def cone(offset: float, n: int = 300, d: int = 32) -> Tensor:
+    """Directions without preference, shifted: the larger the offset, the narrower the cone that they fill."""
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + offset
+
+
+@pytest.mark.parametrize("n", [2, 1024, 1025, 2500])
+def test_uniformity_is_its_formula(n: int) -> None:
+    vectors = cone(0.3, n)
+    unit = vectors.double().numpy() / np.linalg.norm(vectors.double().numpy(), axis=1, keepdims=True)
+    expected = np.log(np.exp(-2 * pdist(unit, "sqeuclidean")).mean())
+    assert uniformity(vectors) == pytest.approx(expected, rel=1e-10)
+
+
+def test_uniformity_of_one_direction_is_0() -> None:
+    assert uniformity(torch.arange(1.0, 6.0)[:, None] * torch.ones(8)) == pytest.approx(0, abs=1e-12)
+
+
+def test_uniformity_without_preference_is_near_minus_4() -> None:
+    assert uniformity(cone(0, 2000, 400)) == pytest.approx(-4 + 8 / 400, abs=0.01)
+
+
+def test_uniformity_knows_no_lengths_and_no_rotation() -> None:
+    vectors = cone(0.3)
+    rotation = torch.linalg.qr(torch.randn(32, 32)).Q
+    assert uniformity(vectors * torch.rand(300, 1) @ rotation) == pytest.approx(uniformity(vectors), abs=1e-5)
+
+
+def test_zero_vector_has_distance_1_to_all_others() -> None:
+    assert uniformity(torch.tensor([[0.0, 0.0], [3.0, 0.0]])) == pytest.approx(-2)
+
+
+def test_uniformity_of_one_vector() -> None:
+    with pytest.raises(ValueError, match="uniformity needs at least 2 vectors, got 1"):
+        uniformity(torch.ones(1, 4))
+
+
+def ellipsoid(directions: int, n: int = 1000, d: int = 400) -> Tensor:
+    """Vectors around the origin that vary in so many directions only."""
+    vectors = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    vectors[:, directions:] *= 0.01
+    return vectors
+
+
+def test_vectors_that_crowd_in_a_cone_are_helped() -> None:
+    advice = [calibration_advice(cone(offset)) for offset in (0, 0.3, 0.8, 1.2)]
+    assert all(one.uniformity < other.uniformity for one, other in itertools.pairwise(advice))
+    assert [one.uniformity >= NARROW for one in advice] == [False, False, True, True]
+    assert [one.verdict for one in advice] == ["harms", "harms", "helps", "helps"]
+
+
+@pytest.mark.parametrize(
+    ("directions", "width", "verdict"),
+    [
+        (20, 400, "unclear"),
+        (60, 400, "unclear"),
+        (90, 400, "harms"),
+        (400, 400, "harms"),
+        (6, 40, "unclear"),
+        (15, 40, "harms"),
+    ],
+)
+def test_spread_vectors_are_harmed_where_they_use_many_directions(directions: int, width: int, verdict: str) -> None:
+    advice = calibration_advice(ellipsoid(directions, d=width))
+    assert advice.uniformity < NARROW
+    assert advice.verdict == verdict
+    # Of n vectors a few less are seen than there are.
+    assert 0.6 * directions < advice.directions <= directions
+
+
+def test_directions_are_the_quotient_of_isoscore() -> None:
+    vectors = cone(0.2)
+    spectrum = np.linalg.eigvalsh(np.cov(vectors.double().numpy().T))
+    assert calibration_advice(vectors).directions == pytest.approx(spectrum.sum() ** 2 / (spectrum**2).sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "words"),
+    [(cone(0), "likely to harm"), (ellipsoid(20), "may help or harm"), (cone(1.0), "likely to help")],
+)
+def test_the_reason_says_what_was_measured_and_what_follows(vectors: Tensor, words: str) -> None:
+    advice = calibration_advice(vectors)
+    assert words in advice.reason
+    assert f"uniformity {advice.uniformity:.2f}" in advice.reason
+    assert f"average cosine {advice.average_cosine:.2f}" in advice.reason
+    assert f"{advice.directions:.0f} of {vectors.shape[1]} directions" in advice.reason
+    assert advice.uniformity == uniformity(vectors)
+    assert advice.average_cosine == average_cosine(vectors)
+
+
+def test_whitened_vectors_need_no_calibration() -> None:
+    vectors = cone(1.0)
+    assert calibration_advice(vectors).verdict == "helps"
+    assert calibration_advice(fit_whitening(vectors)(vectors)).verdict == "harms"
+
+
+def test_too_few_vectors() -> None:
+    with pytest.raises(ValueError, match="advice needs at least 100 vectors of different texts, got 99"):
+        calibration_advice(cone(0)[:99])
+
+
+def test_vectors_with_infinity() -> None:
+    vectors = cone(0)
+    vectors[5, 5] = torch.inf
+    with pytest.raises(ValueError, match="row 5 of vectors has a NaN or infinite entry"):
+        calibration_advice(vectors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("pooling", "verdict"),
+    [("static", "helps"), ("layer:3", "helps"), ("layer:5", "helps"), ("first_last", "harms"), ("last", "harms")],
+)
+def test_advice_agrees_with_human_ratings(
+    minilm_dir: Path, data_dir: Path, all_cores: None, pooling: str, verdict: str
+) -> None:
+    model, tokenizer = AutoModel.from_pretrained(minilm_dir), AutoTokenizer.from_pretrained(minilm_dir)
+    with open(data_dir / "stsb" / "validation.csv", encoding="utf-8", newline="") as file:
+        left, right, scores = zip(*csv.reader(file), strict=True)
+    vectors = encode_texts(model, tokenizer, [*left, *right], pooling, max_length=64)
+
+    def spearman(vectors: Tensor) -> float:
+        cosines = torch.cosine_similarity(vectors[: len(left)], vectors[len(left) :])
+        ranks = np.argsort(np.argsort(np.stack([cosines.numpy(), np.array(scores, dtype=float)])), axis=1)
+        return float(np.corrcoef(ranks)[0, 1])
+
+    gain = spearman(fit_whitening(vectors)(vectors)) - spearman(vectors)
+    assert calibration_advice(vectors[::3]).verdict == verdict
+    assert (gain > 0.02) == (verdict == "helps")
+    assert (gain < -0.01) == (verdict == "harms")

@@ -1,0 +1,225 @@
+"""Rows are written wherever the table lives, and either all of them or none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+from transformers import BertForMaskedLM, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
+
+from defemb_callbacks.weights.rows import bare_model, check_rows, embedding_weight, read_table, write_rows
+from tiny import tiny_bert, wordpiece_tokenizer
+
+IDS = torch.tensor([7, 3, 400])
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+def new_rows(n: int = len(IDS), width: int = 32) -> Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def model() -> BertModel:
+    return tiny_bert(wordpiece_tokenizer())
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A world of one process."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def assert_written(model: nn.Module, before: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """The three rows are the new ones, bit by bit, and all others what they were."""
+    expected = before.clone()
+    expected[IDS] = new_rows().to(dtype).float()
+    assert torch.equal(read_table(model), expected)
+
+
+def test_writes_these_rows_and_no_others(model):
+    before = read_table(model)
+    write_rows(model, IDS, new_rows())
+    assert_written(model, before)
+
+
+def test_the_table_stays_the_same_trainable_parameter_without_history(model):
+    weight, address = embedding_weight(model), embedding_weight(model).data_ptr()
+    write_rows(model, IDS, new_rows().requires_grad_())
+    assert embedding_weight(model) is weight
+    assert weight.data_ptr() == address
+    assert weight.requires_grad
+    assert weight.is_leaf
+    assert weight.grad_fn is None
+
+
+def test_an_optimizer_made_before_updates_the_rows_written_after(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    write_rows(model, IDS, new_rows())
+    model(input_ids=IDS[None]).last_hidden_state[..., 0].sum().backward()
+    step = embedding_weight(model).grad[IDS].clone()
+    optimizer.step()
+    assert step.abs().max() > 0
+    torch.testing.assert_close(read_table(model)[IDS], new_rows() - step)
+
+
+def test_no_row_is_no_change(model):
+    before = read_table(model)
+    write_rows(model, torch.empty(0, dtype=torch.int64), torch.empty(0, 32))
+    assert torch.equal(read_table(model), before)
+
+
+def test_reading_copies(model):
+    table = read_table(model)
+    table.zero_()
+    assert read_table(model).abs().sum() > 0
+    assert not table.requires_grad
+
+
+def test_a_tied_output_table_changes_too_and_stays_tied():
+    model = tiny_bert(wordpiece_tokenizer(), BertForMaskedLM)
+    ids = torch.tensor([[6, 50, 51, 7]])
+    before, logits = read_table(model), model(ids).logits
+    write_rows(model, torch.tensor([300]), new_rows(1))
+    output = model.get_output_embeddings().weight
+    assert output is embedding_weight(model)
+    assert torch.equal(output[300], new_rows(1)[0])
+    # Token 300 is not in the input: only its own logit can have changed.
+    changed = (model(ids).logits != logits).any(dim=1)[0]
+    assert changed.nonzero().flatten().tolist() == [300]
+    model.tie_weights()
+    assert not torch.equal(read_table(model), before)
+    assert torch.equal(read_table(model)[300], new_rows(1)[0])
+
+
+def test_an_untied_output_table_keeps_its_rows():
+    model = tiny_bert(wordpiece_tokenizer(), BertForMaskedLM, tie_word_embeddings=False)
+    output = model.get_output_embeddings().weight.clone()
+    before = read_table(model)
+    write_rows(model, IDS, new_rows())
+    assert_written(model, before)
+    assert torch.equal(model.get_output_embeddings().weight, output)
+
+
+def test_rows_are_rounded_to_the_type_of_the_table(model):
+    model.to(torch.bfloat16)
+    before = read_table(model)
+    assert before.dtype == torch.float32
+    write_rows(model, IDS, new_rows())
+    assert embedding_weight(model).dtype == torch.bfloat16
+    assert_written(model, before, torch.bfloat16)
+
+
+def test_writes_inside_ddp(model, process_group):
+    before = read_table(model)
+    wrapped = DistributedDataParallel(model)
+    assert embedding_weight(wrapped) is embedding_weight(model)
+    write_rows(wrapped, IDS, new_rows())
+    assert_written(model, before)
+
+
+def test_writes_inside_data_parallel_and_torch_compile(model):
+    for wrap in (nn.DataParallel, torch.compile):
+        inner = tiny_bert(wordpiece_tokenizer())
+        before = read_table(inner)
+        wrapped = wrap(inner)
+        assert bare_model(wrapped) is inner
+        write_rows(wrapped, IDS, new_rows())
+        assert_written(inner, before)
+
+
+def test_ddp_inside_torch_compile_stays_there(model, process_group):
+    """Without it, gradients would no longer be averaged over processes."""
+    wrapped = DistributedDataParallel(model)
+    compiled = torch.compile(wrapped)
+    write_rows(compiled, IDS, new_rows())
+    assert compiled._orig_mod is wrapped
+    assert torch.equal(read_table(model)[IDS], new_rows())
+
+
+def test_a_model_inside_fsdp1_is_refused(model, process_group):
+    """All its weights are one: the table is no matrix any more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated by torch
+        wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    with pytest.raises(TypeError, match=r"wrapped by FSDP1.*Use FSDP2: fsdp_config=\{\"version\": 2\}"):
+        write_rows(wrapped, IDS, new_rows())
+
+
+def broken(row: int, value: float) -> Tensor:
+    rows = new_rows()
+    rows[row, 4] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows", "message"),
+    [
+        (IDS, broken(1, float("nan")), r"1 new rows hold NaN or infinity, the first one that of token 3\."),
+        (IDS, broken(2, float("-inf")), r"1 new rows hold NaN or infinity, the first one that of token 400\."),
+        (IDS, torch.full((3, 32), float("nan")), r"3 new rows hold NaN .* token 7\."),
+        (torch.tensor([7, 3, 476]), new_rows(), r"ids from 3 to 476 do not fit a table of 476 rows.*another tokenizer"),
+        (torch.tensor([7, -1, 3]), new_rows(), r"ids from -1 to 7 do not fit a table of 476 rows"),
+        (torch.tensor([7, 3, 7]), new_rows(), r"Each token has one row, but token 7 has several"),
+        (IDS.int(), new_rows(), r"must be a vector of int64 numbers, got \(3,\) torch.int32"),
+        (IDS[None], new_rows(), r"must be a vector of int64 numbers, got \(1, 3\) torch.int64"),
+        (IDS, new_rows(3, 31), r"shape \(3, 31\); 3 rows of this model have \(3, 32\)\. .*another model"),
+        (IDS, new_rows(2), r"shape \(2, 32\); 3 rows of this model have \(3, 32\)"),
+        (IDS, new_rows()[0], r"shape \(32,\); 3 rows"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(model, ids, rows, message):
+    before = read_table(model)
+    with pytest.raises(ValueError, match=message):
+        write_rows(model, ids, rows)
+    assert torch.equal(read_table(model), before)
+
+
+def test_what_is_infinite_in_the_type_of_the_table_is_refused(model):
+    model.to(torch.float16)
+    before = read_table(model)
+    with pytest.raises(ValueError, match="1 new rows hold NaN or infinity, the first one that of token 3"):
+        write_rows(model, IDS, broken(1, 1e5))
+    assert torch.equal(read_table(model), before)
+
+
+def test_rows_can_be_checked_without_a_model():
+    check_rows(IDS, new_rows(), size=401, width=32)
+    with pytest.raises(ValueError, match="do not fit a table of 400 rows"):
+        check_rows(IDS, new_rows(), size=400, width=32)
+
+
+def test_refuses_a_quantized_table(model):
+    quantized = model.get_input_embeddings().weight.to(torch.int8)
+    model.get_input_embeddings().weight = nn.Parameter(quantized, requires_grad=False)
+    with pytest.raises(TypeError, match=r"quantized \(torch.int8\) and cannot be written.*keep them out"):
+        write_rows(model, IDS, new_rows())
+    assert torch.equal(model.get_input_embeddings().weight, quantized)
+
+
+def test_refuses_a_table_on_the_meta_device():
+    with torch.device("meta"):
+        model = tiny_bert(wordpiece_tokenizer())
+    with pytest.raises(ValueError, match="meta device and hold no data. Load the weights first"):  # noqa: RUF043
+        write_rows(model, IDS, new_rows())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(3, 3), r"Linear has no token embeddings to rebuild: .* gives NoneType"),
+        (lambda: ViTModel(ViTConfig(**SMALL)), r"ViTModel has no token embeddings .* gives ViTPatchEmbeddings"),
+        (lambda: Wav2Vec2Model(Wav2Vec2Config(**SMALL)), r"Wav2Vec2Model has no token embeddings .* gives NoneType"),
+    ],
+)
+def test_refuses_a_model_without_token_embeddings(make, message):
+    with pytest.raises(TypeError, match=message):
+        embedding_weight(make())
