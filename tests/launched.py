@@ -29,7 +29,7 @@ from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.config_record import applied_to
+from defemb_callbacks.weights.config_record import read_record
 from defemb_callbacks.weights.distributed import main_first, only_main, this_process
 from defemb_callbacks.weights.rows import read_table, write_rows
 from defemb_callbacks.weights.sharding import whole, write_into
@@ -203,7 +203,7 @@ def awaited(folder: Path) -> Outcome:
             "rows": embeddings.rows,
             "again": again.rows,
             "refused": refused,
-            "note": applied_to(model),
+            "note": read_record(model),
             "table": read_table(model),
             "first": trained(model)[0],
         }

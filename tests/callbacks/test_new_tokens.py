@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, define_new_tokens
 from defemb_callbacks.callbacks.new_tokens import NewTokens
 from defemb_callbacks.cli import main
-from defemb_callbacks.weights.config_record import applied_to, new_tokens_in
+from defemb_callbacks.weights.config_record import read_new_tokens_record, read_record
 from defemb_callbacks.weights.rows import read_table
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
@@ -78,7 +78,7 @@ def test_rows_are_those_of_the_function(tokenizer, model, tmp_path):
     other, its = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification), wordpiece_tokenizer()
     define_new_tokens(other, its, TERMS, tiny_glossary())
     assert torch.equal(read_table(model), read_table(other))
-    assert new_tokens_in(model) == new_tokens_in(other)
+    assert read_new_tokens_record(model) == read_new_tokens_record(other)
 
 
 def test_the_vocabularys_own_words_are_rebuilt_from_the_same_build(tokenizer, model, tmp_path):
@@ -112,7 +112,7 @@ def test_with_counts_of_the_training_data(tokenizer, model, tmp_path):
         callbacks=[callback],
     )
     assert callback.report is None
-    assert applied_to(model) is None
+    assert read_record(model) is None
     trainer.train()
     assert callback.report.groups["all"].rebuilt == sum(word in tiny_glossary() for word in ("house", "road"))
 

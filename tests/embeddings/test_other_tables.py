@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, build_definition_embeddings
-from defemb_callbacks.weights.config_record import applied_to, note_applied
+from defemb_callbacks.weights.config_record import read_record, write_record
 from defemb_callbacks.weights.rows import embedding_weight, read_table, write_rows
 from tiny import (
     byte_bpe_tokenizer,
@@ -71,8 +71,8 @@ def test_only_the_table_that_is_asked_for_changes(tmp_path: Path, table: Any, me
     model.save_pretrained(tmp_path / "saved")
     loaded = type(model).from_pretrained(tmp_path / "saved")
     assert torch.equal(independent(loaded, table), after)
-    assert applied_to(loaded, table) == applied_to(model, table) is not None
-    assert applied_to(loaded) is None
+    assert read_record(loaded, table) == read_record(model, table) is not None
+    assert read_record(loaded) is None
 
 
 @pytest.mark.parametrize("table", MODELS)
@@ -95,7 +95,7 @@ def test_each_table_is_rebuilt_once(tmp_path: Path) -> None:
         embeddings.apply(model, config)
         with pytest.raises(ValueError, match="were rebuilt before"):
             embeddings.apply(model, config)
-    assert applied_to(model) != applied_to(model, "output")
+    assert read_record(model) != read_record(model, "output")
 
 
 def test_rows_of_one_table_are_not_written_into_another(tmp_path: Path) -> None:
@@ -144,12 +144,12 @@ def test_callback_rebuilds_an_output_table(tmp_path: Path) -> None:
 
 def test_notes_of_several_tables_stand_beside_each_other() -> None:
     model, _ = untied()
-    note_applied(model, {"fingerprint": "a"}, "output")
-    assert (applied_to(model), applied_to(model, "output")) == (None, {"fingerprint": "a"})
-    note_applied(model, {"fingerprint": "b"})
-    assert (applied_to(model), applied_to(model, "output")) == (
+    write_record(model, {"fingerprint": "a"}, "output")
+    assert (read_record(model), read_record(model, "output")) == (None, {"fingerprint": "a"})
+    write_record(model, {"fingerprint": "b"})
+    assert (read_record(model), read_record(model, "output")) == (
         {"fingerprint": "b", "output": {"fingerprint": "a"}},
         {"fingerprint": "a"},
     )
-    note_applied(model, None)
-    assert (applied_to(model), applied_to(model, "output")) == (None, {"fingerprint": "a"})
+    write_record(model, None)
+    assert (read_record(model), read_record(model, "output")) == (None, {"fingerprint": "a"})

@@ -34,7 +34,7 @@ from defemb_callbacks.reconstruction import last_states
 from defemb_callbacks.reconstruction.prompts import definition_prompt, mask_text
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.config_record import applied_to, new_tokens_in
+from defemb_callbacks.weights.config_record import read_new_tokens_record, read_record
 from defemb_callbacks.weights.rows import embedding_weight, read_table
 from tiny import (
     byte_bpe_tokenizer,
@@ -121,7 +121,7 @@ def test_every_table_grows_is_saved_and_loaded(family: str, tmp_path: Path):
     assert torch.equal(logits(loaded, ids), logits(model.eval(), ids))
     assert all(torch.equal(rows, after[table]) for table, rows in tables(loaded).items())
     assert loaded.config.vocab_size == model.config.vocab_size
-    assert new_tokens_in(loaded) == new_tokens_in(model)
+    assert read_new_tokens_record(loaded) == read_new_tokens_record(model)
 
 
 def test_a_row_equals_the_definition_by_hand(tokenizer, model):
@@ -215,7 +215,7 @@ def test_a_lexicon_and_a_dict_bring_their_synonyms(tokenizer, model):
         one = copy.deepcopy(model)
         define_new_tokens(one, wordpiece_tokenizer(), terms, tiny_glossary())
         rows.append(read_table(one)[-1])
-        noted.append(new_tokens_in(one))
+        noted.append(read_new_tokens_record(one))
     assert not torch.allclose(rows[0], rows[1])
     assert torch.equal(rows[1], rows[2])
     assert noted[0] != noted[1] == noted[2]  # a model tells whether its row was made with them
@@ -239,8 +239,8 @@ def test_the_report_is_for_people_and_programs(tokenizer, model):
 def test_metrics_before_and_after_are_those_of_the_tables(tokenizer, model):
     report = define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
     assert report.before["defemb/norm/all"] != report.after["defemb/norm/all"]
-    assert set(new_tokens_in(model)) == set(TERMS)
-    assert applied_to(model) is None  # a rebuild is still to come
+    assert set(read_new_tokens_record(model)) == set(TERMS)
+    assert read_record(model) is None  # a rebuild is still to come
 
 
 # Learned
@@ -364,7 +364,7 @@ def test_a_failure_in_writing_takes_everything_back(tokenizer, monkeypatch, wher
     with pytest.raises(MemoryError, match="no memory"):
         define_new_tokens(model, tokenizer, {**TERMS, "bridge": "a game of cards"}, tiny_glossary())
     assert same()
-    assert new_tokens_in(model) is None
+    assert read_new_tokens_record(model) is None
 
 
 def test_a_sentence_transformer_is_refused_with_the_cure(tokenizer, model):

@@ -24,7 +24,7 @@ from defemb_callbacks.reporting.inspection import (
     short_names,
 )
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.config_record import note_applied
+from defemb_callbacks.weights.config_record import write_record
 from defemb_callbacks.weights.rows import embedding_weight, read_table
 from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, wordpiece_tokenizer
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_compared_has_no_rebuilt_tokens(plain, rebuilt, cased, un
     shifted = replace(rebuilt.vocabulary, tokens=rebuilt.vocabulary.tokens[::-1])
     assert rebuilt_tokens([plain, replace(rebuilt, vocabulary=shifted)]) is None  # another order
     wide = tiny_bert(tokenizer, hidden_size=64)
-    note_applied(wide, {"rebuilt": 1, "strategy": "blend"})
+    write_record(wide, {"rebuilt": 1, "strategy": "blend"})
     assert rebuilt_tokens([plain, inspect_embeddings("wide", wide, tokenizer, lexicon)]) is None
     assert rebuilt_tokens([plain, cased, rebuilt]) is not None
 

@@ -22,7 +22,7 @@ from defemb_callbacks.reporting.model_card import (
     update_model_card,
 )
 from defemb_callbacks.reporting.summary import GroupSummary
-from defemb_callbacks.weights.config_record import applied_to
+from defemb_callbacks.weights.config_record import read_record
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 REPORT = RebuildReport(
@@ -270,4 +270,4 @@ def test_the_section_joins_the_card_of_the_trainer(tmp_path: Path):
     own_metadata = yaml.safe_load(own.split("---\n")[1])
     assert metadata(path) == own_metadata | {"tags": [*own_metadata["tags"], TAG]}
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    assert applied_to(loaded) == applied_to(trainer.model)
+    assert read_record(loaded) == read_record(trainer.model)

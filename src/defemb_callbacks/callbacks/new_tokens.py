@@ -21,7 +21,7 @@ from defemb_callbacks.new_tokens.token_plan import TokenPlan
 from defemb_callbacks.reconstruction.batching import spread
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.config_record import new_tokens_in
+from defemb_callbacks.weights.config_record import read_new_tokens_record
 from defemb_callbacks.weights.rows import table_shape, transformers_model
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class NewTokens:
     def _missing(self, model: Any) -> TokenPlan:
         """The plan but for the terms whose rows the model has."""
         assert self._plan is not None
-        noted = new_tokens_in(model) or {}
+        noted = read_new_tokens_record(model) or {}
         wanted = [term for term in self._plan.terms if noted.get(term.text) != term_fingerprint(term, self.config)]
         tokens = tuple(token for token in self._plan.tokens if token.term in wanted)
         return replace(self._plan, terms=tuple(wanted), tokens=tokens)

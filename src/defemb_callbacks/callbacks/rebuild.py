@@ -24,7 +24,7 @@ from defemb_callbacks.new_tokens.terms import TermSource
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
-from defemb_callbacks.weights.config_record import applied_to, restore_note
+from defemb_callbacks.weights.config_record import read_record, restore_records
 from defemb_callbacks.weights.rows import INPUT, bare_model, read_table, table_shape
 
 logger = logging.getLogger(__name__)
@@ -145,8 +145,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         if not saved.is_file():  # resumed from elsewhere, or from a checkpoint without a config
             return
         applied = json.loads(saved.read_text(encoding="utf-8")).get("definition_emb")
-        restore_note(model, applied)
-        if applied_to(model, self.config.table) is None:
+        restore_records(model, applied)
+        if read_record(model, self.config.table) is None:
             self.report = None
             logger.warning("The run is resumed from a checkpoint with its own embeddings; they are not rebuilt.")
 
@@ -162,7 +162,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
     def _is_done(self, model: Any) -> bool:
         # `force` is for what others rebuilt: a second train() is no second rebuild.
         rebuilt_here = _refers_to(self._rebuilt, model)
-        return applied_to(model, self.config.table) is not None and (rebuilt_here or not self.force)
+        return read_record(model, self.config.table) is not None and (rebuilt_here or not self.force)
 
     def _embeddings_for(self, model: Any) -> DefinitionEmbeddings:
         if self.new_tokens is not None and (built := self.new_tokens.embeddings_for(model)) is not None:

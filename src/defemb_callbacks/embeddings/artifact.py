@@ -25,7 +25,7 @@ from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
 from defemb_callbacks.vocabulary.frequency import GROUPS, configured_rank, frequency_groups, rarity
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 from defemb_callbacks.weights.adapters import advice_on_saving
-from defemb_callbacks.weights.config_record import applied_to, note_applied
+from defemb_callbacks.weights.config_record import read_record, write_record
 from defemb_callbacks.weights.rows import (
     INPUT,
     TableName,
@@ -129,7 +129,7 @@ class DefinitionEmbeddings:
         if built_for != table:
             raise ValueError(f"These embeddings were built for the {built_for} table; set table={built_for!r}.")
         self._check_shape(table_shape(model, table))
-        if (earlier := applied_to(model, table)) and not force:
+        if (earlier := read_record(model, table)) and not force:
             raise ValueError(
                 f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
                 "Load the original checkpoint, or pass force=True to rebuild what was rebuilt."
@@ -162,7 +162,7 @@ class DefinitionEmbeddings:
             "strategy": config.strategy,
             "rebuilt": len(ids),
         }
-        note_applied(model, applied, table)
+        write_record(model, applied, table)
         weight_of_token = torch.zeros(len(rank), dtype=torch.float64)
         weight_of_token[ids] = weights
         return RebuildReport(

@@ -25,7 +25,7 @@ from defemb_callbacks.new_tokens.token_plan import TermToken, TokenPlan, plan_to
 from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport, TermSummary
 from defemb_callbacks.vocabulary.frequency import frequency_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.config_record import new_tokens_in, note_new_tokens
+from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
 from defemb_callbacks.weights.rows import INPUT, TableName, check_rows, embedding_weight, read_table, write_rows
 
 
@@ -155,8 +155,8 @@ def write_new_tokens(
         write_bias(model, new, earlier[config.new_token_group])
         after = TableMeasure(groups, pairs=pairs).measure(read_table(model))
         report = _report(plan, made, groups, embeddings[INPUT].info, before, after)
-        noted = {**(new_tokens_in(model) or {}), **{term.text: term_fingerprint(term, config) for term in plan.terms}}
-        note_new_tokens(model, noted)
+        added = {term.text: term_fingerprint(term, config) for term in plan.terms}
+        write_new_tokens_record(model, {**(read_new_tokens_record(model) or {}), **added})
     return report
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defemb_callbacks.weights.config_record import new_tokens_in, note_new_tokens
+from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
 from defemb_callbacks.weights.rows import (
     INPUT,
     TableName,
@@ -103,7 +103,7 @@ def grown(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None]:
     rows = {table: embedding_weight(model, table).detach()[there.to(model.device)] for table in tables_of(model)}
     bias = _output_bias(model)
     biases = None if bias is None else bias.detach()[there.to(bias.device)]
-    note = new_tokens_in(model)
+    note = read_new_tokens_record(model)
     try:
         if size > earlier:
             _resize(model, size)
@@ -117,7 +117,7 @@ def grown(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None]:
         if bias is not None and biases is not None:
             with torch.no_grad():
                 bias[there.to(bias.device)] = biases
-        note_new_tokens(model, note)
+        write_new_tokens_record(model, note)
         raise
 
 

@@ -25,7 +25,7 @@ from defemb_callbacks.reporting.tensorboard_projector import save_projector
 from defemb_callbacks.vocabulary.frequency import GROUPS, configured_rank, frequency_groups
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
-from defemb_callbacks.weights.config_record import applied_to
+from defemb_callbacks.weights.config_record import read_record
 from defemb_callbacks.weights.rows import whole_table
 
 # 1 - cosine to the row of the other model, above which a token counts as rebuilt: more than the rounding of a 16-bit
@@ -134,7 +134,7 @@ def inspect_embeddings(
         dictionary=lexicon.name,
         dictionary_words=len(lexicon),
         glosses={index: definitions[0].gloss for index, definitions in found.items()},
-        applied=applied_to(model),
+        applied=read_record(model),
         config=config,
     )
 

@@ -1,4 +1,4 @@
-"""What a model's config tells of a rebuild, so that no table is rebuilt twice, by whomever the checkpoint is loaded."""
+"""The record of a rebuild in a model's config: a saved checkpoint keeps it, so no table is rebuilt twice."""
 
 from __future__ import annotations
 
@@ -11,47 +11,48 @@ from defemb_callbacks.weights.rows import INPUT, TableName, transformers_model
 NEW_TOKENS = "new_tokens"
 
 
-def applied_to(model: nn.Module, table: TableName = INPUT) -> dict[str, Any] | None:
-    """What was applied to a model's table, also before it was saved and loaded; `None` if it was never rebuilt.
+def read_record(model: nn.Module, table: TableName = INPUT) -> dict[str, Any] | None:
+    """Return the record of the last rebuild of a table, or `None` if the table was never rebuilt.
 
-    The note on the input table is `config.definition_emb` itself; those on other tables are in it under their names.
+    The record of the input table is `config.definition_emb` itself. The records of other tables are stored in it, by
+    table name.
     """
-    note = getattr(_config_of(model), "definition_emb", None)
+    record = getattr(_config(model), "definition_emb", None)
     if table != INPUT:
-        return (note or {}).get(table)
-    return note if note and "fingerprint" in note else None
+        return (record or {}).get(table)
+    return record if record and "fingerprint" in record else None
 
 
-def note_applied(model: nn.Module, applied: dict[str, Any] | None, table: TableName = INPUT) -> None:
-    """Set what `applied_to` tells of a model and of its checkpoints."""
-    config = _config_of(model)
-    note = getattr(config, "definition_emb", None) or {}
-    others = {name: note[name] for name in ("output", "decoder", NEW_TOKENS) if name in note}
-    note = {**(applied or {}), **others} if table == INPUT else {**note, table: applied}
-    # A new dict: models that were made of one config may share the old one.
-    config.definition_emb = note or None
+def write_record(model: nn.Module, record: dict[str, Any] | None, table: TableName = INPUT) -> None:
+    """Store the record of a rebuild in the model's config."""
+    config = _config(model)
+    stored = getattr(config, "definition_emb", None) or {}
+    others = {name: stored[name] for name in ("output", "decoder", NEW_TOKENS) if name in stored}
+    stored = {**(record or {}), **others} if table == INPUT else {**stored, table: record}
+    # Assign a new dict: several models created from one config may share the old one.
+    config.definition_emb = stored or None
 
 
-def new_tokens_in(model: nn.Module) -> dict[str, Any] | None:
-    """What `define_new_tokens` noted of a model, also before it was saved and loaded; `None` if it added nothing."""
-    return (getattr(_config_of(model), "definition_emb", None) or {}).get(NEW_TOKENS)
+def read_new_tokens_record(model: nn.Module) -> dict[str, Any] | None:
+    """Return the record of the tokens added by `define_new_tokens`, or `None` if there are none."""
+    return (getattr(_config(model), "definition_emb", None) or {}).get(NEW_TOKENS)
 
 
-def note_new_tokens(model: nn.Module, note: dict[str, Any] | None) -> None:
-    """Set what `new_tokens_in` tells of a model and of its checkpoints."""
-    config = _config_of(model)
+def write_new_tokens_record(model: nn.Module, record: dict[str, Any] | None) -> None:
+    """Store the record of added tokens in the model's config."""
+    config = _config(model)
     others = {**(getattr(config, "definition_emb", None) or {})}
     others.pop(NEW_TOKENS, None)
-    config.definition_emb = ({**others, NEW_TOKENS: note} if note else others) or None
+    config.definition_emb = ({**others, NEW_TOKENS: record} if record else others) or None
 
 
-def restore_note(model: nn.Module, note: dict[str, Any] | None) -> None:
-    """Set what a checkpoint's config says of all tables."""
-    _config_of(model).definition_emb = note
+def restore_records(model: nn.Module, records: dict[str, Any] | None) -> None:
+    """Replace all records by those of a checkpoint's config."""
+    _config(model).definition_emb = records
 
 
-def _config_of(model: nn.Module) -> Any:
+def _config(model: nn.Module) -> Any:
     config = getattr(transformers_model(model), "config", None)
     if config is None:
-        raise TypeError(f"{type(model).__name__} has no config; pass a transformers model.")
+        raise TypeError(f"{type(model).__name__} has no config. Pass a transformers model.")
     return config
