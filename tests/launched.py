@@ -30,7 +30,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import read_record
-from defemb_callbacks.weights.distributed import main_first, only_main, this_process
+from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
 from defemb_callbacks.weights.rows import read_table, write_rows
 from defemb_callbacks.weights.sharding import whole, write_into
 from launching import CONFIGS, fsdp_environment, leave_together
@@ -178,7 +178,7 @@ def awaited(folder: Path) -> Outcome:
     """accelerate's FSDP2 with `cpu_ram_efficient_loading`: only the main process has weights when rows are written."""
     tokenizer = wordpiece_tokenizer()
     checkpoint = folder / "checkpoint"
-    only_main(lambda: tiny_bert(tokenizer, BertForSequenceClassification).save_pretrained(checkpoint))
+    on_main_process(lambda: tiny_bert(tokenizer, BertForSequenceClassification).save_pretrained(checkpoint))
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     try:
         model = BertForSequenceClassification.from_pretrained(checkpoint).eval()
@@ -244,8 +244,8 @@ def together(folder: Path) -> Outcome:
     batches = read[0]
     again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
     none = error_of(lambda: build_definition_embeddings(model, tokenizer, {"zzzz": "not a word of it"}, config))
-    main_fails = error_of(lambda: only_main(lambda: 1 / 0))
-    first_fails = error_of(lambda: main_first(lambda: 1 / 0))
+    main_fails = error_of(lambda: on_main_process(lambda: 1 / 0))
+    first_fails = error_of(lambda: main_process_first(lambda: 1 / 0))
     return {
         "rows": built.rows,
         "again": again.rows,

@@ -23,7 +23,7 @@ from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts,
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, single_words
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
-from defemb_callbacks.weights.distributed import main_first, only_main, this_process
+from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
 from defemb_callbacks.weights.rows import read_table, table_shape, transformers_model
 from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_sharded
 
@@ -82,7 +82,7 @@ def build_definition_embeddings(
     outer = transformers_model(model)
     # PEFT's adapters play no part: the pretrained model is what knows the words.
     inner: PreTrainedModel = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    lexicon = main_first(lambda: load_definitions(definitions))
+    lexicon = main_process_first(lambda: load_definitions(definitions))
     vocabulary = read_vocabulary(tokenizer, table_shape(inner, config.table)[0])
     with adapters_off(outer):
         return _kept_or_built(inner, tokenizer, lexicon, vocabulary, config)
@@ -126,7 +126,7 @@ def _kept_or_built(
         embeddings = kept(build)
     else:
         # All processes build together, so none may wait at the cache's lock for another one.
-        found = only_main(lambda: _kept_before(folder) if saved else None)
+        found = on_main_process(lambda: _kept_before(folder) if saved else None)
         embeddings = build() if found is None else found
         if found is None and process.is_main_process:
             kept(lambda: embeddings)
@@ -194,7 +194,7 @@ def _build(
                 readers=readers,
             )
         targets = read_table(model, config.table).cpu()[ids]
-        fitted = only_main(lambda: cross_fitted_rows(features, targets))
+        fitted = on_main_process(lambda: cross_fitted_rows(features, targets))
         rows, feature_map = fitted.rows, fitted.weights
         details = {"features": config.features, "ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}

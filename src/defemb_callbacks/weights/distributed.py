@@ -1,4 +1,4 @@
-"""Which of the processes of a launch this one is, and how they agree."""
+"""This process's place in a distributed launch, and functions that coordinate with the other processes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ T = TypeVar("T")
 
 
 def this_process() -> PartialState:
-    """Accelerate's view of the launch: one state for the whole process, whoever asks first.
+    """Return accelerate's state of this process.
 
-    Without an accelerator `PartialState()` alone takes the processes of `torchrun` for single ones.
+    On machines without an accelerator, a plain `PartialState()` would treat each process of `torchrun` as a run of its
+    own.
 
     Example:
         >>> this_process().num_processes
@@ -24,40 +25,41 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def main_first(do: Callable[[], T]) -> T:
-    """Do the same on every process, on each machine's main one first: the others find what it has put into the cache.
+def main_process_first(function: Callable[[], T]) -> T:
+    """Run a function on every process, first on the main process of each machine.
 
-    An error is raised where it occurs; it keeps no other process waiting.
+    The other processes then find in the cache what the main process has stored. An error is raised on the process
+    where it occurs and does not block the others.
 
     Example:
-        >>> main_first(lambda: "read")
+        >>> main_process_first(lambda: "read")
         'read'
     """
     process = this_process()
     if process.num_processes == 1 or not process.is_local_main_process:
         process.wait_for_everyone()
-        return do()
+        return function()
     try:
-        return do()
+        return function()
     finally:
         process.wait_for_everyone()
 
 
-def only_main(do: Callable[[], T]) -> T:
-    """Do something on the main process alone, and give the result to all; an error is raised on all of them.
+def on_main_process(function: Callable[[], T]) -> T:
+    """Run a function on the main process and return its result on all processes; errors are raised on all of them.
 
     Example:
-        >>> only_main(lambda: "built")
+        >>> on_main_process(lambda: "built")
         'built'
     """
     process = this_process()
     if process.num_processes == 1:
-        return do()
+        return function()
     outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
     if process.is_main_process:
         try:
-            outcome = [(do(), None)]
-        except Exception as error:  # the others would wait for ever
+            outcome = [(function(), None)]
+        except Exception as error:  # broadcast it, otherwise the other processes would wait forever
             outcome = [(None, error)]
     value, raised = broadcast_object_list(outcome)[0]
     if raised is not None:
