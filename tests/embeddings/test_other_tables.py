@@ -93,7 +93,7 @@ def test_each_table_is_rebuilt_once(tmp_path: Path) -> None:
         config = DefinitionEMBConfig(table=table, cache_dir=str(tmp_path))  # type: ignore[arg-type]
         embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
         embeddings.apply(model, config)
-        with pytest.raises(ValueError, match="were rebuilt before"):
+        with pytest.raises(ValueError, match="already been rebuilt"):
             embeddings.apply(model, config)
     assert read_record(model) != read_record(model, "output")
 
@@ -116,7 +116,7 @@ def test_rows_of_one_table_are_not_written_into_another(tmp_path: Path) -> None:
 )
 def test_tables_that_are_not_there_are_refused(make: Any, table: Any) -> None:
     model = make()
-    with pytest.raises(ValueError, match=f"has no {table} table of its own beside its input table; use table='input'"):
+    with pytest.raises(ValueError, match=f"has no separate {table} table. Use table='input'"):
         embedding_weight(model, table)
     with pytest.raises(ValueError, match=f"{type(model).__name__} has no {table} table"):
         write_rows(model, torch.tensor([1]), torch.ones(1, 32), table)

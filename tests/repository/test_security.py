@@ -70,12 +70,12 @@ def a_pickle(folder: Path) -> None:
         (huge_header, "cannot be used: .*[hH]eader"),
         (tensor_beyond_the_file, "cannot be used: .*"),
         (a_pickle, "cannot be used: .*[hH]eader"),
-        (other_tensors(rows=torch.ones(2, 4, dtype=torch.float16)), r"rows must be \(n, d\) float32"),
-        (other_tensors(rows=torch.full((2, 4), float("nan"))), "2 new rows hold NaN"),
+        (other_tensors(rows=torch.ones(2, 4, dtype=torch.float16)), r"`rows` must be \(n, d\) float32"),
+        (other_tensors(rows=torch.full((2, 4), float("nan"))), "2 new rows contain NaN"),
         (other_tensors(ids=torch.tensor([0, 7])), "ids from 0 to 7 do not fit a table of 2 rows"),
         (other_tensors(ids=torch.tensor([-1, 0])), "ids from -1 to 0 do not fit"),
-        (other_tensors(ids=torch.tensor([0.0, 1.0])), "must be a vector of int64"),
-        (other_tensors(pairs=torch.tensor([[0, -5]])), "pairs name tokens from -5"),
+        (other_tensors(ids=torch.tensor([0.0, 1.0])), "must be a 1-D int64 tensor"),
+        (other_tensors(pairs=torch.tensor([[0, -5]])), "`pairs` must contain ids from 0 to 1, got ids from -5"),
     ],
 )
 def test_a_hostile_artifact_is_refused(change, message, tmp_path) -> None:
@@ -110,7 +110,7 @@ def test_revisions_of_the_hub_can_be_pinned(tmp_path, monkeypatch) -> None:
         asked.append({"name": name, **settings})
         return str(tmp_path)
 
-    monkeypatch.setattr("defemb_callbacks.hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("defemb_callbacks.embeddings.artifact.snapshot_download", snapshot_download)
     DefinitionEmbeddings.from_pretrained("user/embeddings", revision="a" * 40)
     assert asked[0]["name"] == "user/embeddings"
     assert asked[0]["revision"] == "a" * 40

@@ -163,17 +163,17 @@ def broken(row: int, value: float) -> Tensor:
 @pytest.mark.parametrize(
     ("ids", "rows", "message"),
     [
-        (IDS, broken(1, float("nan")), r"1 new rows hold NaN or infinity, the first one that of token 3\."),
-        (IDS, broken(2, float("-inf")), r"1 new rows hold NaN or infinity, the first one that of token 400\."),
-        (IDS, torch.full((3, 32), float("nan")), r"3 new rows hold NaN .* token 7\."),
+        (IDS, broken(1, float("nan")), r"1 new rows contain NaN or infinity, the first one for token 3\."),
+        (IDS, broken(2, float("-inf")), r"1 new rows contain NaN or infinity, the first one for token 400\."),
+        (IDS, torch.full((3, 32), float("nan")), r"3 new rows contain NaN .* token 7\."),
         (torch.tensor([7, 3, 476]), new_rows(), r"ids from 3 to 476 do not fit a table of 476 rows.*another tokenizer"),
         (torch.tensor([7, -1, 3]), new_rows(), r"ids from -1 to 7 do not fit a table of 476 rows"),
-        (torch.tensor([7, 3, 7]), new_rows(), r"Each token has one row, but token 7 has several"),
-        (IDS.int(), new_rows(), r"must be a vector of int64 numbers, got \(3,\) torch.int32"),
-        (IDS[None], new_rows(), r"must be a vector of int64 numbers, got \(1, 3\) torch.int64"),
-        (IDS, new_rows(3, 31), r"shape \(3, 31\); 3 rows of this model have \(3, 32\)\. .*another model"),
-        (IDS, new_rows(2), r"shape \(2, 32\); 3 rows of this model have \(3, 32\)"),
-        (IDS, new_rows()[0], r"shape \(32,\); 3 rows"),
+        (torch.tensor([7, 3, 7]), new_rows(), r"Token ids must be unique, but 7 occurs more than once"),
+        (IDS.int(), new_rows(), r"must be a 1-D int64 tensor, got shape \(3,\) and dtype torch.int32"),
+        (IDS[None], new_rows(), r"must be a 1-D int64 tensor, got shape \(1, 3\) and dtype torch.int64"),
+        (IDS, new_rows(3, 31), r"shape \(3, 31\), but this model needs \(3, 32\)\. .*another model"),
+        (IDS, new_rows(2), r"shape \(2, 32\), but this model needs \(3, 32\)"),
+        (IDS, new_rows()[0], r"shape \(32,\), but this model needs"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_written(model, ids, rows, message):
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(model, ids, rows, m
 def test_what_is_infinite_in_the_type_of_the_table_is_refused(model):
     model.to(torch.float16)
     before = read_table(model)
-    with pytest.raises(ValueError, match="1 new rows hold NaN or infinity, the first one that of token 3"):
+    with pytest.raises(ValueError, match="1 new rows contain NaN or infinity, the first one for token 3"):
         write_rows(model, IDS, broken(1, 1e5))
     assert torch.equal(read_table(model), before)
 
@@ -200,7 +200,7 @@ def test_rows_can_be_checked_without_a_model():
 def test_refuses_a_quantized_table(model):
     quantized = model.get_input_embeddings().weight.to(torch.int8)
     model.get_input_embeddings().weight = nn.Parameter(quantized, requires_grad=False)
-    with pytest.raises(TypeError, match=r"quantized \(torch.int8\) and cannot be written.*keep them out"):
+    with pytest.raises(TypeError, match=r"quantized \(torch.int8\) and cannot be written.*exclude them"):
         write_rows(model, IDS, new_rows())
     assert torch.equal(model.get_input_embeddings().weight, quantized)
 

@@ -1,1 +1,1 @@
-"""Rows of embedding tables, read and written wherever training keeps them."""
+"""Read and write rows of embedding tables: tied, adapted, wrapped or sharded."""

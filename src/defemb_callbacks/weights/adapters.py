@@ -1,4 +1,4 @@
-"""What PEFT puts around an embedding layer: where the rows that training reads are, and whether they are saved."""
+"""Embedding layers with PEFT adapters: read and write the rows of a forward pass, and check that they are saved."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 
 from defemb_callbacks.weights.sharding import gathered, whole, write_into
 
-# Children of PEFT's layers that belong to the model itself.
-_OWN = ("base_layer", "original_module", "token_adapter")
+# Children of PEFT layers that hold weights of the base model.
+_BASE_MODULES = ("base_layer", "original_module", "token_adapter")
 
 
 def is_adapted(layer: Any) -> bool:
-    """Whether a layer is one of PEFT's, around one of the model."""
+    """Whether a layer is a PEFT layer that wraps one of the model."""
     return type(layer).__module__.startswith("peft.")
 
 
 def base_layer(layer: Any) -> Any:
-    """The embedding layer that the rows outside of any adapter are in; with `modules_to_save` the adapter's copy."""
+    """The embedding layer inside all adapters; with `modules_to_save`, the active adapter's copy of it."""
     if not is_adapted(layer):
         return layer
     from peft.utils.other import ModulesToSaveWrapper
@@ -33,10 +33,14 @@ def base_layer(layer: Any) -> Any:
 
 
 def with_adapters(layer: Any, table: Tensor) -> Tensor:
-    """The table that a forward pass reads: that of the base layer, (vocabulary, d), and what adapters change in it.
+    """Apply the active adapters to the base layer's table, which gives the embeddings that a forward pass reads.
+
+    Args:
+        layer: The embedding layer, adapted or not.
+        table: (vocabulary, d), the table of the base layer.
 
     Raises:
-        TypeError: a kind of adapter on the embeddings that is not known here.
+        TypeError: If the embeddings have an unsupported kind of adapter.
     """
     for tuner, name in _active(layer):
         if _replaces_tokens(tuner):
@@ -48,20 +52,23 @@ def with_adapters(layer: Any, table: Tensor) -> Tensor:
 
 
 def write_into_adapters(layer: Any, ids: Tensor, rows: Tensor) -> Tensor:
-    """Write what of the rows adapters hold, and give what is to be written into the base layer for the rest.
+    """Write the rows that adapters hold, and return the rows to write into the base layer.
 
     Args:
-        layer: of `get_input_embeddings()`.
+        layer: The embedding layer, adapted or not.
         ids: (n,) int64.
-        rows: (n, d), as a forward pass is to read them.
+        rows: (n, d), as a forward pass should read them.
+
+    Returns:
+        (n, d), the rows without what low-rank adapters add to them.
     """
     for tuner, name in _active(layer):
         if _replaces_tokens(tuner):
             position = {token: place for place, token in enumerate(tuner.token_indices[name])}
             held = [number for number, token in enumerate(ids.tolist()) if token in position]
             places = torch.tensor([position[int(ids[number])] for number in held], dtype=torch.int64)
-            for kept in (tuner.trainable_tokens_delta[name], tuner.trainable_tokens_original[name]):
-                write_into(kept, places, rows[held].to(kept.dtype))
+            for weight in (tuner.trainable_tokens_delta[name], tuner.trainable_tokens_original[name]):
+                write_into(weight, places, rows[held].to(weight.dtype))
         else:
             delta = _delta(tuner, name)
             rows = rows - delta[ids.to(delta.device)].to(rows)
@@ -69,12 +76,12 @@ def write_into_adapters(layer: Any, ids: Tensor, rows: Tensor) -> Tensor:
 
 
 def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
-    """What to set for the saved adapter of a PEFT model to contain these rows; `None` if it does.
+    """A warning if the saved adapter of a PEFT model will lack the written rows, with the cure; otherwise `None`.
 
     Args:
-        layer: of `get_input_embeddings()`, adapted or not.
-        name: of that layer in its parent, e.g. "word_embeddings".
-        ids: (n,) int64 tokens that were written.
+        layer: The embedding layer, adapted or not.
+        name: The name of that layer in its parent module, e.g. `"word_embeddings"`.
+        ids: (n,) int64, the tokens whose rows were written.
     """
     missing = len(ids)
     if is_adapted(layer):
@@ -86,7 +93,7 @@ def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
         if _replaces_tokens(_tuner(layer)):
             held = {token for tuner, adapter in _active(layer) for token in tuner.token_indices[adapter]}
             missing = sum(token not in held for token in ids.tolist())
-        elif name in EMBEDDING_LAYER_NAMES:  # PEFT saves embeddings of these names that are targets
+        elif name in EMBEDDING_LAYER_NAMES:  # PEFT saves targeted embedding layers with these names
             return None
     if not missing:
         return None
@@ -99,7 +106,7 @@ def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
 
 @contextlib.contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
-    """The pretrained model without its adapters; afterwards all that was trainable is so again."""
+    """Disable all adapters of a model within the context; `requires_grad` of all parameters is restored afterwards."""
     if not hasattr(model, "peft_config"):
         yield
         return
@@ -110,7 +117,7 @@ def adapters_off(model: Any) -> Iterator[None]:
         if isinstance(model, PeftModel):
             with model.disable_adapter():
                 yield
-        else:  # adapters that were added by transformers itself
+        else:  # added through the transformers integration
             model.disable_adapters()
             try:
                 yield
@@ -122,16 +129,16 @@ def adapters_off(model: Any) -> Iterator[None]:
 
 
 def base_weights(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    """Parameters, then buffers, by the names that they have in the model without adapters, whose own are left out."""
-    foreign: list[str] = []
+    """The base model's parameters, then its buffers, without adapters, under the names of the unadapted model."""
+    adapter_names: list[str] = []
     for name, module in model.named_modules():
         if is_adapted(module):
-            foreign += [f"{name}.{child}." for child, _ in module.named_children() if child not in _OWN]
-            foreign += [f"{name}.{own}" for own, _ in module.named_parameters(recurse=False)]
+            adapter_names += [f"{name}.{child}." for child, _ in module.named_children() if child not in _BASE_MODULES]
+            adapter_names += [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)]
     for named in (model.named_parameters(), model.named_buffers()):
         for name, tensor in named:
-            if not name.startswith(tuple(foreign)):
-                yield ".".join(part for part in name.split(".") if part not in _OWN), tensor
+            if not name.startswith(tuple(adapter_names)):
+                yield ".".join(part for part in name.split(".") if part not in _BASE_MODULES), tensor
 
 
 def _tuner(layer: Any) -> Any:
@@ -143,13 +150,13 @@ def _replaces_tokens(tuner: Any) -> bool:
 
 
 def _delta(tuner: Any, name: str) -> Tensor:
-    """What a low-rank adapter adds to the table, (vocabulary, d), also where it is sharded."""
+    """(vocabulary, d), the update that a low-rank adapter adds to the table, gathered if sharded."""
     with gathered(tuner):
         return whole(tuner.get_delta_weight(name))
 
 
 def _active(layer: Any) -> list[tuple[Any, str]]:
-    """PEFT's layer and the names of its adapters that a forward pass applies to the base layer's table."""
+    """The PEFT layer with the name of each adapter that a forward pass applies to the base layer's table."""
     if not is_adapted(layer):
         return []
     from peft.tuners.lora import LoraLayer
@@ -164,9 +171,9 @@ def _active(layer: Any) -> list[tuple[Any, str]]:
         held = [*tuner.lora_embedding_A, *tuner.lora_A]
     else:
         raise TypeError(
-            f"The embeddings are adapted by {type(tuner).__name__} in a way that rows cannot be written through. Take "
-            "them out of target_modules (plain LoRA, trainable_token_indices and modules_to_save are possible)."
+            f"The embeddings have an adapter of type {type(tuner).__name__}, through which rows cannot be written. "
+            "Remove them from target_modules, or use plain LoRA, trainable_token_indices or modules_to_save."
         )
-    # What is merged is in the base layer's table already, and tokens' rows are kept to be put back when it is undone.
+    # Merged low-rank adapters are part of the base table. Token adapters keep rows to restore when they are unmerged.
     merged = () if _replaces_tokens(tuner) else tuner.merged_adapters
     return [(tuner, name) for name in tuner.active_adapters if name in held and name not in merged]

@@ -1,4 +1,4 @@
-"""Read and write rows of a model's token embeddings, wherever training keeps them."""
+"""Read and write rows of a model's embedding tables, inside any wrapper, tied, adapted or sharded."""
 
 from __future__ import annotations
 
@@ -25,34 +25,35 @@ INPUT: TableName = "input"
 
 
 def bare_model(model: nn.Module) -> nn.Module:
-    """The model inside DDP, DataParallel or torch.compile, or the body of SetFit's; the wrappers stay as they are."""
+    """Unwrap a model from DDP, DataParallel, torch.compile or SetFit, without changing the wrappers."""
     model = getattr(model, "model_body", model)
-    # From a compiled wrapper, accelerate's function would take the DDP inside out for good, and gradients with it.
+    # From a compiled wrapper, accelerate's function would permanently remove the DDP inside it.
     compiled: Any = model if is_compiled_module(model) else None
     return extract_model_from_parallel(compiled._orig_mod if compiled is not None else model)
 
 
 def transformers_model(model: nn.Module) -> Any:
-    """The model of transformers, or PEFT's around it, inside such wrappers and inside a SentenceTransformer.
+    """The transformers or PEFT model inside such wrappers or a `SentenceTransformer`.
 
     Raises:
-        TypeError: the model is wrapped by FSDP1, which keeps all weights in one.
+        TypeError: If the model is wrapped by FSDP1, which flattens all weights into one parameter.
     """
     bare = bare_model(model)
     if any(isinstance(module, FullyShardedDataParallel) for module in (model, *bare.modules())):
         raise TypeError(
-            "The model is wrapped by FSDP1, in which no embedding table can be told apart. Use FSDP2: "
-            'fsdp_config={"version": 2} of TrainingArguments, or fsdp_version: 2 in accelerate\'s configuration.'
+            "The model is wrapped by FSDP1, which flattens the embedding table into one parameter with other weights. "
+            'Use FSDP2: fsdp_config={"version": 2} in TrainingArguments, or fsdp_version: 2 in accelerate\'s config.'
         )
     inner = getattr(bare, "transformers_model", None)
     return bare if inner is None else inner
 
 
 def embedding_layer(model: nn.Module, table: TableName = INPUT) -> Any:
-    """The layer of a table, with what PEFT has put around it.
+    """The layer of an embedding table, including a PEFT wrapper.
 
     Raises:
-        TypeError, ValueError: see `embedding_weight`.
+        TypeError: See `embedding_weight`.
+        ValueError: See `embedding_weight`.
     """
     inner = transformers_model(model)
     if table == "decoder" and inner.config.is_encoder_decoder:
@@ -65,27 +66,25 @@ def embedding_layer(model: nn.Module, table: TableName = INPUT) -> Any:
     elif table == INPUT:
         try:
             return inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
-        except NotImplementedError:  # transformers' answer for models that read no tokens
+        except NotImplementedError:  # raised by transformers for models without token inputs
             return None
-    raise ValueError(
-        f"{type(inner).__name__} has no {table} table of its own beside its input table; use table='input'."
-    )
+    raise ValueError(f"{type(inner).__name__} has no separate {table} table. Use table='input'.")
 
 
 def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter:
-    """The parameter of an embedding table, (vocabulary, d), of a model that may be inside DDP, PEFT, or torch.compile.
+    """The parameter of an embedding table, (vocabulary, d), also inside DDP, PEFT or torch.compile.
 
-    It may be sharded, or awaited from the main process: see `whole_table` for its values. Of a table that PEFT adapts
-    it is the base layer's.
+    The parameter may be sharded or not loaded yet; see `whole_table` for its values. For a table with PEFT adapters
+    it is the parameter of the base layer.
 
     Args:
-        model: any model with token embeddings.
-        table: "input"; "decoder", what the decoder of an encoder-decoder reads where it has a table of its own
-            (T5Gemma); or "output", the table of logits where it is not tied.
+        model: Any model with token embeddings.
+        table: `"input"`; `"decoder"`, the separate input table of an encoder-decoder's decoder (T5Gemma); or
+            `"output"`, the output table if it is not tied to the input table.
 
     Raises:
-        TypeError: the model has no `get_input_embeddings()` with a table, or a quantized one; or is wrapped by FSDP1.
-        ValueError: the model has no such table beside its input table, or it is on the meta device (no data yet).
+        TypeError: If the model has no token embeddings, if they are quantized, or if the model is wrapped by FSDP1.
+        ValueError: If the model has no such table, or if the table is on the meta device.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -102,20 +101,20 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
         )
     if not weight.is_floating_point():
         raise TypeError(
-            f"The token embeddings are quantized ({weight.dtype}) and cannot be written. Load the model with its "
-            "embeddings in a floating-point type, e.g. keep them out of the quantization config."
+            f"The token embeddings are quantized ({weight.dtype}) and cannot be written. Load the model with "
+            "embeddings in a floating-point dtype, e.g. exclude them in the quantization config."
         )
     if weight.is_meta and not awaits_main_process(weight):
         raise ValueError(
             "The token embeddings are on the meta device and hold no data. Load the weights first, without "
-            "torch.device('meta') or init_empty_weights(); with a device_map, keep the embeddings on a device and "
+            "torch.device('meta') or init_empty_weights(). With a device_map, keep the embeddings on a device and "
             "offload other layers."
         )
     return weight  # type: ignore[return-value]
 
 
 def output_weight(model: nn.Module) -> nn.Parameter | None:
-    """The output embedding table, (vocabulary, d'), or `None` where there is none or it is the input table itself.
+    """The output embedding table, (vocabulary, d'), or `None` if there is none or it is tied to the input table.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -134,7 +133,7 @@ def output_weight(model: nn.Module) -> nn.Parameter | None:
 
 
 def table_shape(model: nn.Module, table: TableName = INPUT) -> torch.Size:
-    """(vocabulary, d) of a table, also where this process has only a part of it.
+    """The shape of an embedding table, (vocabulary, d), even if it is sharded.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -147,42 +146,44 @@ def table_shape(model: nn.Module, table: TableName = INPUT) -> torch.Size:
 
 @torch.no_grad()
 def whole_table(model: nn.Module, table: TableName = INPUT) -> Tensor:
-    """The embeddings that a forward pass reads, (vocabulary, d), detached, in their own type.
+    """The embeddings that a forward pass reads, (vocabulary, d), detached, in their own dtype.
 
-    They are not copied where this process holds them as they are. Where they are sharded or awaited from the main
-    process, every process must ask at once.
+    Not a copy if this process holds them unchanged. If they are sharded or only the main process holds them so far,
+    this is a collective operation: all processes must call it.
     """
     layer, weight = embedding_layer(model, table), embedding_weight(model, table)
     if awaits_main_process(weight):
         return from_main_process(weight if weight.is_meta else with_adapters(layer, weight.detach()))
     reshard(transformers_model(model))
-    # FSDP2 exchanges its parameter when it gives up the whole one.
+    # Read the parameter again: FSDP2 replaces it when it reshards.
     return with_adapters(layer, whole(embedding_weight(model, table)))
 
 
 def read_table(model: nn.Module, table: TableName = INPUT) -> Tensor:
-    """A float32 copy, (vocabulary, d), of the embeddings of a table, on their device; see `whole_table`."""
+    """A float32 copy of an embedding table, (vocabulary, d), on the table's device; see `whole_table`."""
     return whole_table(model, table).to(torch.float32, copy=True)
 
 
 @torch.no_grad()
 def write_rows(model: nn.Module, ids: Tensor, rows: Tensor, table: TableName = INPUT) -> None:
-    """Overwrite rows of the input embeddings, and so of an output table that is tied to them; or of another table.
+    """Overwrite rows of an embedding table and of tables tied to it.
 
-    All is checked before the first row is written. The parameter stays the same object, so that ties, optimizers and
-    compiled graphs see the new rows. On several processes call it on every one with the same rows. Sharded tables, the
-    float32 copies of DeepSpeed's optimizer, and what PEFT's adapters hold of the table are written too.
+    All rows are checked before the first one is written. The parameter is modified in place, so tied weights,
+    optimizers and compiled graphs see the new rows. Sharded tables, the float32 master copy of DeepSpeed's optimizer
+    and rows held by PEFT adapters are updated too. In a distributed launch, call it on all processes with the same
+    rows.
 
     Args:
-        model: also inside DDP, DataParallel or torch.compile, sharded by FSDP2 or ZeRO, or with PEFT's adapters.
-        ids: (n,) int64, each once.
-        rows: (n, d), any floating type.
-        table: see `embedding_weight`.
+        model: The model, also inside DDP, DataParallel or torch.compile, sharded by FSDP2 or ZeRO, or with PEFT
+            adapters.
+        ids: (n,) int64, unique token ids.
+        rows: (n, d), any floating-point dtype.
+        table: See `embedding_weight`.
 
     Raises:
-        ValueError: shapes or ids that do not fit, or values that are NaN or infinite in the table's type (the first
-            such row is named).
-        TypeError: see `embedding_weight`; or a kind of adapter on the embeddings that rows cannot be written through.
+        ValueError: If shapes or ids do not fit the table, or if a row is NaN or infinite in the table's dtype; names
+            the first such row.
+        TypeError: See `embedding_weight`; also if the embeddings have an unsupported kind of adapter.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -194,21 +195,25 @@ def write_rows(model: nn.Module, ids: Tensor, rows: Tensor, table: TableName = I
     reshard(transformers_model(model))
     layer, weight = embedding_layer(model, table), embedding_weight(model, table)
     size, width = whole_shape(weight)
-    rows = rows.to(weight.dtype)  # first: what float32 holds may be infinite in float16
+    rows = rows.to(weight.dtype)  # before the check: a large float32 value is infinite in float16
     check_rows(ids, rows, size=size, width=width)
     write_into(weight, ids, write_into_adapters(layer, ids, rows).to(weight.dtype))
 
 
 def check_rows(ids: Tensor, rows: Tensor, *, size: int, width: int) -> None:
-    """Refuse rows that do not fit a (size, width) table: `ValueError` with what is wrong."""
+    """Check that rows fit a table of shape (size, width).
+
+    Raises:
+        ValueError: If ids or shapes do not fit, or if a row contains NaN or infinity.
+    """
     if ids.ndim != 1 or ids.dtype != torch.int64:
-        raise ValueError(f"Token ids must be a vector of int64 numbers, got {tuple(ids.shape)} {ids.dtype}.")
-    different, times = ids.unique(return_counts=True)
-    if len(different) < len(ids):
-        raise ValueError(f"Each token has one row, but token {int(different[times > 1][0])} has several.")
+        raise ValueError(f"Token ids must be a 1-D int64 tensor, got shape {tuple(ids.shape)} and dtype {ids.dtype}.")
+    unique, counts = ids.unique(return_counts=True)
+    if len(unique) < len(ids):
+        raise ValueError(f"Token ids must be unique, but {int(unique[counts > 1][0])} occurs more than once.")
     if rows.shape != (len(ids), width):
         raise ValueError(
-            f"The rows have shape {tuple(rows.shape)}; {len(ids)} rows of this model have ({len(ids)}, {width}). "
+            f"The rows have shape {tuple(rows.shape)}, but this model needs ({len(ids)}, {width}). "
             "Were they built for another model?"
         )
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
@@ -216,6 +221,6 @@ def check_rows(ids: Tensor, rows: Tensor, *, size: int, width: int) -> None:
             f"Token ids from {int(ids.min())} to {int(ids.max())} do not fit a table of {size} rows. "
             "Were the rows built for another tokenizer?"
         )
-    broken = ids.to(rows.device)[~torch.isfinite(rows).all(dim=1)]
-    if len(broken):
-        raise ValueError(f"{len(broken)} new rows hold NaN or infinity, the first one that of token {int(broken[0])}.")
+    invalid = ids.to(rows.device)[~torch.isfinite(rows).all(dim=1)]
+    if len(invalid):
+        raise ValueError(f"{len(invalid)} new rows contain NaN or infinity, the first one for token {int(invalid[0])}.")

@@ -1,4 +1,4 @@
-"""A weight that is spread over processes: its shape, its whole, and writing rows into it."""
+"""Read and write weights that are sharded over processes by FSDP2, tensor parallelism or DeepSpeed ZeRO."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defemb_callbacks.weights.distributed import this_process
 
 
 def is_sharded(weight: Tensor) -> bool:
-    """Whether a process holds a part of a weight only: FSDP2's or tensor parallelism's (DTensor), or ZeRO-3's.
+    """Whether each process holds only a shard: FSDP2 and tensor parallelism (both `DTensor`), or ZeRO-3.
 
     Example:
         >>> is_sharded(torch.zeros(2, 3))
@@ -26,7 +26,7 @@ def is_sharded(weight: Tensor) -> bool:
 
 
 def whole_shape(weight: Tensor) -> torch.Size:
-    """The shape of all parts together.
+    """The shape of the unsharded weight.
 
     Example:
         >>> whole_shape(torch.zeros(2, 3))
@@ -36,7 +36,7 @@ def whole_shape(weight: Tensor) -> torch.Size:
 
 
 def same_weight(one: Tensor, other: Tensor) -> bool:
-    """Whether two weights are tied: one parameter, or, after some wrappers, one memory.
+    """Whether two weights are tied: the same parameter or, inside some wrappers, the same memory.
 
     Example:
         >>> weight = torch.zeros(2, 3)
@@ -45,19 +45,19 @@ def same_weight(one: Tensor, other: Tensor) -> bool:
     """
     if one is other:
         return True
-    # The memory of sharded and of missing weights says nothing: a process may hold no row of either.
+    # Addresses are uninformative for sharded and meta weights: a process may hold no row of either.
     if is_sharded(one) or is_sharded(other) or one.is_meta or other.is_meta:
         return False
     return one.data_ptr() == other.data_ptr()
 
 
 def whole(weight: Tensor) -> Tensor:
-    """All of a weight, detached, in its own type; the weight itself, not a copy, where this process holds all of it.
+    """The unsharded weight, detached, in its own dtype; not a copy if this process holds all of it.
 
-    Of a sharded weight every process of the launch must ask at once, as the parts are exchanged.
+    For a sharded weight this is a collective operation: all processes must call it.
     """
     if isinstance(weight, DTensor):
-        # Shards that are offloaded to the CPU are exchanged on the devices of the mesh.
+        # Shards offloaded to the CPU must be gathered on the devices of the mesh.
         return weight.detach().to(weight.device_mesh.device_type).full_tensor()  # type: ignore[attr-defined]
     if _is_partitioned(weight):
         import deepspeed
@@ -69,23 +69,23 @@ def whole(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def write_into(weight: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """Overwrite rows of a weight on every process, and of the float32 copy that DeepSpeed's optimizer trains.
+    """Overwrite rows of a weight on every process, and in the float32 master copy of DeepSpeed's optimizer.
 
-    Every process must call it at once with the same rows, in the weight's own type.
+    A collective operation: all processes must call it with the same rows.
 
     Args:
-        weight: (vocabulary, d), whole or sharded; on the meta device it is awaited, see `awaits_main_process`.
+        weight: (vocabulary, d), whole or sharded. Left alone on the meta device, see `awaits_main_process`.
         ids: (n,) int64.
-        rows: (n, d).
+        rows: (n, d), in the weight's dtype.
     """
-    if weight.is_meta:  # the main process has them, and will send them with the rest of the model
+    if weight.is_meta:  # the main process holds it and broadcasts it when the model is prepared
         return
     if isinstance(weight, DTensor):
-        # Whatever the placements and however uneven the shards: torch itself shares the new table out.
+        # torch redistributes the new table: this works for all placements and for uneven shards.
         table = whole(weight).clone()
         table.index_copy_(0, ids.to(table.device), rows.to(table.device))
-        shared_out = distribute_tensor(table, weight.device_mesh, weight.placements)
-        weight.copy_(shared_out.to(weight.device))
+        sharded = distribute_tensor(table, weight.device_mesh, weight.placements)
+        weight.copy_(sharded.to(weight.device))
     elif _is_partitioned(weight):
         import deepspeed
 
@@ -98,8 +98,8 @@ def write_into(weight: Tensor, ids: Tensor, rows: Tensor) -> None:
 
 
 def _write_into_master_copy(weight: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """ZeRO's optimizer steps on a float32 copy and overwrites the weight with it: rows that it lacks are lost."""
-    # These marks are what DeepSpeed's own accessors look for.
+    """Update ZeRO's float32 master copy: the optimizer overwrites the weight with it at every step."""
+    # The attributes that DeepSpeed's own accessors check.
     if not (hasattr(weight, "_hp_mapping") or hasattr(weight, "_z3_optimizer")) or not weight.requires_grad:
         return
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
@@ -110,10 +110,10 @@ def _write_into_master_copy(weight: Tensor, ids: Tensor, rows: Tensor) -> None:
 
 
 def awaits_main_process(weight: Tensor) -> bool:
-    """Whether the main process alone has a weight yet, and will share it out when the model is prepared.
+    """Whether only the main process holds a weight so far and will broadcast it when the model is prepared.
 
-    That is what FSDP's `cpu_ram_efficient_loading` does, accelerate's default: elsewhere, the weights of
-    `from_pretrained` are on the meta device until then.
+    This is FSDP's `cpu_ram_efficient_loading`, accelerate's default: on the other processes `from_pretrained` leaves
+    the weights on the meta device until then.
 
     Example:
         >>> awaits_main_process(torch.zeros(2, 3))
@@ -123,7 +123,7 @@ def awaits_main_process(weight: Tensor) -> bool:
 
 
 def from_main_process(weight: Tensor) -> Tensor:
-    """What the main process holds of a weight, on all processes, on the CPU; each must ask at once."""
+    """Broadcast the main process's weight to the CPU of all processes, which must all call this."""
     process = this_process()
     sent = weight.detach() if process.is_main_process else torch.empty(weight.shape, dtype=weight.dtype)
     return broadcast(sent.to(process.device, copy=True)).cpu()
@@ -131,7 +131,7 @@ def from_main_process(weight: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All weights of a model that ZeRO-3 has shared out, on every process, to be read; others are as they are."""
+    """Gather all weights of a model that ZeRO-3 has partitioned, for reading; other weights are unaffected."""
     partitioned = [weight for weight in model.parameters() if _is_partitioned(weight)]
     if not partitioned:
         yield
@@ -143,12 +143,12 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let FSDP2 give up the whole weights that it keeps after an evaluation: its shards are what is trained."""
+    """Free the unsharded weights that FSDP2 keeps after an evaluation; only the shards are trained."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def _is_partitioned(weight: Tensor) -> bool:
-    # ZeRO-3 empties what it has shared out; inside a gather the weight is whole.
+    # ZeRO-3 empties the weights that it partitions; inside a gather they are whole.
     return hasattr(weight, "ds_id") and not weight.numel()
