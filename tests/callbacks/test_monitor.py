@@ -75,7 +75,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 @pytest.fixture
 def any_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if measuring took no time: in a run of milliseconds its share of the time is too little for any."""
-    monkeypatch.setattr("defemb_callbacks.callbacks.schedule.BUDGET", 1e9)
+    monkeypatch.setattr("defemb_callbacks.callbacks.schedule.TIME_BUDGET", 1e9)
 
 
 @pytest.fixture(params=["plain", "attached"])

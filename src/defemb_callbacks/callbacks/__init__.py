@@ -1,4 +1,4 @@
-"""Trainer callbacks."""
+"""Trainer callbacks: rebuild, monitor, measure senses, calibrate."""
 
 from defemb_callbacks.callbacks.calibration import CalibrationCallback
 from defemb_callbacks.callbacks.monitor import EmbeddingMonitorCallback

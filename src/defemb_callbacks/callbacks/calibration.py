@@ -1,7 +1,4 @@
-"""A calibration at the end of a Trainer run: this decides when, everything else happens in `calibrate`.
-
-Not imported by `defemb_callbacks.sentence`, as sentence-transformers is an extra.
-"""
+"""Calibrate sentence embeddings at the end of a Trainer run. Thin adapter around `sentence.calibrate`."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     PreTrainedModel,
@@ -20,33 +17,37 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.sentence.calibrate import CalibratedModel, CalibrationRefused, Method, calibrate
-from defemb_callbacks.sentence.modules import Pooling, SentenceTransformer, Transformer
 from defemb_callbacks.weights.rows import bare_model
+
+# `sentence.modules` and `sentence.calibrate` need the extra `sentence`, so they are imported inside functions.
+if TYPE_CHECKING:
+    from defemb_callbacks.sentence.calibrate import CalibratedModel, Method
+    from defemb_callbacks.sentence.modules import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
 
 class CalibrationCallback(TrainerCallback):
-    """Calibrates the sentence embeddings of a model once it is trained, and saves it as a `SentenceTransformer`.
+    """Calibrate the sentence embeddings of a trained model and save the result as a `SentenceTransformer`.
 
-    For any Trainer: a `SentenceTransformerTrainer`, or one that has fine-tuned an encoder with any head, which is left
-    out. The trained model itself is not changed. Where calibration is expected to harm, that is logged as a warning and
+    Works with any Trainer: a `SentenceTransformerTrainer`, or a `Trainer` that fine-tunes an encoder with a task head,
+    which is dropped. The trained model itself is not changed. If calibration is likely to harm, a warning is logged and
     nothing is saved.
 
     Args:
-        texts: like those that will be compared; no labels.
-        method: see `calibrate`.
-        folder: where to save, within the `output_dir` of the run.
-        pooling: see `calibrate`; `None` is the mean of the last layer, or the modules that a `SentenceTransformer` has.
-        force: calibrate even where it is expected to harm.
-        **settings: see `calibrate`.
+        texts: Unlabelled texts, similar to the texts that will be compared.
+        method: See `calibrate`.
+        folder: Name of the folder to save to, inside the `output_dir` of the run.
+        pooling: See `calibrate`. `None` uses the mean of the last layer, or the modules of a `SentenceTransformer`.
+        force: Calibrate even if it is likely to harm.
+        **settings: See `calibrate`.
 
     Attributes:
-        result: what `calibrate` gave; `None` before the end, and where nothing was done.
+        result: Result of `calibrate`; `None` until the end of training, or if calibration was refused.
 
     Raises:
-        ValueError: at train start, a model that is spread over processes (FSDP, DeepSpeed), or no tokenizer.
+        ImportError: If sentence-transformers is not installed.
+        ValueError: At the start of training, if the model is sharded (FSDP, DeepSpeed) or no tokenizer was given.
 
     Example:
         >>> callback = CalibrationCallback(["A plane is taking off.", "Two dogs."], components=256)
@@ -63,6 +64,8 @@ class CalibrationCallback(TrainerCallback):
         force: bool = False,
         **settings: Any,
     ) -> None:
+        import defemb_callbacks.sentence.modules  # noqa: F401 - fail now, not at the end of training
+
         self.texts = texts
         self.method: Method = method
         self.folder = folder
@@ -72,19 +75,24 @@ class CalibrationCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say at once what could not be done at the end."""
+        """Fail early if calibration would be impossible at the end."""
+        from defemb_callbacks.sentence.modules import SentenceTransformer
+
         if args.fsdp or args.deepspeed:
             raise ValueError(
-                "CalibrationCallback encodes texts with a whole model, and this one is spread over processes: leave "
-                "it out, and run `defemb calibrate` on the checkpoint that the run saves."
+                "CalibrationCallback needs a complete model on each process, but this one is sharded (FSDP or "
+                "DeepSpeed). Remove the callback and run `defemb calibrate` on the saved checkpoint."
             )
         if not isinstance(bare_model(kwargs["model"]), SentenceTransformer) and kwargs.get("processing_class") is None:
-            raise ValueError("CalibrationCallback needs a tokenizer: give the Trainer processing_class=tokenizer.")
+            raise ValueError("CalibrationCallback needs a tokenizer. Pass processing_class=tokenizer to the Trainer.")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Calibrate on every process, which a flow's own training needs; save on one."""
+        """Calibrate on every process, as fitting a flow requires; save on the main process."""
+        from defemb_callbacks.sentence.calibrate import CalibrationRefused, calibrate
+        from defemb_callbacks.sentence.modules import SentenceTransformer
+
         model: Any = bare_model(kwargs["model"])
         encoder = model if isinstance(model, SentenceTransformer) else _encoder(model, kwargs["processing_class"])
         try:
@@ -97,7 +105,9 @@ class CalibrationCallback(TrainerCallback):
 
 
 def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:
-    """A copy of a trained model's backbone with mean pooling."""
+    """Copy the backbone of a trained model into a `SentenceTransformer` with mean pooling."""
+    from defemb_callbacks.sentence.modules import Pooling, SentenceTransformer, Transformer
+
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""New tokens in a Trainer's run, where tokenizer and model may get them at different times."""
+"""Add new tokens in a Trainer run, where tokenizer and model may get them at different times."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from defemb_callbacks.weights.config_record import read_new_tokens_record
 from defemb_callbacks.weights.rows import table_shape, transformers_model
 
 logger = logging.getLogger(__name__)
-ROWS_LOOKED_AT = 1000
+MAX_INSPECTED_ROWS = 1000
 
 
 class NewTokens:
-    """Terms that a run adds.
-
-    Attributes:
-        report: what became of the terms, once rows are written.
+    """Terms that a run adds to its tokenizer and model.
 
     Args:
-        terms: as `define_new_tokens` takes them.
-        definitions: the dictionary.
-        config: settings.
+        terms: Terms in any form accepted by `define_new_tokens`.
+        definitions: Dictionary in any form accepted by `load_definitions`.
+        config: Settings.
+
+    Attributes:
+        report: Report of the terms; `None` before their rows are written.
     """
 
     def __init__(self, terms: TermSource, definitions: Any, config: DefinitionEMBConfig) -> None:
@@ -49,18 +49,18 @@ class NewTokens:
         self._embeddings: DefinitionEmbeddings | None = None
 
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Add the terms to a tokenizer, once."""
+        """Add the terms to a tokenizer, unless it was extended before."""
         if self._extended is not tokenizer:
             self._plan = plan_new_tokens(tokenizer, self.terms, load_definitions(self.definitions), self.config)
             self._plan.extend(tokenizer)
             self._extended = tokenizer
 
-    def write(self, model: Any, given: DefinitionEmbeddings | None = None) -> bool:
-        """Write the rows into a model, but for those that it has, as its config says.
+    def write(self, model: Any, ready_embeddings: DefinitionEmbeddings | None = None) -> bool:
+        """Write the rows of the terms into a model, except those that its config records as written.
 
         Args:
-            model: of the tokenizer that was extended.
-            given: embeddings of `config.table`, where they need not be built.
+            model: Model that uses the extended tokenizer.
+            ready_embeddings: Embeddings of `config.table`, if they need not be built.
 
         Returns:
             Whether rows were written.
@@ -72,15 +72,15 @@ class NewTokens:
         self.report = self._embeddings = self._written = None
         plan = self._missing(model)
         if not plan.terms:
-            logger.info("The model has all new tokens already.")
+            logger.info("The model already has all new tokens.")
             return False
         check_model(model)
         dictionary = load_definitions(self.definitions)
-        ready = {} if given is None else {self.config.table: given}
+        ready = {} if ready_embeddings is None else {self.config.table: ready_embeddings}
         embeddings = new_token_embeddings(model, plan, dictionary, self.config, ready)
         self.report = write_new_tokens(model, plan, embeddings, dictionary, self.config)
         if (built := embeddings.get(self.config.table)) is not None:
-            # A term that was a token already is no longer the dictionary's to define.
+            # The user's definition of a known token takes precedence over the dictionary's.
             defined = torch.tensor([token.word for token in plan.tokens], dtype=torch.int64)
             others = ~torch.isin(built.ids, defined)
             vocabulary = read_vocabulary(plan.after, table_shape(model, self.config.table)[0])
@@ -89,50 +89,50 @@ class NewTokens:
         return True
 
     def embeddings_for(self, model: Any) -> DefinitionEmbeddings | None:
-        """What the rebuild of `config.table` is to write into a model: built before its table grew."""
-        is_this = self._written is not None and self._written() is transformers_model(model)
-        return self._embeddings if is_this else None
+        """Return the embeddings of `config.table` for the rebuild, built before the table was extended."""
+        is_written = self._written is not None and self._written() is transformers_model(model)
+        return self._embeddings if is_written else None
 
     def check(self, model: Any, dataset: Any) -> None:
-        """Tell, before the first step, of new tokens that training could not use.
+        """Check, before the first step, that training can use the new tokens.
 
         Args:
-            model: about to be trained.
-            dataset: of the training, if there is one.
+            model: Model about to be trained.
+            dataset: Training data set, if there is one. A warning is logged if it contains none of the new tokens.
 
         Raises:
-            ValueError: the model was made after its Trainer, and has no rows for them.
+            ValueError: If the model has no rows for the new tokens because it was created after the Trainer.
         """
         assert self._plan is not None
         new = {index for token in self._plan.tokens if token.is_new for index in token.ids}
         if new and self._missing(model).tokens:
             raise ValueError(
-                "The model has no rows for the new tokens, as it was made when training began (model_init). Call "
-                "define_new_tokens(model, tokenizer, …) in model_init instead of new_tokens=."
+                "The model has no rows for the new tokens because model_init created it after the callback added them. "
+                "Call define_new_tokens(model, tokenizer, …) in model_init instead of passing new_tokens=."
             )
         if not new or not hasattr(dataset, "__len__") or not len(dataset):
             return
-        rows = [dataset[index] for index in spread(len(dataset), ROWS_LOOKED_AT)]
-        # What is tokenized only in the collator cannot be looked at.
+        rows = [dataset[index] for index in spread(len(dataset), MAX_INSPECTED_ROWS)]
+        # Data sets that are tokenized in the collator cannot be checked.
         if all("input_ids" in row for row in rows) and not any(new & set(_ids(row["input_ids"])) for row in rows):
             logger.warning(
-                "None of the %d new tokens is in the training data (%d rows of it were looked at). Was it tokenized "
-                "before they were added? Pass tokenizer= to the callback, and tokenize after it is made.",
+                "None of the %d new tokens occurs in the training data (%d rows checked). It may have been tokenized "
+                "before they were added: pass tokenizer= to the callback and tokenize after creating it.",
                 len(new),
                 len(rows),
             )
 
     def _missing(self, model: Any) -> TokenPlan:
-        """The plan but for the terms whose rows the model has."""
+        """Return the plan without the terms whose rows the model already has."""
         assert self._plan is not None
-        noted = read_new_tokens_record(model) or {}
-        wanted = [term for term in self._plan.terms if noted.get(term.text) != term_fingerprint(term, self.config)]
+        recorded = read_new_tokens_record(model) or {}
+        wanted = [term for term in self._plan.terms if recorded.get(term.text) != term_fingerprint(term, self.config)]
         tokens = tuple(token for token in self._plan.tokens if token.term in wanted)
         return replace(self._plan, terms=tuple(wanted), tokens=tokens)
 
 
 def _ids(row: Any) -> Iterator[int]:
-    """The ids of a row, which may hold several texts (multiple choice)."""
+    """Yield the ids of a row, which may contain several texts (multiple choice)."""
     for item in row:
         if isinstance(item, Iterable):
             yield from _ids(item)

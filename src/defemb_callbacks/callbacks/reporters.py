@@ -1,4 +1,4 @@
-"""Metrics that are known only after the Trainer's reporters have run, sent to the runs that these have started."""
+"""Where logged metrics go: to the run's trackers (all of them) and to its progress bar (the headline metrics only)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import (
     DagsHubCallback,
     MLflowCallback,
@@ -24,34 +31,58 @@ from transformers.integrations import (
 logger = logging.getLogger(__name__)
 EVENT_FILES = "events.out.tfevents.*"
 
+# Shown in the progress bar and next to the metrics of an evaluation.
+HEADLINES = tuple(f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc") for group in ("all", "rare"))
+
+
+class HeadlineFilter(TrainerCallback):
+    """Remove all embedding metrics except the headlines from a log row.
+
+    Its place is between the trackers, which get the whole row, and the progress bar, which prints it.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        for key in [key for key in logs or () if key.startswith("defemb/") and key not in HEADLINES]:
+            del logs[key]
+
+
+def insert_headline_filter(callbacks: list[TrainerCallback]) -> None:
+    """Insert a `HeadlineFilter` before the first callback that prints whole rows.
+
+    Args:
+        callbacks: The callbacks of a Trainer in calling order, changed in place.
+    """
+    printers = [i for i, callback in enumerate(callbacks) if isinstance(callback, (PrinterCallback, ProgressCallback))]
+    callbacks.insert(printers[0] if printers else len(callbacks), HeadlineFilter())
+
 
 class ForwardingReporters:
-    """Sends metrics to every tracker of a run, at the step of the Trainer's own row. For the main process only.
+    """Send metrics to every tracker of a run at the current step. For the main process only.
 
-    The Trainer's reporters stand before user callbacks and have logged a row when these see it. A second instance of
-    one would set up the run once more: trackio's ends it and begins another, MLflow's begins another within it where
-    `MLFLOW_NESTED_RUN` is set. So the tracker itself is asked for the run that is active in this process: W&B, MLflow
-    (which DagsHub is, too) and trackio know it, and TensorBoard merges the event files of a folder. Where no run is
-    active, nothing is sent. Trackers that cannot be asked are named in one warning.
+    The Trainer's reporters run before user callbacks, so they have already logged a row when a user callback sees it.
+    A second instance of a reporter would set up the run again: trackio would end the run and start another, and MLflow
+    would start a nested run if `MLFLOW_NESTED_RUN` is set. Instead, the tracker's own library is asked for the active
+    run of this process (W&B, MLflow including DagsHub, trackio). TensorBoard merges all event files in a folder. If no
+    run is active, nothing is sent. Trackers without such an interface are listed in one warning.
 
     Args:
         args: `report_to` names the trackers.
-        own: the Trainer's callbacks, where they are known: its reporters get the metrics then, of whatever tracker.
+        trainer_callbacks: The callbacks of the Trainer, if known. Metrics then go to its own reporters, whatever the
+            tracker.
     """
 
-    def __init__(self, args: TrainingArguments, own: Iterable[TrainerCallback] | None = None) -> None:
-        self._reporters: list[TrainerCallback] = []
+    def __init__(self, args: TrainingArguments, trainer_callbacks: Iterable[TrainerCallback] | None = None) -> None:
         classes = get_reporting_integration_callbacks(args.report_to)
-        if own is not None:
-            self._reporters += [callback for callback in own if isinstance(callback, tuple(classes))]
+        if trainer_callbacks is not None:
+            self._reporters = [callback for callback in trainer_callbacks if isinstance(callback, tuple(classes))]
             return
-        self._reporters += [JOINING[reporter_class]() for reporter_class in classes if reporter_class in JOINING]
-        # Those that log no rows, such as CodeCarbon's, have nothing to miss.
-        others = [other for other in classes if other not in JOINING and other.on_log is not TrainerCallback.on_log]
-        if others:
+        self._reporters = [RUN_REPORTERS[cls]() for cls in classes if cls in RUN_REPORTERS]
+        # Reporters without `on_log`, such as CodeCarbon's, log no rows.
+        unsupported = [cls for cls in classes if cls not in RUN_REPORTERS and cls.on_log is not TrainerCallback.on_log]
+        if unsupported:
             logger.warning(
-                "The metrics of the embeddings do not reach %s: call callback.attach(trainer) before trainer.train().",
-                ", ".join(other.__name__ for other in others),
+                "The embedding metrics are not sent to %s. Call callback.attach(trainer) before trainer.train().",
+                ", ".join(cls.__name__ for cls in unsupported),
             )
 
     def log(
@@ -67,14 +98,14 @@ class ForwardingReporters:
             reporter.on_log(args, state, control, logs=dict(metrics), **kwargs)
 
     def close(self) -> None:
-        """Close what was opened here, at the end of training. What is logged later opens it again."""
+        """Close the files opened here at the end of training. Logging again reopens them."""
         for reporter in self._reporters:
             if isinstance(reporter, _TensorBoardRun):
                 reporter.close()
 
 
 class _TensorBoardRun(TrainerCallback):
-    """Adds an event file to the folder that the Trainer's writer uses."""
+    """Add an event file to the folder of the Trainer's writer."""
 
     def __init__(self) -> None:
         self._callback = TensorBoardCallback()
@@ -92,7 +123,7 @@ class _TensorBoardRun(TrainerCallback):
 
 
 class _WandbRun(TrainerCallback):
-    """Adds to the W&B run of this process, whose charts are over `train/global_step`."""
+    """Log to the active W&B run, whose x-axis is `train/global_step`."""
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         run = import_module("wandb").run
@@ -101,31 +132,32 @@ class _WandbRun(TrainerCallback):
 
 
 class _MLflowRun(TrainerCallback):
-    """Adds to the innermost active MLflow run of this thread."""
+    """Log to the innermost active MLflow run of this thread."""
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         mlflow = import_module("mlflow")
-        if mlflow.active_run() is not None:  # else MLflow would start one
+        if mlflow.active_run() is not None:  # otherwise, MLflow would start a run
             metrics = {re.sub(r"[^0-9A-Za-z_\-. :/]", "_", key): value for key, value in logs.items()}
             mlflow.log_metrics(metrics, step=state.global_step, synchronous=False)
 
 
 class _TrackioRun(TrainerCallback):
-    """Adds to the trackio run of this process."""
+    """Log to the active trackio run."""
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         trackio = import_module("trackio")
         run = trackio.context_vars.current_run.get()
         if run is None:
             return
-        # trackio numbers the rows and draws over that number: this one gets the number of the loss before it, so that
-        # the losses to come keep theirs.
-        following = getattr(run, "_next_step", None)
-        step = None if following is None else max(following - 1, 0)
+        # The x-axis of trackio is its own row counter. Reuse the number of the loss row just logged, so that later
+        # losses keep their numbers.
+        next_step = getattr(run, "_next_step", None)
+        step = None if next_step is None else max(next_step - 1, 0)
         trackio.log({**rewrite_logs(logs), "train/global_step": state.global_step}, step=step)
 
 
-JOINING: dict[type[TrainerCallback], type[TrainerCallback]] = {
+# Reporters that log to the active run of a tracker instead of starting one.
+RUN_REPORTERS: dict[type[TrainerCallback], type[TrainerCallback]] = {
     DagsHubCallback: _MLflowRun,
     MLflowCallback: _MLflowRun,
     TensorBoardCallback: _TensorBoardRun,
@@ -135,9 +167,10 @@ JOINING: dict[type[TrainerCallback], type[TrainerCallback]] = {
 
 
 def _newest_event_folder(output_dir: Path) -> str | None:
-    # The default is named after the second in which the run began, so it cannot be computed again.
+    """Find the folder of the Trainer's writer; `None` if the user removed the Trainer's TensorBoard callback."""
+    # The name of the default folder contains the start time, so it cannot be computed again.
     events = [*Path(output_dir, "runs").rglob(EVENT_FILES)]
-    given = os.environ.get("TENSORBOARD_LOGGING_DIR")
-    if given:
-        events += Path(given).expanduser().glob(EVENT_FILES)
-    return str(max(events, key=os.path.getmtime).parent) if events else None  # none: the Trainer's own was removed
+    logging_dir = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if logging_dir:
+        events += Path(logging_dir).expanduser().glob(EVENT_FILES)
+    return str(max(events, key=os.path.getmtime).parent) if events else None

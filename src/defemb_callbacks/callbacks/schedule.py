@@ -1,4 +1,4 @@
-"""When a run is measured, and what that has cost."""
+"""When a training run is measured, and how much time measuring has taken."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from contextlib import contextmanager
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-MOST_ROWS = 20  # measurements between start and end: enough for a curve
+MAX_MEASUREMENTS = 20  # between start and end: enough for a curve
 
-# Share of a run's time; start, end and pictures, which have their price, then come out below 1 % of ten minutes.
-BUDGET = 0.005
+# Maximum share of the run time. Together with start, end and pictures this stays below 1 % of a ten-minute run.
+TIME_BUDGET = 0.005
 
 
 class MeasuringSchedule:
-    """Says when to measure, so that curves are complete and nobody waits for them.
+    """Decide at which steps to measure, within a time budget.
 
     Args:
-        every: measure every so many steps, whatever it costs. `None`: at most 20 times, evenly, each time only if all
-            measuring, that one included, takes less than 0.5 % of the time since this object was made; and at the end.
-        max_steps: length of the run.
+        every: Measure every `every` steps, whatever it costs. `None` measures at the last step and at most 20 times
+            before it, evenly spaced, and skips a measurement if all measuring, including that one, would take more
+            than 0.5 % of the time since this object was created.
+        max_steps: Total number of training steps.
 
     Attributes:
-        last_step: where the run was measured last; -1 before.
-        seconds: what all measuring has taken.
+        last_step: Step of the last measurement; -1 before the first one.
+        seconds: Total time spent on measuring.
 
     Example:
         >>> schedule = MeasuringSchedule(every=50, max_steps=120)
@@ -38,35 +39,38 @@ class MeasuringSchedule:
         self.max_steps = max_steps
         self.last_step = -1
         self.seconds = 0.0
-        self._latest = 0.0
-        self._began = time.perf_counter()
+        self._last_duration = 0.0
+        self._start_time = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
-        """Whether to measure in the row of the log of this step. Every process has to ask, and gets the same answer."""
+        """Return whether to measure at this step.
+
+        All processes must call this; they all get the same answer.
+        """
         if self.every:
             return step % self.every == 0
         if step >= self.max_steps:
             return True
-        return (step - self.last_step) * MOST_ROWS >= self.max_steps and self.is_affordable()
+        return (step - self.last_step) * MAX_MEASUREMENTS >= self.max_steps and self.is_affordable()
 
     def is_affordable(self) -> bool:
-        """Whether one more measurement keeps within the budget; always, where the user has set the steps.
+        """Return whether one more measurement fits the time budget; always `True` if `every` is set.
 
-        Every process has to ask, and gets the same answer: the main one's, as clocks differ.
+        All processes must call this; they all get the answer of the main process, because clocks differ.
         """
         if self.every:
             return True
-        elapsed = time.perf_counter() - self._began
-        answer = [self.seconds + self._latest <= BUDGET * elapsed]
+        elapsed = time.perf_counter() - self._start_time
+        answer = [self.seconds + self._last_duration <= TIME_BUDGET * elapsed]
         if PartialState().num_processes > 1:
             broadcast_object_list(answer)
         return answer[0]
 
     @contextmanager
     def measuring(self, step: int) -> Iterator[None]:
-        """The time that the block takes is that of the measurement at this step."""
-        began = time.perf_counter()
+        """Time the measurement at this step. A block that raises does not count."""
+        start = time.perf_counter()
         yield
-        self._latest = time.perf_counter() - began
-        self.seconds += self._latest
+        self._last_duration = time.perf_counter() - start
+        self.seconds += self._last_duration
         self.last_step = step

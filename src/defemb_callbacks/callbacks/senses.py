@@ -1,4 +1,4 @@
-"""The senses of a model while it is trained: this decides when, everything else happens elsewhere."""
+"""Measure the senses of tokens during a Trainer run. Thin adapter around `senses.analysis.measure_senses`."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from transformers import (
     TrainingArguments,
 )
 
+from defemb_callbacks.callbacks.monitor import find_tokenizer
 from defemb_callbacks.callbacks.reporters import ForwardingReporters
 from defemb_callbacks.senses.analysis import measure_senses
+from defemb_callbacks.senses.build import build_from_states
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.layer import require_own_states
-from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, tokenize_texts
-from defemb_callbacks.senses.states import sampled_states
+from defemb_callbacks.senses.model import require_no_senses
+from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import bare_model, embedding_weight
 
 
 class SenseMonitorCallback(TrainerCallback):
-    """Logs what senses the tokens of a model have: how many, how well they stand for its states, how evenly used.
+    """Log sense metrics: number of senses per token, how well they fit the hidden states, how evenly they are used.
 
-    In the rows of evaluations and in the last row of a run, a dictionary of the model as it is then is built of some
-    texts. The keys are those of `measure_senses`, by the frequency groups of the vocabulary's order; they reach the
-    history and every tracker of `report_to`.
+    With each evaluation and at the end of training, a sense dictionary of the current model is built from `texts`. The
+    metrics of `measure_senses`, by frequency group, are added to the log history and to every tracker in `report_to`.
 
     Args:
-        texts: a few thousand, like those that the model reads; each measurement reads all of them.
-        config: of the dictionaries; with the default rule the number of senses does not change.
-        tokenizer: needed only where the Trainer got no `processing_class`.
-        **overrides: single settings of the config.
+        texts: A few thousand texts similar to the model's input. Each measurement encodes all of them.
+        config: Settings of the dictionaries. With the default `rule`, the number of senses per token is fixed.
+        tokenizer: Needed only if the Trainer has no `processing_class`.
+        **overrides: Single settings of the config.
 
     Attributes:
-        dictionary: the last one that was built; `None` before the first measurement.
+        dictionary: The last dictionary that was built; `None` before the first measurement.
 
     Raises:
-        ValueError: a setting outside its range; at train start, no tokenizer, no text, or a model that gives senses.
+        ValueError: If a setting is out of range; at the start of training, if there is no tokenizer or no text, or if
+            the model's outputs are sense vectors already.
 
     Example:
         >>> callback = SenseMonitorCallback(["The bank lends money.", "The river has two banks."], rule="silhouette")
@@ -58,9 +59,14 @@ class SenseMonitorCallback(TrainerCallback):
         tokenizer: PreTrainedTokenizerBase | None = None,
         **overrides: Any,
     ) -> None:
+        # Settings
         self.texts, self.tokenizer = texts, tokenizer
         self.config = SenseConfig.resolve(config, overrides)
+
+        # Result
         self.dictionary: SenseDictionary | None = None
+
+        # Internal state; on_train_begin sets the rest
         self._plan: SamplePlan | None = None
         self._measured_step = -1
         self._reporters: ForwardingReporters | None = None
@@ -74,14 +80,9 @@ class SenseMonitorCallback(TrainerCallback):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Choose whose states are looked at, the same ones in each measurement."""
-        tokenizer = self.tokenizer or getattr(processing_class, "tokenizer", processing_class)
-        if tokenizer is None:
-            raise ValueError(
-                "SenseMonitorCallback needs the tokenizer. Pass processing_class=tokenizer to the Trainer, or "
-                "SenseMonitorCallback(texts, tokenizer=tokenizer)."
-            )
-        require_own_states(bare_model(model))  # type: ignore[arg-type]
+        """Choose the tokens whose hidden states are read, the same in each measurement."""
+        tokenizer = find_tokenizer(self, processing_class)
+        require_no_senses(bare_model(model))  # type: ignore[arg-type]
         self._vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         self._groups = frequency_groups(frequency_rank(self._vocabulary))
         self._texts = tokenize_texts(tokenizer, self.texts, self.config.max_length)
@@ -97,12 +98,12 @@ class SenseMonitorCallback(TrainerCallback):
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Measure, and add what was found to the row."""
-        if self._plan is None:  # an evaluation before any training
+        """Measure and add the metrics to the log row."""
+        if self._plan is None:  # evaluation without training
             return
         if logs is None or not any(key.startswith("eval_") or key == "train_runtime" for key in logs):
             return
-        if state.global_step == self._measured_step:  # another data set, or the end of the run, at the same step
+        if state.global_step == self._measured_step:  # already measured at this step
             return
         self._measured_step = state.global_step
         metrics = self._measure(bare_model(model), self._plan)
@@ -115,13 +116,13 @@ class SenseMonitorCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let go of the trackers."""
+        """Close the reporters."""
         if self._reporters is not None:
             self._reporters.close()
 
     def _measure(self, model: Any, plan: SamplePlan) -> dict[str, float]:
         config = self.config
         states = sampled_states(model, self._texts, plan, layer=config.layer, batch_size=config.batch_size)
-        self.dictionary = SenseDictionary.of_states(states, plan.offsets, self._vocabulary, config, device=model.device)
+        self.dictionary = build_from_states(states, plan.offsets, self._vocabulary, config, device=model.device)
         ids = torch.repeat_interleave(plan.offsets.diff())
         return measure_senses(self.dictionary, states, ids, self._groups)
