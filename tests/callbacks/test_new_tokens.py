@@ -127,8 +127,8 @@ def test_data_without_the_new_tokens_are_told(tokenizer, model, tmp_path, caplog
     )
     with caplog.at_level(logging.WARNING, "defemb_callbacks"):
         trainer.train()
-    assert "None of the 2 new tokens is in the training data (64 rows" in caplog.text
-    assert "Pass tokenizer= to the callback" in caplog.text
+    assert "None of the 2 new tokens occurs in the training data (64 rows" in caplog.text
+    assert "pass tokenizer= to the callback" in caplog.text
 
 
 def test_a_model_made_in_training_is_refused(tokenizer, tmp_path):

@@ -91,7 +91,7 @@ def test_a_tracker_that_cannot_be_joined_is_named_once_and_skipped(tmp_path, cap
         log(reporters, args, 2)
     [record] = caplog.records
     # CodeCarbon's callback logs no rows, so nothing is missing there.
-    assert "do not reach CometCallback, ClearMLCallback: call callback.attach(trainer)" in record.message
+    assert "are not sent to CometCallback, ClearMLCallback. Call callback.attach(trainer)" in record.message
 
 
 def test_the_trainers_own_reporters_get_the_metrics_where_they_are_known(tmp_path, caplog) -> None:

@@ -297,7 +297,7 @@ def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokeniz
     assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours
     without = Trainer(model, tiny.training_args(tmp_path), train_dataset=tiny.tiny_dataset(tokenizer))
     without.add_callback(SenseMonitorCallback(TEXTS))
-    with pytest.raises(ValueError, match="SenseMonitorCallback needs the tokenizer"):
+    with pytest.raises(ValueError, match="SenseMonitorCallback needs a tokenizer"):
         without.train()
     given = with_senses(model, SenseDictionary.build(model, tokenizer, TEXTS, senses=3))
     with pytest.raises(ValueError, match="gives senses already, its own states are needed"):

@@ -159,9 +159,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         restore_records(model, applied)
         if read_record(model, self.config.table) is None:
             self.report = None
-            logger.warning(
-                "The checkpoint that the run resumes from was not rebuilt. Its embeddings are kept as they are."
-            )
+            logger.warning("The checkpoint to resume from was not rebuilt. Its embeddings are kept as they are.")
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
         if self.embeddings is not None:
