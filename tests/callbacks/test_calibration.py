@@ -109,12 +109,12 @@ def test_trainer_without_a_tokenizer(tokenizer: PreTrainedTokenizerBase, tmp_pat
         train_dataset=tiny.tiny_dataset(tokenizer),
         callbacks=[CalibrationCallback(TEXTS)],
     )
-    with pytest.raises(ValueError, match="CalibrationCallback needs a tokenizer. Pass processing_class"):
+    with pytest.raises(ValueError, match=r"CalibrationCallback needs a tokenizer\. Pass processing_class"):
         trainer.train()
 
 
 def test_model_that_is_spread_over_processes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     args = tiny.training_args(tmp_path)
     args.fsdp = True
-    with pytest.raises(ValueError, match="sharded.*Remove the callback and run `defemb calibrate`"):
+    with pytest.raises(ValueError, match=r"sharded.*Remove the callback and run `defemb calibrate`"):
         CalibrationCallback(TEXTS).on_train_begin(args, None, None, model=tiny.tiny_bert(tokenizer))  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_the_rows_are_those_of_build_and_apply(trainer, model, tokenizer) -> Non
 
 def test_without_a_tokenizer_the_error_says_what_to_pass(trainer, model) -> None:
     before = read_table(model)
-    with pytest.raises(ValueError, match=r"DefinitionEMBCallback needs a tokenizer. Pass processing_class=tokenizer"):
+    with pytest.raises(ValueError, match=r"DefinitionEMBCallback needs a tokenizer\. Pass processing_class=tokenizer"):
         trainer(glossary_callback(), model=model, processing_class=None)
     assert torch.equal(read_table(model), before)
     with pytest.raises(ValueError, match="EmbeddingMonitorCallback needs a tokenizer"):

@@ -16,11 +16,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.callbacks.reporters import HEADLINES, ForwardingReporters, insert_headline_filter
+from defemb_callbacks.callbacks.reporters import ForwardingReporters, insert_headline_filter
 from defemb_callbacks.callbacks.schedule import MeasuringSchedule
 from defemb_callbacks.callbacks.snapshots import RunSnapshots
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
+from defemb_callbacks.metrics.catalog import HEADLINES
 from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
 from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reporting.run_files import save_pictures

@@ -28,11 +28,10 @@ from transformers.integrations import (
     rewrite_logs,
 )
 
+from defemb_callbacks.metrics.catalog import HEADLINES
+
 logger = logging.getLogger(__name__)
 EVENT_FILES = "events.out.tfevents.*"
-
-# Shown in the progress bar and next to the metrics of an evaluation.
-HEADLINES = tuple(f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc") for group in ("all", "rare"))
 
 
 class HeadlineFilter(TrainerCallback):
