@@ -89,7 +89,7 @@ def test_inspect_prints_tables(run, checkpoint, glossary) -> None:
     assert "word piece                 32    6.7%" in text
     assert "glossary (66 words) defines 66 of 374 words (17.6%), and 66 tokens in all." in text
     assert [line.split()[0] for line in text.splitlines()[-4:]] == ["all", "frequent", "medium", "rare"]
-    assert "Rebuilt before" not in text
+    assert "Rebuilt:" not in text
 
 
 def test_inspect_compares_models(run, checkpoint, glossary, tmp_path) -> None:
@@ -98,7 +98,7 @@ def test_inspect_compares_models(run, checkpoint, glossary, tmp_path) -> None:
     run("apply", checkpoint, embeddings, "--output", new)
     text = run("inspect", checkpoint, new, "--definitions", glossary)
     assert text.splitlines()[0].split() == ["model", "new"]
-    assert "66 tokens have other embeddings than in model." in text
+    assert "66 tokens have different embeddings than in model." in text
     found = json.loads(run("inspect", checkpoint, new, "--definitions", glossary, "--json"))
     assert [model["model"] for model in found] == [str(checkpoint), str(new)]
     assert found[0] == json.loads(run("inspect", checkpoint, "--definitions", glossary, "--json"))
@@ -204,8 +204,8 @@ def test_a_rebuilt_model_is_told_and_kept_unless_forced(run, refused, checkpoint
     new, again, embeddings = tmp_path / "new", tmp_path / "again", tmp_path / "embeddings"
     run("build", checkpoint, "--output", embeddings, "--definitions", glossary)
     run("apply", checkpoint, embeddings, "--output", new, "--blend", 0.3, "--blend-floor", 1)
-    assert run("inspect", new, "--definitions", glossary).endswith("Rebuilt before: 66 rows (blend).\n")
-    assert "were rebuilt before" in refused("apply", new, embeddings, "--output", again)
+    assert run("inspect", new, "--definitions", glossary).endswith("Rebuilt: 66 rows (blend).\n")
+    assert "already been rebuilt" in refused("apply", new, embeddings, "--output", again)
     assert not again.exists()
     run("apply", new, embeddings, "--output", again, "--force")
     tables = [read_table(BertForSequenceClassification.from_pretrained(folder)) for folder in (new, again)]
@@ -248,7 +248,7 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
         "features contains 'all'": ("build", checkpoint, *output, "--features", "all"),
         "missing-model": ("inspect", tmp_path / "missing-model"),
         "no folder": ("apply", checkpoint, tmp_path / "missing", *output),
-        "holds no definition embeddings": ("apply", checkpoint, checkpoint, *output),
+        "contains no definition embeddings": ("apply", checkpoint, checkpoint, *output),
         "blend=3.0 is not between 0 and 1": ("apply", checkpoint, tmp_path, *output, "--blend", 3),
         "is MODEL itself": ("apply", checkpoint, tmp_path, "--output", checkpoint),
         "--projector needs a folder": ("inspect", checkpoint, "--projector"),
@@ -274,7 +274,7 @@ def test_embeddings_of_another_tokenizer_are_refused(refused, checkpoint, glossa
     model = tiny_bert(tokenizer, vocab_size=len(tokenizer) + 8)
     build_definition_embeddings(model, tokenizer, tiny_glossary()).save_pretrained(tmp_path / "embeddings")
     error = refused("apply", checkpoint, tmp_path / "embeddings", "--output", tmp_path / "out")
-    assert "another tokenizer (484 entries there, 476 here)" in error
+    assert "another tokenizer: it has 484 entries, this one 476" in error
 
 
 @pytest.mark.parametrize("command", ["inspect", "build", "apply"])

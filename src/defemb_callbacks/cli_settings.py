@@ -1,4 +1,4 @@
-"""Settings as options of a command, so that each is written, validated and explained once: in the config."""
+"""Turn fields of `DefinitionEMBConfig` into command-line options, so that each setting is defined only once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from defemb_callbacks.config import DefinitionEMBConfig
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these fields of the config, and the config made of them."""
+    """Decorate a command with one option per config field. The command gets the resulting `config` as a keyword.
+
+    Args:
+        *names: Names of fields of `DefinitionEMBConfig`.
+    """
     hints = get_type_hints(DefinitionEMBConfig)
     defaults = DefinitionEMBConfig()
     options = []
@@ -22,7 +26,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
         choices = None
         if get_origin(kind) is Literal:
             kind, choices = str, "|".join(get_args(kind))
-        elif field.name == "constructor":  # a dict, or text that says the same
+        elif field.name == "constructor":  # JSON text or a JSON file instead of a dict
             kind = str | None
         option = Annotated[kind, typer.Option(metavar=choices, help=field.metadata["help"])]
         default = getattr(defaults, field.name)
@@ -37,7 +41,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
             given = {name: values.pop(name) for name in names}
             if values.get("paper") is None:
                 config = DefinitionEMBConfig(**given)
-            else:  # whose settings give way to what was typed, and to nothing else
+            else:  # options given on the command line override the paper's settings; defaults do not
                 sources = {name: context.get_parameter_source(name) for name in given}
                 typed = {
                     name: value for name, value in given.items() if getattr(sources[name], "name", "") != "DEFAULT"
