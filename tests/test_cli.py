@@ -236,7 +236,7 @@ def test_calibrate_saves_a_sentence_transformer(run, checkpoint, texts, tmp_path
 
 def test_calibrate_refuses_settings_of_another_method(refused, checkpoint, texts, tmp_path) -> None:
     options = ("--output", tmp_path / "calibrated", "--method", "flow", "--components", 8)
-    assert "--components is for whitening, not for flow" in refused("calibrate", checkpoint, texts, *options)
+    assert "--components cannot be used with --method flow" in refused("calibrate", checkpoint, texts, *options)
 
 
 def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
@@ -250,8 +250,8 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
         "no folder": ("apply", checkpoint, tmp_path / "missing", *output),
         "contains no definition embeddings": ("apply", checkpoint, checkpoint, *output),
         "blend=3.0 is not between 0 and 1": ("apply", checkpoint, tmp_path, *output, "--blend", 3),
-        "is MODEL itself": ("apply", checkpoint, tmp_path, "--output", checkpoint),
-        "--projector needs a folder": ("inspect", checkpoint, "--projector"),
+        "is the folder of MODEL": ("apply", checkpoint, tmp_path, "--output", checkpoint),
+        "--projector requires an output folder": ("inspect", checkpoint, "--projector"),
     }.items():
         assert word in refused(*arguments)
     assert not (tmp_path / "out").exists()
@@ -267,7 +267,7 @@ def test_missing_matplotlib_is_one_line_too(refused, checkpoint, glossary, tmp_p
 def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpoint) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["SpecialBert"]}))
-    assert "no model class 'SpecialBert'; --trust-remote-code" in refused("inspect", checkpoint)
+    assert "no class 'SpecialBert'. Pass --trust-remote-code" in refused("inspect", checkpoint)
 
 
 def test_embeddings_of_another_tokenizer_are_refused(refused, checkpoint, glossary, tokenizer, tmp_path) -> None:

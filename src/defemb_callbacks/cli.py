@@ -52,9 +52,7 @@ APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow custom code from the MODEL repository.")
-]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run custom code that comes with MODEL.")]
 Sources = Annotated[
     list[str] | None,
     typer.Option(
@@ -84,7 +82,7 @@ def inspect_models(
     output: Annotated[Path | None, typer.Option(help="Save an HTML page and pictures in this folder.")] = None,
     projector: Annotated[
         bool,
-        typer.Option("--projector", help="With --output: also save files for the TensorBoard embedding projector."),
+        typer.Option("--projector", help="With --output: also save files for TensorBoard's projector."),
     ] = False,
     ratings: Annotated[
         Path | None, typer.Option(help="File of human similarity ratings (word, word, score) to correlate with.")
@@ -197,16 +195,14 @@ def define(
 @app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a sentence-transformers or transformers model.")],
-    texts: Annotated[
-        Path, typer.Argument(help="Text file, one text per line, similar to the texts that will be compared.")
-    ],
+    texts: Annotated[Path, typer.Argument(help="File with one text per line, like those to be compared.")],
     output: Output,
     method: Annotated[
         str, typer.Option(metavar="whitening|flow|standardization|top_removal", help="Calibration method.")
     ] = "whitening",
     pooling: Annotated[
         str | None,
-        typer.Option(help="last, first_last, last_two, layer:N or static. Default: the model's own pooling."),
+        typer.Option(help="last, first_last, last_two, layer:N or static. Default: the model's own."),
     ] = None,
     components: Annotated[
         int | None, typer.Option(help="With whitening: number of principal directions to keep. Default: all.")
@@ -234,18 +230,16 @@ def calibrate(
 @app.command()
 def senses(
     model: Model,
-    texts: Annotated[
-        Path, typer.Argument(help="Text file, one text per line, similar to the texts the senses will be used on.")
-    ],
+    texts: Annotated[Path, typer.Argument(help="File with one text per line, like the model's input.")],
     output: Annotated[Path | None, typer.Option(help="Save the sense dictionary in this folder.")] = None,
     word: Annotated[list[str] | None, typer.Option(help="Show the senses of this word. Can be repeated.")] = None,
     definitions: Sources = None,
     number: Annotated[int, typer.Option("--senses", help="Maximum number of senses per token.")] = 20,
     rule: Annotated[
-        str, typer.Option(metavar="fixed|markov|silhouette", help="How the number of senses is chosen.")
+        str, typer.Option(metavar="fixed|markov|silhouette", help="Choice of the number of senses.")
     ] = "fixed",
     similarity: Annotated[
-        str, typer.Option(metavar="dot|cosine|euclidean", help="Similarity used to choose a sense.")
+        str, typer.Option(metavar="dot|cosine|euclidean", help="Similarity to choose a sense by.")
     ] = "dot",
     storage: Annotated[
         str, typer.Option(metavar="float32|float16|product", help="Format of the saved vectors.")
@@ -255,9 +249,7 @@ def senses(
 ) -> None:
     """Find the senses of tokens in texts, save them as a sense dictionary, and label the senses of words."""
     if output is None and not word:
-        raise ValueError(
-            "Nothing to do. Pass --word WORD to show its senses, --output DIR to save all of them, or both."
-        )
+        raise ValueError("Nothing to do. Pass --word WORD to show its senses, or --output DIR to save all senses.")
     config = SenseConfig(senses=number, rule=rule, similarity=similarity)  # type: ignore[arg-type]
     network, tokenizer = _load(model, revision, trust_remote_code)
     tokens = tokens_of_words(read_vocabulary(tokenizer, table_shape(network)[0]), word or [])
@@ -284,7 +276,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> tuple[Pre
     wanted = next((auto for auto, target in registered if str(target).endswith(f".{architecture}")), architecture)
     if not hasattr(transformers, wanted):
         raise ValueError(
-            f"transformers has no model class {architecture!r}. Pass --trust-remote-code to run custom code of the model."
+            f"transformers has no class {architecture!r}. Pass --trust-remote-code to run the model's own."
         )
     model = getattr(transformers, wanted).from_pretrained(name, **settings)
     return model.eval(), AutoTokenizer.from_pretrained(name, **settings)

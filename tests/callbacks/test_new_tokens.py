@@ -240,4 +240,4 @@ def test_the_command_line(tokenizer, model, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["define", str(tmp_path / "model"), str(tmp_path / "terms.tsv"), "--output", str(tmp_path / "model")])
     assert end.value.code == 1
-    assert "is MODEL itself" in capsys.readouterr().err
+    assert "is the folder of MODEL" in capsys.readouterr().err

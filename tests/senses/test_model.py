@@ -393,7 +393,7 @@ def test_command(
     torch.testing.assert_close(saved.vectors, expected.vectors, atol=1e-2, rtol=1e-2)
     code, printed = run()
     assert code == 1
-    assert "Nothing to do: say --word WORD" in printed.err
+    assert "Nothing to do. Pass --word WORD" in printed.err
     code, printed = run("--word", "pembrolizumab")
     assert code == 1
     assert "is no token of this model" in printed.err
