@@ -35,24 +35,24 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        own = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
+        parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
 
         def run(context: typer.Context, **values: Any) -> None:
-            given = {name: values.pop(name) for name in names}
+            settings = {name: values.pop(name) for name in names}
             if values.get("paper") is None:
-                config = DefinitionEMBConfig(**given)
+                config = DefinitionEMBConfig(**settings)
             else:  # options given on the command line override the paper's settings; defaults do not
-                sources = {name: context.get_parameter_source(name) for name in given}
-                typed = {
-                    name: value for name, value in given.items() if getattr(sources[name], "name", "") != "DEFAULT"
+                sources = {name: context.get_parameter_source(name) for name in settings}
+                explicit = {
+                    name: value for name, value in settings.items() if getattr(sources[name], "name", "") != "DEFAULT"
                 }
-                config = DefinitionEMBConfig.paper(values["paper"], **typed)
+                config = DefinitionEMBConfig.paper(values["paper"], **explicit)
             command(config=config, **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         first = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-        run.__signature__ = signature.replace(parameters=[first, *own, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *own, *options]}
+        run.__signature__ = signature.replace(parameters=[first, *parameters, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *parameters, *options]}
         return run
 
     return decorate
