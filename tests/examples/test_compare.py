@@ -13,9 +13,7 @@ import run_glue
 from intervals import paired_interval, seed_interval
 from scipy.stats import norm, t, ttest_1samp
 
-from glue_runs import options, place
-
-__all__ = ["place"]  # the fixture
+from glue_runs import options
 
 VARIANTS = ("baseline", "better")
 
