@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 help:
 	@echo "make demo   rebuild real embeddings in a real Trainer run and show what that changed"
 	@echo "make test   the tests and doctests, all but the slow ones"
-	@echo "make lint   ruff and mypy"
+	@echo "make lint   ruff, mypy and the order of imports"
 	@echo "make deepspeed  what the tests of DeepSpeed need, which skip otherwise"
 	@echo "make bench  every benchmark; make bench-metrics: one of: $(BENCHMARKS)"
 	@echo "make clean  remove what these made, $(VENV) included"
@@ -38,6 +38,7 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 bench: $(BENCHMARKS:%=bench-%)
 

@@ -89,7 +89,7 @@ def test_killed_at_any_moment_the_next_one_gets_the_right_rows(work, tmp_path, r
 
 
 def test_eight_processes_at_once_build_once(tmp_path, monkeypatch, record_property) -> None:
-    make = defemb_callbacks.embeddings.artifact.build._build
+    make = defemb_callbacks.embeddings.build._build
 
     def counted(*arguments: Any) -> DefinitionEmbeddings:
         with (tmp_path / "builds").open("a") as file:

@@ -1,4 +1,4 @@
-"""The package's face: what it offers, and that importing it does nothing else."""
+"""The top-level package: its public names, and an import without side effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import defemb_callbacks
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What a user's script has imported anyway; these do have effects.
+# Dependencies that a training script imports anyway. Importing these does have side effects.
 IMPORT_DEPENDENCIES = """
 import accelerate, datasets, filelock, huggingface_hub, numpy, pyarrow, pyarrow.parquet, safetensors.torch, scipy, torch
 import tqdm.auto, transformers, typer, xxhash
@@ -41,7 +41,7 @@ def state():
 
 
 def fresh_python(code: str, folder: Path) -> tuple[Any, str]:
-    """What a new interpreter prints as JSON, and its standard error."""
+    """Run `code` in a new interpreter; return the JSON that it prints, and its standard error."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "DEFEMB_CACHE": str(folder / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
@@ -50,16 +50,16 @@ def fresh_python(code: str, folder: Path) -> tuple[Any, str]:
     return json.loads(done.stdout), done.stderr
 
 
-def test_all_names_are_there_documented_and_sorted():
+def test_public_names_exist_and_have_docstrings():
     for name in defemb_callbacks.__all__:
         assert getattr(defemb_callbacks, name).__doc__, name
-    assert sorted(defemb_callbacks.__all__) == sorted(set(defemb_callbacks.__all__))
+        assert getattr(defemb_callbacks, name).__module__.startswith("defemb_callbacks."), name
     star: dict[str, Any] = {}
     exec("from defemb_callbacks import *", star)
     assert star.keys() - {"__builtins__"} == set(defemb_callbacks.__all__)
 
 
-def test_all_public_names_are_listed():
+def test_all_lists_exactly_the_public_names():
     public = {
         name
         for name, value in vars(defemb_callbacks).items()
@@ -68,12 +68,7 @@ def test_all_public_names_are_listed():
     assert public == set(defemb_callbacks.__all__)
 
 
-def test_everything_offered_is_our_own():
-    for name in defemb_callbacks.__all__:
-        assert getattr(defemb_callbacks, name).__module__.startswith("defemb_callbacks."), name
-
-
-def test_importing_has_no_effect(tmp_path):
+def test_import_has_no_side_effects(tmp_path):
     code = (
         IMPORT_DEPENDENCIES + STATE + "before = state()\nimport defemb_callbacks\nprint(json.dumps([before, state()]))"
     )
@@ -83,20 +78,19 @@ def test_importing_has_no_effect(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_says_nothing(tmp_path):
-    """Also not as a warning of our own lines."""
+def test_import_prints_and_warns_nothing(tmp_path):
     code = "import warnings; warnings.filterwarnings('error', module='defemb_callbacks'); import defemb_callbacks"
     code = f"{IMPORT_DEPENDENCIES}\nimport sys; print('--', file=sys.stderr, flush=True)\n{code}\nprint('[]')"
     _, errors = fresh_python(code, tmp_path)
     assert errors.rpartition("--")[2].strip() == ""
 
 
-def test_importing_loads_no_optional_package(tmp_path):
+def test_import_loads_no_optional_dependency(tmp_path):
     optional = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
     code = f"import json, sys, defemb_callbacks; print(json.dumps([n for n in {optional} if n in sys.modules]))"
     loaded, _ = fresh_python(code, tmp_path)
-    # transformers itself imports some of these where they are installed.
+    # transformers imports some of these itself if they are installed.
     code = f"{IMPORT_DEPENDENCIES}\nimport json, sys; print(json.dumps([n for n in {optional} if n in sys.modules]))"
-    by_others, _ = fresh_python(code, tmp_path)
-    assert set(loaded) <= set(by_others)
+    without_us, _ = fresh_python(code, tmp_path)
+    assert set(loaded) <= set(without_us)
     assert not {"matplotlib", "wn"} & set(loaded)

@@ -59,7 +59,7 @@ def on_main_process(function: Callable[[], T]) -> T:
     if process.is_main_process:
         try:
             outcome = [(function(), None)]
-        except Exception as error:  # broadcast it, otherwise the other processes would wait forever
+        except Exception as error:  # noqa: BLE001 - broadcast it, otherwise the other processes would wait forever
             outcome = [(None, error)]
     value, raised = broadcast_object_list(outcome)[0]
     if raised is not None:
