@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard, hub_mixin
 from torch import Tensor
 from transformers import BertForMaskedLM, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings
-from defemb_callbacks import hub as hub_module
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.embeddings import artifact as module
 from defemb_callbacks.embeddings.blending import rescale_rows, written_rows
@@ -117,7 +119,7 @@ def _list_for_description(folder: Path) -> None:
         (_torn_description, "cannot be used"),
         (_foreign_tensors, "cannot be used"),
         (_list_for_description, "cannot be used"),
-        (_described(format=2), "format 2 is newer than 1; update defemb-callbacks"),
+        (_described(format=2), "format 2 is newer than 1. Update defemb-callbacks"),
         (_described(tokens=["only"], words=["only"], reasons=[None]), "do not fit a table of 1 rows"),
     ],
 )
@@ -134,7 +136,7 @@ def test_missing_files_are_named(embeddings, tmp_path) -> None:
         DefinitionEmbeddings.from_pretrained(tmp_path / "missing")
     embeddings.save_pretrained(tmp_path)
     (tmp_path / TENSORS).unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no definition embeddings \(definition_embeddings.json and"):
+    with pytest.raises(FileNotFoundError, match=r"contains no definition embeddings \(definition_embeddings.json and"):
         DefinitionEmbeddings.from_pretrained(tmp_path)
 
 
@@ -150,9 +152,8 @@ def test_hub_round_trip(embeddings, tmp_path, monkeypatch) -> None:
             calls["create"] = settings
             return type("Url", (), {"repo_id": f"user/{repo_id}"})()
 
-        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> str:
-            Path(folder_path).rename(hub / repo_id.replace("/", "--"))
-            Path(folder_path).mkdir()  # whose removal is the caller's
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **settings: Any) -> str:
+            shutil.copytree(folder_path, hub / repo_id.replace("/", "--"))
             return f"https://hub/{repo_id}/commit/1"
 
     def download(repo_id: str, *, revision: Any, token: Any, allow_patterns: list[str]) -> str:
@@ -160,17 +161,42 @@ def test_hub_round_trip(embeddings, tmp_path, monkeypatch) -> None:
         return str(hub / repo_id.replace("/", "--"))
 
     hub.mkdir()
-    monkeypatch.setattr(module, "HfApi", Api)
-    monkeypatch.setattr(hub_module, "snapshot_download", download)
+    monkeypatch.setattr(hub_mixin, "HfApi", Api)
+    monkeypatch.setattr(module, "snapshot_download", download)
     assert embeddings.push_to_hub("rows", private=True, token="secret") == "https://hub/user/rows/commit/1"
     assert calls["token"] == "secret"
     assert calls["create"] == {"private": True, "exist_ok": True}
-    assert sorted(path.name for path in (hub / "user--rows").iterdir()) == [DESCRIPTION, TENSORS]
+    assert sorted(path.name for path in (hub / "user--rows").iterdir()) == ["README.md", DESCRIPTION, TENSORS]
     assert_same(DefinitionEmbeddings.from_pretrained("user/rows", revision="v1", token="secret"), embeddings)
     assert calls["download"] == ("v1", "secret", [DESCRIPTION, TENSORS])
 
 
-# What cannot be
+def test_the_model_card_on_the_hub_shows_how_to_load_and_what_was_built(embeddings) -> None:
+    card = embeddings.generate_model_card()
+    assert card.data.library_name == "defemb_callbacks"
+    assert card.data.tags == ["definition-emb", "model_hub_mixin"]
+    assert "Embeddings of width 32 for 66 of the 476 tokens" in card.text
+    assert "| model | `tïny` |" in card.text
+    assert 'DefinitionEmbeddings.from_pretrained("user/name")' in card.text
+    assert ModelCard(card.content).content == card.content
+
+
+def test_the_model_card_does_not_publish_a_local_path(embeddings, tmp_path) -> None:
+    local = dataclasses.replace(embeddings, info={"model": str(tmp_path), "method": "ridge"})
+    card = local.generate_model_card()
+    assert str(tmp_path) not in card.text
+    assert "| method | `ridge` |" in card.text
+
+
+def test_saving_beside_a_model_keeps_its_files(embeddings, tmp_path) -> None:
+    for name in ("config.json", "README.md"):
+        (tmp_path / name).write_text("the model's")
+    assert embeddings.save_pretrained(tmp_path) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "README.md", DESCRIPTION, TENSORS}
+    assert (tmp_path / "config.json").read_text() == (tmp_path / "README.md").read_text() == "the model's"
+
+
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -178,13 +204,13 @@ def test_hub_round_trip(embeddings, tmp_path, monkeypatch) -> None:
     [
         ({"ids": torch.tensor([1, 476])}, r"Token ids from 1 to 476 do not fit a table of 476 rows"),
         ({"ids": torch.tensor([-1, 5])}, r"Token ids from -1 to 5 do not fit"),
-        ({"ids": torch.tensor([5, 5])}, "token 5 has several"),
+        ({"ids": torch.tensor([5, 5])}, "but 5 occurs more than once"),
         ({"ids": torch.tensor([5])}, r"The rows have shape \(2, 32\)"),
-        ({"rows": torch.full((2, 32), float("nan"))}, "NaN or infinity, the first one that of token 3"),
-        ({"rows": torch.tensor([[0.0] * 32, [float("inf")] * 32])}, "NaN or infinity, the first one that of token 4"),
-        ({"rows": torch.zeros(2, 32, dtype=torch.float64)}, r"rows must be \(n, d\) float32, got \(2, 32\)"),
-        ({"pairs": torch.tensor([[1, 476]])}, "pairs name tokens from 1 to 476; there are 476"),
-        ({"pairs": torch.tensor([1, 2])}, r"pairs must be \(m, 2\) int64, got \(2,\)"),
+        ({"rows": torch.full((2, 32), float("nan"))}, "NaN or infinity, the first one for token 3"),
+        ({"rows": torch.tensor([[0.0] * 32, [float("inf")] * 32])}, "NaN or infinity, the first one for token 4"),
+        ({"rows": torch.zeros(2, 32, dtype=torch.float64)}, r"`rows` must be \(n, d\) float32, got \(2, 32\)"),
+        ({"pairs": torch.tensor([[1, 476]])}, "`pairs` must contain ids from 0 to 475, got ids from 1 to 476"),
+        ({"pairs": torch.tensor([1, 2])}, r"`pairs` must be \(m, 2\) int64, got \(2,\)"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tokenizer, change, message) -> None:
@@ -200,11 +226,11 @@ def test_another_tokenizer_is_told_by_its_first_difference(embeddings) -> None:
     tokens = list(vocabulary.tokens)
     tokens[300:302] = reversed(tokens[300:302])
     other = type(vocabulary)(tuple(tokens), vocabulary.words, vocabulary.reasons, True)
-    expected = f"token 300 is '{tokens[301]}' there, '{tokens[300]}' here"
+    expected = f"its token 300 is '{tokens[301]}', here it is '{tokens[300]}'"
     with pytest.raises(ValueError, match=expected):
         embeddings.check_tokenizer(other)
     longer = type(vocabulary)((*tokens, ""), (*vocabulary.words, None), (*vocabulary.reasons, None), True)
-    with pytest.raises(ValueError, match="476 entries there, 477 here"):
+    with pytest.raises(ValueError, match="it has 476 entries, this one 477"):
         embeddings.check_tokenizer(longer)
 
 
@@ -223,14 +249,26 @@ COUNTS = torch.ones(476, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("sizes", "prepare", "settings", "counts", "message"),
     [
-        ({"hidden_size": 16}, None, {}, None, r"built for a table of shape \(476, 32\), the model's is \(476, 16\)"),
-        ({"vocab_size": 480}, None, {}, None, r"built for a table of shape \(476, 32\), the model's is \(480, 32\)"),
-        ({}, _rebuilt, {}, None, "were rebuilt before .*pass force=True"),
+        (
+            {"hidden_size": 16},
+            None,
+            {},
+            None,
+            r"built for a table of shape \(476, 32\), but the model's table has shape \(476, 16\)",
+        ),
+        (
+            {"vocab_size": 480},
+            None,
+            {},
+            None,
+            r"built for a table of shape \(476, 32\), but the model's table has shape \(480, 32\)",
+        ),
+        ({}, _rebuilt, {}, None, "have already been rebuilt .*pass `force=True`"),
         ({}, _with_nan, {}, None, "NaN"),
         ({}, None, {"frequency": "training_data"}, None, "needs the token counts"),
-        ({}, None, {"only_training_tokens": True}, None, "only_training_tokens=True needs the token counts"),
+        ({}, None, {"only_training_tokens": True}, None, "`only_training_tokens=True` needs the token counts"),
         ({}, None, {"frequency": "training_data"}, COUNTS[:-1], r"counts has shape \(475,\)"),
-        ({}, None, {"only_training_tokens": True}, COUNTS[:-1], r"counts has shape \(475,\)"),
+        ({}, None, {"only_training_tokens": True}, COUNTS[:-1], r"`counts` has shape \(475,\)"),
     ],
 )
 def test_nothing_changes_where_anything_is_wrong(embeddings, tokenizer, sizes, prepare, settings, counts, message):

@@ -102,7 +102,7 @@ def test_rows_of_one_table_are_not_written_into_another(tmp_path: Path) -> None:
     model, tokenizer = untied()
     config = DefinitionEMBConfig(table="output", cache_dir=str(tmp_path))
     embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
-    with pytest.raises(ValueError, match="were built for the output table; set table='output'"):
+    with pytest.raises(ValueError, match="built for the output table, not for the input table. Set `table='output'`"):
         embeddings.apply(model)
 
 
@@ -118,7 +118,7 @@ def test_tables_that_are_not_there_are_refused(make: Any, table: Any) -> None:
     model = make()
     with pytest.raises(ValueError, match=f"has no separate {table} table. Use table='input'"):
         embedding_weight(model, table)
-    with pytest.raises(ValueError, match=f"{type(model).__name__} has no {table} table"):
+    with pytest.raises(ValueError, match=f"{type(model).__name__} has no separate {table} table"):
         write_rows(model, torch.tensor([1]), torch.ones(1, 32), table)
 
 

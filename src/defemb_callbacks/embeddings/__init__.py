@@ -1,4 +1,4 @@
-"""The rebuilt rows as a value: built, saved, loaded, applied."""
+"""Definition embeddings as a value: built from a model and a dictionary, saved, shared, applied to a model."""
 
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.build import build_definition_embeddings

@@ -1,64 +1,48 @@
-"""The rebuilt rows as a value: saved, loaded, shared, applied."""
+"""Definition embeddings as a value, and its files: saved, loaded, shared on the hub."""
 
 from __future__ import annotations
 
 import json
-import logging
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
-from defemb_callbacks.embeddings.blending import choose_tokens, written_rows
-from defemb_callbacks.hub import artifact_folder
-from defemb_callbacks.metrics import TableMeasure
-from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
-from defemb_callbacks.vocabulary.frequency import GROUPS, configured_rank, frequency_groups, rarity
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.embeddings.apply import apply_embeddings, chosen_tokens
+from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.tokens import Vocabulary
-from defemb_callbacks.weights.adapters import advice_on_saving
-from defemb_callbacks.weights.config_record import read_record, write_record
-from defemb_callbacks.weights.rows import (
-    INPUT,
-    TableName,
-    check_rows,
-    embedding_layer,
-    read_table,
-    table_shape,
-    transformers_model,
-    whole_table,
-    write_rows,
-)
+from defemb_callbacks.weights.rows import check_rows
 
-logger = logging.getLogger(__name__)
-NOT_DEFINED, NOT_CHOSEN, NOT_IN_DATA = "not in the dictionary", "too frequent (alpha)", "not in the training data"
+FORMAT = 1
+TENSORS, DESCRIPTION = "definition_embeddings.safetensors", "definition_embeddings.json"
+MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
 @dataclass(frozen=True)
-class DefinitionEmbeddings:
-    """Vectors reconstructed from definitions, for the tokens of one vocabulary.
+class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=["definition-emb"]):
+    """Embeddings reconstructed from definitions, for the tokens of one vocabulary.
 
-    They are kept as the map gave them. How much of them enters a model is decided when they are applied.
+    The rows are kept as they were predicted. `apply` decides how much of them enters a model.
 
     Attributes:
-        ids: (n,) int64, the tokens that have a definition, in growing order.
-        rows: (n, d) float32, their vectors, in the space of the table that the map was fitted on.
-        vocabulary: the tokens that the ids count.
+        ids: (n,) int64, the tokens with a definition, in ascending order.
+        rows: (n, d) float32, their vectors, in the space of the table that they were fitted to.
+        vocabulary: The tokens that the ids refer to.
         pairs: (m, 2) int64, ids of words that the dictionary relates, for `relation_auc`.
-        info: how they were made; plain JSON.
-        feature_map: (F + 1, d) float32, the map of the closed form from features of a definition to a row, with which
-            words that are no tokens yet get theirs; `None` for rows of a learned constructor.
+        info: How the embeddings were built; plain JSON.
+        feature_map: (F + 1, d) float32, the ridge solution that maps features of a definition to a row, which gives
+            rows to words outside the vocabulary; `None` for the rows of a learned constructor.
 
     Raises:
-        ValueError: ids, rows, pairs or map that do not fit each other, NaN or infinity.
+        ValueError: If ids, rows, pairs or map do not fit each other, or rows contain NaN or infinity.
 
     Example:
         >>> vocabulary = Vocabulary(("the", "cat"), ("the", "cat"), (None, None), uncased=True)
@@ -73,19 +57,25 @@ class DefinitionEmbeddings:
     info: dict[str, Any] = field(default_factory=dict)
     feature_map: Tensor | None = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> DefinitionEmbeddings:
+        # Not the mixin's `__new__`: it records the arguments for a `config.json`, which these files do without.
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.dtype != torch.float32:
-            raise ValueError(f"rows must be (n, d) float32, got {tuple(self.rows.shape)} {self.rows.dtype}.")
+            raise ValueError(f"`rows` must be (n, d) float32, got {tuple(self.rows.shape)} {self.rows.dtype}.")
         size = len(self.vocabulary)
         check_rows(self.ids, self.rows, size=size, width=self.rows.shape[1])
         pairs = self.pairs
         if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
-            raise ValueError(f"pairs must be (m, 2) int64, got {tuple(pairs.shape)} {pairs.dtype}.")
+            raise ValueError(f"`pairs` must be (m, 2) int64, got {tuple(pairs.shape)} {pairs.dtype}.")
         if len(pairs) and (int(pairs.min()) < 0 or int(pairs.max()) >= size):
-            raise ValueError(f"pairs name tokens from {int(pairs.min())} to {int(pairs.max())}; there are {size}.")
+            raise ValueError(
+                f"`pairs` must contain ids from 0 to {size - 1}, got ids from {int(pairs.min())} to {int(pairs.max())}."
+            )
         mapping = self.feature_map
         if mapping is not None and (mapping.ndim != 2 or mapping.shape[1] != self.rows.shape[1]):
-            raise ValueError(f"feature_map must be (F + 1, {self.rows.shape[1]}), got {tuple(mapping.shape)}.")
+            raise ValueError(f"`feature_map` must be (F + 1, {self.rows.shape[1]}), got {tuple(mapping.shape)}.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.ids)} of {len(self.vocabulary)} tokens, width {self.rows.shape[1]})"
@@ -103,209 +93,155 @@ class DefinitionEmbeddings:
         counts: Tensor | None = None,
         force: bool = False,
     ) -> RebuildReport:
-        """Write the rows into a model's table, by default the input table and an output table that is tied to it.
+        """Write the rows into a model's table: by default the input table and an output table that is tied to it.
 
-        What was written is noted in `model.config.definition_emb`, which the checkpoint keeps, so that no model is
-        rebuilt twice. Nothing is written if anything does not fit.
+        A record of the rebuild is kept in `model.config.definition_emb` and saved with the checkpoint, so that no model
+        is rebuilt twice. If a check fails, the model is not changed.
 
         Args:
-            model: the model, or one with the same table, e.g. another task head.
-            config: strategy and weights; default settings if None.
+            model: The model, or one with the same table, e.g. with another task head.
+            config: Strategy and weights; default settings if `None`.
             counts: (vocabulary,) int64, token counts of the training data, for `frequency="training_data"` and
                 `only_training_tokens=True`.
-            force: rebuild although the model was rebuilt before.
+            force: Whether to rebuild a model that was rebuilt before.
 
         Returns:
-            What was rebuilt and what was not and why, with the metrics before and after.
+            The rebuilt and the skipped tokens, and the metrics before and after.
 
         Raises:
-            ValueError: a model of another vocabulary or width, one that was rebuilt before, rows that were built for
-                another table, or missing counts.
-            TypeError: a model without a floating-point embedding table.
+            ValueError: If the model has another vocabulary or width or was rebuilt before, the rows were built for
+                another table, or counts are missing.
+            TypeError: If the model has no floating-point embedding table.
         """
-        config = config or DefinitionEMBConfig()
-        table = config.table
-        built_for = self.info.get("table", INPUT)
-        if built_for != table:
-            raise ValueError(f"These embeddings were built for the {built_for} table; set table={built_for!r}.")
-        self._check_shape(table_shape(model, table))
-        if (earlier := read_record(model, table)) and not force:
-            raise ValueError(
-                f"This model's embeddings were rebuilt before (model.config.definition_emb: {earlier}). "
-                "Load the original checkpoint, or pass force=True to rebuild what was rebuilt."
-            )
-        ids = self.chosen(config, counts)
-        rank = configured_rank(self.vocabulary, config, counts)
-        groups = frequency_groups(rank, config.group_edges)
-
-        before = read_table(model, table)
-        group_of_token = torch.zeros(len(rank), dtype=torch.int64)
-        for number, name in enumerate(GROUPS):
-            group_of_token[groups[name]] = number
-        rows, weights = written_rows(
-            config,
-            old=before[ids.to(before.device)].cpu(),
-            new=self.rows[torch.isin(self.ids, ids)],
-            rarity=rarity(rank)[ids],
-            groups=group_of_token[ids],
-            centre=before[groups["all"].to(before.device)].double().mean(dim=0).cpu(),
-        )
-        measure = TableMeasure(groups, pairs=self.pairs)
-        figures_before = measure.measure(before)
-        write_rows(model, ids, rows, table)
-        figures_after = measure.measure(whole_table(model, table))
-        _warn_of_adapters(model, ids, table)
-
-        settings = {name: getattr(config, name) for name in APPLY_FIELDS}
-        applied = {
-            "fingerprint": fingerprint(self.fingerprint, json.dumps(settings)),
-            "strategy": config.strategy,
-            "rebuilt": len(ids),
-        }
-        write_record(model, applied, table)
-        weight_of_token = torch.zeros(len(rank), dtype=torch.float64)
-        weight_of_token[ids] = weights
-        return RebuildReport(
-            groups={
-                name: GroupSummary(
-                    tokens=len(members),
-                    defined=int(torch.isin(members, self.ids).sum()),
-                    rebuilt=(rebuilt := int(torch.isin(members, ids).sum())),
-                    weight=float(weight_of_token[members].sum()) / max(rebuilt, 1),
-                )
-                for name, members in groups.items()
-            },
-            skipped=self._skipped(ids, counts if config.only_training_tokens else None),
-            before=figures_before,
-            after=figures_after,
-            info=self.info | {"settings": settings} | applied,
-        )
-
-    def _check_shape(self, shape: torch.Size) -> None:
-        expected = (len(self.vocabulary), self.rows.shape[1])
-        if tuple(shape) != expected:
-            raise ValueError(
-                f"These embeddings were built for a table of shape {expected}, the model's is {tuple(shape)}: "
-                "another tokenizer, size or resized vocabulary. Build them for this model."
-            )
+        return apply_embeddings(self, model, config or DefinitionEMBConfig(), counts=counts, force=force)
 
     def chosen(self, config: DefinitionEMBConfig, counts: Tensor | None = None) -> Tensor:
-        """The tokens whose rows `apply` writes with this config: (m,) int64, in the order of `ids`.
+        """Return the tokens whose rows `apply` writes with this config: (m,) int64, in the order of `ids`.
+
+        Args:
+            config: Settings of the rebuild.
+            counts: (vocabulary,) int64, token counts of the training data.
 
         Raises:
-            ValueError: counts that are missing or do not fit the vocabulary.
+            ValueError: If the config needs counts and they are missing or do not fit the vocabulary.
         """
-        rank = configured_rank(self.vocabulary, config, counts)
-        allowed = None
-        if config.only_training_tokens:
-            if counts is None:
-                raise ValueError("only_training_tokens=True needs the token counts of the training data: counts=...")
-            if len(counts) != len(rank):
-                raise ValueError(f"counts has shape {tuple(counts.shape)}; the vocabulary needs ({len(rank)},).")
-            allowed = counts > 0
-        return self.ids[choose_tokens(self.ids, rank, config.alpha, allowed)]
-
-    def _skipped(self, ids: Tensor, counts: Tensor | None) -> dict[str, tuple[str, ...]]:
-        defined, rebuilt = set(self.ids.tolist()), set(ids.tolist())
-        skipped: dict[str, list[str]] = {}
-        for index, (token, reason) in enumerate(zip(self.vocabulary.tokens, self.vocabulary.reasons, strict=True)):
-            if index in rebuilt:
-                continue
-            if index not in defined:
-                reason = reason or NOT_DEFINED
-            else:
-                reason = NOT_IN_DATA if counts is not None and not counts[index] else NOT_CHOSEN
-            skipped.setdefault(reason, []).append(token)
-        return {reason: tuple(tokens) for reason, tokens in skipped.items()}
+        return chosen_tokens(self, config, counts)
 
     def check_tokenizer(self, vocabulary: Vocabulary) -> None:
-        """Refuse a tokenizer with other tokens than these were built for: `ValueError` with the first difference."""
+        """Check that a tokenizer has the tokens that the embeddings were built for.
+
+        Args:
+            vocabulary: The tokenizer's tokens.
+
+        Raises:
+            ValueError: If the tokens differ; the message names the first difference.
+        """
         if vocabulary.fingerprint == self.vocabulary.fingerprint:
             return
         if len(vocabulary) != len(self.vocabulary):
-            difference = f"{len(self.vocabulary)} entries there, {len(vocabulary)} here"
+            difference = f"it has {len(self.vocabulary)} entries, this one {len(vocabulary)}"
         else:
             pairs = zip(self.vocabulary.tokens, vocabulary.tokens, strict=True)
-            index, (there, here) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-            difference = f"token {index} is {there!r} there, {here!r} here"
+            index, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            difference = f"its token {index} is {theirs!r}, here it is {ours!r}"
         raise ValueError(
-            f"These embeddings were built for another tokenizer ({difference}). Build them for this model."
+            f"These embeddings were built for another tokenizer: {difference}. Build the embeddings for this model."
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | Path, **hub_options: Any
+    ) -> str | None:
         """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder.
 
+        Args:
+            folder: Folder to write to; created if it does not exist.
+            **hub_options: Options of `ModelHubMixin.save_pretrained`. With any of them a model card is written as well.
+
         Raises:
-            OSError: they cannot be written, e.g. as the disk is full.
+            OSError: If the files cannot be written, e.g. because the disk is full.
         """
+        if hub_options:  # `push_to_hub` saves with them into a temporary folder
+            return super().save_pretrained(folder, **hub_options)
+        # Not the mixin's method: it deletes a `config.json`, and the folder may be that of a model.
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(folder)
+        return None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None, **download: Any
+    ) -> DefinitionEmbeddings:
+        """Load embeddings from a folder, or from a model repository on the hub.
+
+        Args:
+            name_or_path: Folder, or repository such as `"user/name"`.
+            revision: Branch, tag or commit on the hub.
+            token: Access token for a private repository.
+            **download: Further options of `huggingface_hub.snapshot_download`, e.g. `local_files_only=True`.
+
+        Raises:
+            FileNotFoundError: If there is no such folder, or it contains no definition embeddings.
+            ValueError: If the files are damaged, have a newer format, or do not fit each other.
+        """
+        # Not the mixin's method: it looks for a `config.json`, which these files do without.
+        return cls._from_pretrained(model_id=str(name_or_path), revision=revision, token=token, **download)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the model card that `push_to_hub` uploads.
+
+        Args:
+            *args: Ignored.
+            **kwargs: Further variables of the template.
+        """
+        # The path of a local model is of no use to others.
+        info = {name: value for name, value in self.info.items() if name != "model" or not Path(value).exists()}
+        return ModelCard.from_template(
+            self._hub_mixin_info.model_card_data,
+            template_path=str(MODEL_CARD),
+            tokens=len(self.ids),
+            vocabulary=len(self.vocabulary),
+            width=self.rows.shape[1],
+            info=info,
+            **kwargs,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
         tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
         if self.feature_map is not None:
             tensors["feature_map"] = self.feature_map
-        write_embeddings(folder, tensors, self.vocabulary, self.info)
+        write_embeddings(save_directory, tensors, self.vocabulary, self.info)
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
-    ) -> DefinitionEmbeddings:
-        """Read embeddings from a folder, or from a model repository on the hub.
-
-        Args:
-            name_or_path: folder, or repository such as `"user/name"`.
-            revision: branch, tag or commit on the hub.
-            token: of a private repository.
-
-        Raises:
-            FileNotFoundError: the folder holds no such embeddings.
-            ValueError: the files are damaged, of a newer format, or do not fit each other.
-        """
-        files = (DESCRIPTION, TENSORS)
-        folder = artifact_folder(name_or_path, files, "definition embeddings", revision=revision, token=token)
+    def _from_pretrained(cls, *, model_id: str, **download: Any) -> DefinitionEmbeddings:
+        folder, files = Path(model_id), [DESCRIPTION, TENSORS]
+        if not folder.is_dir():
+            if folder.is_absolute() or model_id.startswith("."):
+                raise FileNotFoundError(f"There is no folder {model_id!r}. Pass a folder or a repository on the hub.")
+            folder = Path(snapshot_download(model_id, allow_patterns=files, **download))
+        if not all((folder / name).is_file() for name in files):
+            raise FileNotFoundError(f"{model_id!r} contains no definition embeddings ({' and '.join(files)}).")
         try:
             return cls(**read_embeddings(folder))
         except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-            raise ValueError(f"The definition embeddings in {name_or_path} cannot be used: {error}.") from error
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload to a model repository on the hub, made if need be; returns the address of the commit."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Definition embeddings"))
-
-
-def _warn_of_adapters(model: nn.Module, ids: Tensor, table: TableName) -> None:
-    """Of a PEFT model the adapter alone is saved: say so where it does not contain the rows."""
-    inner = transformers_model(model)
-    if not hasattr(inner, "peft_config"):
-        return
-    layer = embedding_layer(model, table)
-    name = next(name for name, module in inner.named_modules() if module is layer).rpartition(".")[2]
-    if advice := advice_on_saving(layer, name, ids):
-        logger.warning("This is a PEFT model: %s", advice)
-
-
-FORMAT = 1
-TENSORS, DESCRIPTION = "definition_embeddings.safetensors", "definition_embeddings.json"
+            raise ValueError(f"The definition embeddings in {model_id!r} cannot be used: {error}") from error
 
 
 def write_embeddings(folder: Path, tensors: dict[str, Tensor], vocabulary: Vocabulary, info: dict[str, Any]) -> None:
     """Write embeddings into an existing folder.
 
     Args:
-        folder: to write into.
-        tensors: ids, rows, pairs, and the map if there is one.
-        vocabulary: the tokens that the ids count.
-        info: how they were made; plain JSON.
+        folder: Folder to write to.
+        tensors: `ids`, `rows`, `pairs`, and `feature_map` if there is one.
+        vocabulary: The tokens that the ids refer to.
+        info: How the embeddings were built; plain JSON.
 
     Raises:
-        OSError: they cannot be written, e.g. as the disk is full.
+        OSError: If the files cannot be written, e.g. because the disk is full.
     """
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-    except SafetensorError as error:  # its word for a full disk too
+    except SafetensorError as error:  # raised for a full disk as well
         raise OSError(f"{folder / TENSORS} cannot be written: {error}") from error
     description = {
         "format": FORMAT,
@@ -320,21 +256,24 @@ def write_embeddings(folder: Path, tensors: dict[str, Tensor], vocabulary: Vocab
 
 
 def read_embeddings(folder: Path) -> dict[str, Any]:
-    """The arguments of the `DefinitionEmbeddings` that `write_embeddings` has written, by anybody.
+    """Read the arguments of `DefinitionEmbeddings` from a folder; its files are not trusted.
+
+    Args:
+        folder: Folder that contains both files.
 
     Raises:
-        ValueError, TypeError, RecursionError, SafetensorError: damaged files, or of a newer format.
-        KeyError: something that is missing.
+        ValueError, TypeError, RecursionError, SafetensorError: If the files are damaged or have a newer format.
+        KeyError: If a part is missing.
     """
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if description["format"] > FORMAT:
-        raise ValueError(f"format {description['format']} is newer than {FORMAT}; update defemb-callbacks")
+        raise ValueError(f"format {description['format']} is newer than {FORMAT}. Update defemb-callbacks.")
     if fingerprint(folder / TENSORS) != description["tensors"]:
-        raise ValueError(f"the checksum of {TENSORS} is wrong")
+        raise ValueError(f"the checksum of {TENSORS} is wrong. Download or build the embeddings again.")
     tensors = load_file(folder / TENSORS)
-    vocabulary = _described_vocabulary(description)
+    vocabulary = _read_vocabulary(description)
     if not isinstance(description["info"], dict):
-        raise ValueError(f"info is {description['info']!r}, no object")
+        raise ValueError(f"`info` must be an object, got {description['info']!r}.")
     return {
         **{name: tensors[name] for name in ("ids", "rows", "pairs")},
         "vocabulary": vocabulary,
@@ -343,13 +282,12 @@ def read_embeddings(folder: Path) -> dict[str, Any]:
     }
 
 
-def _described_vocabulary(description: dict[str, Any]) -> Vocabulary:
-    """A vocabulary as JSON has it, which anybody may have written."""
+def _read_vocabulary(description: dict[str, Any]) -> Vocabulary:
     columns = [description[name] for name in ("tokens", "words", "reasons")]
     allowed = (str, type(None))
     if not all(isinstance(column, list) and all(isinstance(text, allowed) for text in column) for column in columns):
-        raise ValueError("tokens, words and reasons must be lists of text")
+        raise ValueError("`tokens`, `words` and `reasons` must be lists of strings.")
     if None in columns[0] or len(set(map(len, columns))) > 1 or not isinstance(description["uncased"], bool):
-        raise ValueError("tokens, words and reasons do not fit each other")
+        raise ValueError("`tokens`, `words` and `reasons` do not fit each other.")
     tokens, words, reasons = map(tuple, columns)
     return Vocabulary(tokens, words, reasons, description["uncased"])

@@ -1,4 +1,4 @@
-"""From a model, its tokenizer and a dictionary to definition embeddings."""
+"""Build definition embeddings from a model, its tokenizer and a dictionary, and keep them in the cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_
 
 logger = logging.getLogger(__name__)
 
-# Part of every cache key; to be raised when the same input comes to give other rows.
+# Part of every cache key. Increase it when the same input gives other rows than before.
 BUILD_VERSION = "5"
 
 
@@ -41,29 +41,29 @@ def build_definition_embeddings(
 ) -> DefinitionEmbeddings:
     """Reconstruct the embeddings of a model's tokens from their definitions.
 
-    With `method="ridge"` the frozen model reads each definition once, and a linear map from what it reads to its
-    pretrained embeddings is solved in closed form. Each token's vector comes from a map that has not seen that token's
-    embedding. With `method="learned"` a copy of the model is trained to do this (see `learned_rows`). The model is not
-    changed. The result is kept on disk, under a key made of weights, tokenizer, dictionary and settings.
+    With `method="ridge"` the frozen model encodes each definition once, and ridge regression from these features to the
+    model's embeddings is solved in closed form. The map is cross-fitted: each token's row is predicted by a map that
+    was fitted without it. With `method="learned"` a copy of the model is trained instead (see `learned_rows`). The
+    model is not changed. The result is cached on disk, keyed by weights, tokenizer, dictionary and settings.
 
-    Under `accelerate launch` or `torchrun` every process calls this, and gets the same rows: definitions are read, or a
-    constructor is trained, by all processes together, and the main one keeps the result.
+    Under `accelerate launch` or `torchrun` every process must call this function and gets the same rows: the processes
+    share the encoding or the training, and the main process writes the cache.
 
     Args:
-        model: any Hugging Face model; its task head and PEFT's adapters play no part. What ZeRO-3 has sharded is
-            gathered while definitions are read.
-        tokenizer: the model's own.
-        definitions: all that `load_definitions` takes.
-        config: settings of the build; those of the writing play no part.
+        model: Any Hugging Face model. Its task head and PEFT adapters are ignored. Parameters sharded by ZeRO-3 are
+            gathered while definitions are encoded.
+        tokenizer: The model's tokenizer.
+        definitions: Any source that `load_definitions` accepts.
+        config: Settings of the build; those of `DefinitionEmbeddings.apply` are ignored.
 
     Returns:
-        Vectors for the tokens that have definitions.
+        Embeddings of the tokens that have definitions.
 
     Raises:
-        FileNotFoundError: no WordNet, or no such dictionary file.
-        ValueError: no token of the vocabulary is in the dictionary, tokenizer and model do not fit, or the model is
-            sharded by FSDP2 already, or offloaded.
-        TypeError: a model without a floating-point embedding table.
+        FileNotFoundError: If WordNet or the dictionary file is not found.
+        ValueError: If no token of the vocabulary is in the dictionary, the tokenizer does not fit the model, or the
+            model is offloaded or sharded by FSDP2.
+        TypeError: If the model has no floating-point embedding table.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -80,15 +80,15 @@ def build_definition_embeddings(
     """
     config = config or DefinitionEMBConfig()
     outer = transformers_model(model)
-    # PEFT's adapters play no part: the pretrained model is what knows the words.
+    # Without PEFT's adapters: definitions are encoded by the pretrained model.
     inner: PreTrainedModel = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
     lexicon = main_process_first(lambda: load_definitions(definitions))
     vocabulary = read_vocabulary(tokenizer, table_shape(inner, config.table)[0])
     with adapters_off(outer):
-        return _kept_or_built(inner, tokenizer, lexicon, vocabulary, config)
+        return _load_or_build(inner, tokenizer, lexicon, vocabulary, config)
 
 
-def _kept_or_built(
+def _load_or_build(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     lexicon: Lexicon,
@@ -98,7 +98,7 @@ def _kept_or_built(
     process = this_process()
     learned = config.method == "learned"
     weights = gather_object([fingerprint_weights(model, config.table)])
-    # Elsewhere they may not be there yet, or be others, until the main process shares its own out.
+    # Other processes may still wait for the main process's weights, or hold different ones, until it broadcasts them.
     readers = [number for number, found in enumerate(weights) if found == weights[0]]
     key = fingerprint(
         BUILD_VERSION,
@@ -117,32 +117,37 @@ def _kept_or_built(
     def build() -> DefinitionEmbeddings:
         return _build(model, tokenizer, lexicon, vocabulary, config, training, readers)
 
-    def kept(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
-        return cached(folder, build, DefinitionEmbeddings.save_pretrained, DefinitionEmbeddings.from_pretrained)
+    def from_cache(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
+        return cached(folder, build, _save, DefinitionEmbeddings.from_pretrained)
 
     save_to = config.constructor_config.save_to if learned else None
-    saved = save_to is None or any(Path(save_to).glob("*.safetensors"))  # else what is kept is not all that is wanted
+    # Cached rows are not enough if a constructor that should be saved as well is missing.
+    saved = save_to is None or any(Path(save_to).glob("*.safetensors"))
     if saved and process.num_processes == 1:
-        embeddings = kept(build)
+        embeddings = from_cache(build)
     else:
-        # All processes build together, so none may wait at the cache's lock for another one.
-        found = on_main_process(lambda: _kept_before(folder) if saved else None)
+        # All processes build together, so none may hold the cache's lock while others wait for it.
+        found = on_main_process(lambda: _load_cached(folder) if saved else None)
         embeddings = build() if found is None else found
         if found is None and process.is_main_process:
-            kept(lambda: embeddings)
+            from_cache(lambda: embeddings)
     if learned and process.is_local_main_process:
-        # Checkpoints have served; whatever cannot be deleted costs nothing but space.
+        # Checkpoints are no longer needed; files that cannot be deleted only take space.
         shutil.rmtree(training, ignore_errors=True)
     return embeddings
 
 
-def _kept_before(folder: Path) -> DefinitionEmbeddings | None:
+def _load_cached(folder: Path) -> DefinitionEmbeddings | None:
     if verify_manifest(folder) is not None:
         return None
     try:
         return DefinitionEmbeddings.from_pretrained(folder)
-    except ValueError:  # of another format; `cached` will say so
+    except ValueError:  # another format, which `cached` reports
         return None
+
+
+def _save(embeddings: DefinitionEmbeddings, folder: Path) -> None:
+    embeddings.save_pretrained(folder)
 
 
 def _build(
@@ -158,7 +163,7 @@ def _build(
     if not found:
         raise ValueError(
             f"None of the {len(vocabulary):,} tokens has a definition in {lexicon.name} ({len(lexicon):,} words). "
-            "Is it a dictionary of the tokenizer's language, with one word an entry?"
+            "Pass a dictionary in the tokenizer's language, with one word per entry."
         )
     ids = torch.tensor(list(found))
     words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
@@ -210,16 +215,16 @@ def _build(
 
 
 def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None:
-    """Refuse, on all processes, to read definitions with a model whose parts they would have to exchange in step."""
-    weights, where = list(model.parameters()), None
+    """Raise on all processes if one of them holds only a part of the model, or of a constructor, in memory."""
+    weights, problem = list(model.parameters()), None
     if any(isinstance(weight, DTensor) for weight in weights):
-        where = "sharded over processes (FSDP2 or tensor parallelism) already"
+        problem = "sharded over processes (FSDP2 or tensor parallelism)"
     elif any(weight.is_meta and not awaits_main_process(weight) for weight in weights):
-        where = "offloaded, so that it is not in memory"
+        problem = "offloaded, so it is not in memory"
     elif config.method == "learned" and any(is_sharded(weight) or weight.is_meta for weight in weights):
-        where = "sharded over processes, and a constructor is a copy of all of it"
-    if found := next(filter(None, gather_object([where])), None):
+        problem = "sharded over processes, but `method='learned'` copies the whole model"
+    if found := next(filter(None, gather_object([problem])), None):
         raise ValueError(
             f"Definitions cannot be read with this model: it is {found}. Build the embeddings from the whole model "
-            "first, with `defemb build MODEL --output DIR`, and pass embeddings=DIR."
+            "first, with `defemb build MODEL --output DIR`, and pass `embeddings=DIR`."
         )

@@ -1,4 +1,4 @@
-"""What the rows of a build depend on, as hex strings for the key of the cache."""
+"""Fingerprints of weights, tokenizer and training conditions: the parts of a build's cache key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from defemb_callbacks.weights.adapters import base_weights
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight
 from defemb_callbacks.weights.sharding import awaits_main_process, reshard, whole, whole_shape
 
-# Of a model's config, what says nothing of how the backbone reads: origin, and the head of a task.
-NO_PART = (
+# Entries of a model's config that do not affect the backbone: its origin, and those of task heads.
+IGNORED = (
     *("_name_or_path", "architectures", "definition_emb", "transformers_version"),
     *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
     *("classifier_dropout", "seq_classif_dropout", "qa_dropout", "summary_first_dropout"),
@@ -25,25 +25,39 @@ NO_PART = (
 
 
 def learning_conditions(model: PreTrainedModel, config: DefinitionEMBConfig, processes: int) -> list[str]:
-    """What a learned constructor depends on besides weights and settings, for the key of its rows.
+    """Return what a learned constructor depends on besides weights and settings, for the cache key of its rows.
 
-    That is dropout and whatever else the model's config says of the backbone, how many processes share a batch, and the
-    arithmetic.
+    These are the backbone's entries in the model's config, such as dropout, the number of processes that share a batch,
+    and the precision.
+
+    Args:
+        model: The model that is copied.
+        config: Settings of the build.
+        processes: Number of processes that train together.
     """
-    settings = {name: value for name, value in model.config.to_dict().items() if name not in NO_PART}
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in IGNORED}
     bfloat16 = trains_in_bfloat16(config.precision, model.device)
     return [json.dumps(settings, sort_keys=True, default=str), str(processes), str(bfloat16)]
 
 
 def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str:
-    """Hex string of all weights that definitions pass through, the backbone without its pooler, and of a table.
+    """Return a hex string of the weights that encode definitions, the backbone without its pooler, and of a table.
 
-    Heads and poolers are left out, as they do not change the states and are often drawn at random anew. Empty where the
-    weights are awaited from the main process.
+    Heads and poolers do not affect the hidden states and are often initialised at random, so they are left out.
+
+    Args:
+        model: The model.
+        table: The table that the rows are fitted to.
+
+    Returns:
+        The hex string; empty if this process still waits for the weights from the main process.
+
+    Raises:
+        ValueError: If a weight is offloaded.
     """
     backbone = getattr(model, model.base_model_prefix, model)
     digest = xxhash.xxh3_128()
-    # FSDP2 puts a class of its own in front.
+    # FSDP2 adds its own class in front of the model's.
     digest.update(repr(next(kind for kind in type(backbone).__mro__ if not issubclass(kind, FSDPModule))).encode())
     reshard(model)
     targets = [] if table == INPUT else [(table, embedding_weight(model, table))]
@@ -55,7 +69,7 @@ def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str
                 return ""
             raise ValueError(
                 f"The weight {name} is offloaded. Build the embeddings from the model in memory first, with "
-                "`defemb build MODEL --output DIR`, and pass embeddings=DIR."
+                "`defemb build MODEL --output DIR`, and pass `embeddings=DIR`."
             )
         digest.update(f"{name} {tensor.dtype} {tuple(whole_shape(tensor))}".encode())
         digest.update(whole(tensor).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -63,7 +77,11 @@ def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex string of how a tokenizer cuts text, without padding and truncation, which any call may have set."""
+    """Return a hex string of a tokenizer's pipeline, without padding and truncation, which any call may have set.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     if not tokenizer.is_fast:
         return fingerprint(type(tokenizer).__name__, json.dumps(tokenizer.init_kwargs, default=str, sort_keys=True))
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
