@@ -2,7 +2,7 @@
 
     python benchmarks/senses.py
 
-- build: tokens of text a second that `SenseDictionary.build` reads, as a share of those of the bare forward pass over
+- build: tokens of text a second that `build_sense_dictionary` reads, as a share of those of the bare forward pass over
   the same batches, half of it before and half after; the clustering apart. The texts are contexts of Word in Context
   (train) and running text.
 - lookup: time of a forward pass with senses over that without, by turns.
@@ -36,10 +36,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from defemb_callbacks.reconstruction.backbone import last_states
 from defemb_callbacks.reconstruction.batching import equal_length_batches
-from defemb_callbacks.senses import SenseConfig, SenseDictionary, with_senses, without_senses
-from defemb_callbacks.senses.build import discover_senses
-from defemb_callbacks.senses.sampling import SamplePlan, TokenizedTexts, plan_samples, tokenize_texts
-from defemb_callbacks.senses.states import sampled_states
+from defemb_callbacks.senses import SenseConfig, build_sense_dictionary, with_senses, without_senses
+from defemb_callbacks.senses.build import build_from_states, cluster_states
+from defemb_callbacks.senses.sampling import SamplePlan, TokenizedTexts, plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 MAX_LENGTH = 64
@@ -96,7 +95,7 @@ def build(
     ours = time.perf_counter() - begin
     bare += bare_pass(model, tokenized, config.batch_size, 1)
     begin = time.perf_counter()
-    offsets, vectors, _ = discover_senses(states, plan.offsets, config)
+    offsets, vectors, _ = cluster_states(states, plan.offsets, config)
     figures = {
         "tokens": len(tokenized.ids),
         "texts": len(texts),
@@ -113,7 +112,7 @@ def build(
 
 def lookup(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], rounds: int) -> dict[str, Any]:
     """Forward passes with and without senses by turns, over batches of sentences of about the same length."""
-    dictionary = SenseDictionary.build(model, tokenizer, texts[:6000], max_length=MAX_LENGTH)
+    dictionary = build_sense_dictionary(model, tokenizer, texts[:6000], max_length=MAX_LENGTH)
     some = sorted(texts[6000:6512], key=len)
     batches = [tokenizer(some[at : at + 32], padding=True, return_tensors="pt") for at in range(0, len(some), 32)]
     ratios, alone = [], []
@@ -203,7 +202,7 @@ def wic(
         "raw": scored(cosines(lambda ids, found: found)),
     }
     for name, config in configs.items():
-        dictionary = SenseDictionary.of_states(states, plan.offsets, vocabulary, config)
+        dictionary = build_from_states(states, plan.offsets, vocabulary, config)
         # Of a word of several pieces the first; the second state chooses among the senses of the first one's token.
         chosen = [
             [int(dictionary.choose(found[:1], targets[row][0][0][:1])) for _, found in both]

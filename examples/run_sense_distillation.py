@@ -43,6 +43,7 @@ from defemb_callbacks.senses import (
     SenseConfig,
     SenseDictionary,
     SenseDistillationArguments,
+    build_sense_dictionary,
     with_senses,
     without_senses,
 )
@@ -123,7 +124,7 @@ def one_seed(
     took("teacher")
     texts = [text for column in task.texts for text in splits["train"][column]]
     config = SenseConfig(sense_args.senses, similarity=sense_args.similarity, max_length=data_args.max_seq_length)
-    dictionary = SenseDictionary.build(teacher, tokenizer, texts, config, seed=args.seed)
+    dictionary = build_sense_dictionary(teacher, tokenizer, texts, config, seed=args.seed)
     took("dictionary")
     layers = sense_args.layers
     models = {

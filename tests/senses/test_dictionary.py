@@ -17,14 +17,21 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 
 import tiny
 from defemb_callbacks.reconstruction.backbone import last_states
-from defemb_callbacks.senses import SenseConfig, SenseDictionary
-from defemb_callbacks.senses.build import discover_senses, most_senses
-from defemb_callbacks.senses.clustering import kmeans, markov_clusters, markov_number, silhouette_number, spread_starts
-from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
-from defemb_callbacks.senses.states import layer_states, sampled_states
+from defemb_callbacks.senses import SenseConfig, SenseDictionary, build_sense_dictionary
+from defemb_callbacks.senses.build import cluster_states, most_senses
+from defemb_callbacks.senses.clustering import (
+    kmeans,
+    kmeans_plus_plus,
+    markov_clusters,
+    markov_number,
+    silhouette_number,
+)
+from defemb_callbacks.senses.model import check_model, check_tokenizer
+from defemb_callbacks.senses.sampling import layer_states, plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.senses.storage import compress, pack, unpack
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 from launching import leave_together, torchrun
+from runs import forward_calls
 
 WORDS = [word for word in tiny.WORDS if "'" not in word][:40]
 TEXTS = [" ".join(random.Random(seed).choices(WORDS, k=4 + seed % 9)) for seed in range(160)]
@@ -42,7 +49,7 @@ def teacher(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def dictionary(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SenseDictionary:
-    return SenseDictionary.build(teacher, tokenizer, TEXTS, senses=4, samples=50)
+    return build_sense_dictionary(teacher, tokenizer, TEXTS, senses=4, samples=50)
 
 
 def blobs(sets: int, size: int, number: int, width: int = 8, distance: float = 20.0) -> tuple[Tensor, Tensor]:
@@ -131,7 +138,7 @@ def test_inertia_is_that_of_scikit_learn_from_the_same_starts() -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([90, 60, 31, 25])
     points = torch.randn(4, 90, 12, generator=generator) + torch.randint(0, 4, (4, 90, 1), generator=generator)
-    starts = spread_starts(points, sizes, 8)
+    starts = kmeans_plus_plus(points, sizes, 8)
     found = kmeans(points, sizes, torch.full((4,), 8), starts=starts)
     for number, size in enumerate(sizes.tolist()):
         reference = sklearn.KMeans(8, init=starts[number].numpy(), n_init=1).fit(points[number, :size].numpy())
@@ -162,7 +169,7 @@ def test_clusters_that_are_there_are_found_and_centres_are_means() -> None:
 def test_sets_do_not_see_each_other_nor_their_padding() -> None:
     points = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0))
     sizes, numbers = torch.tensor([40, 17, 9]), torch.tensor([6, 2, 4])
-    starts = spread_starts(points, sizes, 6)
+    starts = kmeans_plus_plus(points, sizes, 6)
     together = kmeans(points, sizes, numbers, starts=starts)
     for one, (size, number) in enumerate(zip(sizes.tolist(), numbers.tolist(), strict=True)):
         some = points[one : one + 1, :size]
@@ -175,7 +182,7 @@ def test_sets_do_not_see_each_other_nor_their_padding() -> None:
 def test_far_from_the_origin_nothing_is_lost() -> None:
     points, _ = blobs(2, 40, 4, distance=3.0)
     sizes, numbers = torch.full((2,), 40), torch.full((2,), 4)
-    starts = spread_starts(points, sizes, 4)
+    starts = kmeans_plus_plus(points, sizes, 4)
     near = kmeans(points, sizes, numbers, starts=starts)
     far = kmeans(points + 1000, sizes, numbers, starts=starts + 1000)
     assert torch.equal(near.labels, far.labels)
@@ -229,7 +236,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
     sizes = torch.tensor([40, 0, 3, 12, 5])
     offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
     config = SenseConfig(senses=6, rule=rule)
-    new, vectors, counts = discover_senses(points[0], offsets, config)
+    new, vectors, counts = cluster_states(points[0], offsets, config)
     number = new.diff()
     assert number[1] == 0
     assert (number <= most_senses(sizes, config)).all()
@@ -239,7 +246,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
     assert (counts > 0).all()
     if rule == "fixed":
         assert number[[0, 3]].tolist() == [6, 6]
-    bare, _, _ = discover_senses(points[0], offsets, SenseConfig(senses=6, rule=rule, keep_rare=False))
+    bare, _, _ = cluster_states(points[0], offsets, SenseConfig(senses=6, rule=rule, keep_rare=False))
     assert bare.diff()[[1, 2, 4]].tolist() == [0, 0, 0]
     assert most_senses(sizes, SenseConfig(senses=6, rule=rule, keep_rare=False))[[1, 2, 4]].tolist() == [0, 0, 0]
     assert torch.equal(bare.diff()[[0, 3]], number[[0, 3]])
@@ -295,7 +302,7 @@ def test_lookup_keeps_dtype_and_passes_gradients_straight_through(dictionary: Se
 def test_dictionary_without_senses_leaves_states_alone(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    empty = SenseDictionary.build(teacher, tokenizer, TEXTS[:2], keep_rare=False)
+    empty = build_sense_dictionary(teacher, tokenizer, TEXTS[:2], keep_rare=False)
     states, ids = torch.randn(2, 3, 32), torch.ones(2, 3, dtype=torch.int64)
     assert len(empty.vectors) == 0
     assert torch.equal(empty.lookup(states, ids), states)
@@ -305,7 +312,7 @@ def test_dictionary_without_senses_leaves_states_alone(
 def test_dictionary_depends_neither_on_batches_nor_on_the_order_of_reading(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
-    other = SenseDictionary.build(teacher, tokenizer, TEXTS, senses=4, samples=50, batch_size=3)
+    other = build_sense_dictionary(teacher, tokenizer, TEXTS, senses=4, samples=50, batch_size=3)
     assert torch.equal(other.offsets, dictionary.offsets)
     torch.testing.assert_close(other.vectors, dictionary.vectors, atol=1e-4, rtol=1e-4)
 
@@ -314,11 +321,11 @@ def test_build_says_what_it_will_hold(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "defemb_callbacks"):
-        small = SenseDictionary.build(teacher, tokenizer, TEXTS, senses=2, samples=3)
+        small = build_sense_dictionary(teacher, tokenizer, TEXTS, senses=2, samples=3)
     assert small.info["states_kept"] <= 3 * len(tokenizer)
     # Fewer than min_samples are not clustered: as many senses as states.
     kept = small.info["states_kept"]
-    assert f"{kept} states of 42 different tokens are kept, for up to {kept} senses (0.00 GB)" in caplog.text
+    assert f"{kept} states of 42 distinct tokens are kept, for at most {kept} senses (0.00 GB)" in caplog.text
     assert small.counts.sum() == small.info["states_kept"]
 
 
@@ -355,12 +362,12 @@ def test_moving_a_dictionary_keeps_its_numbers(dictionary: SenseDictionary) -> N
 
 
 def test_damaged_or_missing_files(dictionary: SenseDictionary, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no sense dictionary"):
+    with pytest.raises(FileNotFoundError, match="contains no sense dictionary"):
         SenseDictionary.from_pretrained(tmp_path)
     dictionary.save_pretrained(tmp_path)
     path = tmp_path / "senses.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"cannot be used: the checksum of senses\.safetensors is wrong"):
+    with pytest.raises(ValueError, match=r"is invalid: The checksum of senses\.safetensors does not match"):
         SenseDictionary.from_pretrained(tmp_path)
 
 
@@ -384,7 +391,7 @@ def test_two_processes_build_what_one_builds(tmp_path: Path) -> None:
     torchrun(__file__, str(tmp_path))
     one, two = (SenseDictionary.from_pretrained(tmp_path / str(rank)) for rank in (0, 1))
     tokenizer = tiny.wordpiece_tokenizer()
-    alone = SenseDictionary.build(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
+    alone = build_sense_dictionary(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
     assert one.fingerprint == two.fingerprint
     assert torch.equal(one.offsets, alone.offsets)
     torch.testing.assert_close(one.vectors, alone.vectors, atol=1e-4, rtol=1e-4)
@@ -394,7 +401,7 @@ def worker(folder: Path) -> None:
     """What each process runs."""
     rank = PartialState(cpu=True).process_index
     tokenizer = tiny.wordpiece_tokenizer()
-    built = SenseDictionary.build(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
+    built = build_sense_dictionary(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
     assert torch.distributed.get_world_size() == 2
     built.save_pretrained(folder / str(rank))
     leave_together(folder)
@@ -404,72 +411,76 @@ def worker(folder: Path) -> None:
 
 
 def test_settings_outside_their_range() -> None:
-    with pytest.raises(ValueError, match="senses=30 needs at least as many samples of a token, got samples=20"):
+    with pytest.raises(ValueError, match="`samples` must be at least `senses`=30, got 20"):
         SenseConfig(senses=30, samples=20)
     assert SenseConfig(rule="markov", samples=10).samples == 10  # whose number of senses is not `senses`
-    with pytest.raises(ValueError, match="min_samples must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="`min_samples` must be at least 1, got 0"):
         SenseConfig(min_samples=0)
-    with pytest.raises(ValueError, match="rule must be one of fixed, markov, silhouette, got 'best'"):
+    with pytest.raises(ValueError, match="`rule` must be one of fixed, markov, silhouette, got 'best'"):
         SenseConfig(rule="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="similarity must be one of dot, cosine, euclidean, got 'l2'"):
+    with pytest.raises(ValueError, match="`similarity` must be one of dot, cosine, euclidean, got 'l2'"):
         SenseConfig(similarity="l2")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the paper's models are deberta-v3, llama-3-8b, not 'bert'"):
+    with pytest.raises(ValueError, match="`name` must be one of deberta-v3, llama-3-8b, got 'bert'"):
         SenseConfig.paper("bert")
 
 
 def test_no_text(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="nothing to read: 0 texts without a token"):
-        SenseDictionary.build(teacher, tokenizer, [])
-    with pytest.raises(TypeError, match="texts must be a list of strings or a column of a Dataset, got str"):
-        SenseDictionary.build(teacher, tokenizer, "one text")
-    with pytest.raises(TypeError, match="got generator; put a single string into a list, and a stream into a Dataset"):
-        SenseDictionary.build(teacher, tokenizer, (text for text in TEXTS))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`texts` must contain at least one token, got 0 texts"):
+        build_sense_dictionary(teacher, tokenizer, [])
+    with pytest.raises(TypeError, match="`texts` must be a list of strings or a column of a Dataset, got str"):
+        build_sense_dictionary(teacher, tokenizer, "one text")
+    with pytest.raises(
+        TypeError, match=r"got generator\. Put .* a stream into a Dataset"
+    ):
+        build_sense_dictionary(teacher, tokenizer, (text for text in TEXTS))  # type: ignore[arg-type]
 
 
 def test_silhouette_without_scikit_learn(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    monkeypatch.setattr("defemb_callbacks.senses.dictionary.sampled_states", None)  # it is told before texts are read
-    with pytest.raises(ImportError, match=r'needs scikit-learn: pip install "defemb-callbacks\[senses\]"'):
-        SenseDictionary.build(teacher, tokenizer, TEXTS, rule="silhouette")
+    with forward_calls() as calls, pytest.raises(
+        ImportError, match=r'requires scikit-learn.*pip install "defemb-callbacks\[senses\]"'
+    ):
+        build_sense_dictionary(teacher, tokenizer, TEXTS, rule="silhouette")
+    assert not calls
 
 
 def test_tokens_beyond_the_model() -> None:
-    with pytest.raises(ValueError, match="token 7 is beyond the 5 tokens of the model; another tokenizer"):
+    with pytest.raises(ValueError, match="Token id 7 is out of range: the model has 5 tokens"):
         plan_samples(torch.tensor([1, 7]), 5, samples=1)
 
 
 def test_dictionary_of_something_else(
     dictionary: SenseDictionary, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    dictionary.check_model(teacher)
+    check_model(dictionary, teacher)
     other = tiny.tiny_bert(tokenizer, hidden_dropout_prob=0.0)
-    dictionary.check_model(other)  # the same weights
+    check_model(dictionary, other)  # the same weights
     with torch.no_grad():
         other.encoder.layer[0].output.dense.bias[0] += 1
-    with pytest.raises(ValueError, match="were made of the states of other weights"):
-        dictionary.check_model(other)
-    dictionary.check_model(other, force=True)
-    with pytest.raises(ValueError, match="the senses have width 32, the model's states 16: another model"):
-        dictionary.check_model(tiny.tiny_bert(tokenizer, hidden_size=16))
+    with pytest.raises(ValueError, match="was built from other weights"):
+        check_model(dictionary, other)
+    check_model(dictionary, other, force=True)
+    with pytest.raises(ValueError, match="The senses have width 32, but the model's hidden states have width 16"):
+        check_model(dictionary, tiny.tiny_bert(tokenizer, hidden_size=16))
     small = tiny.tiny_bert(tokenizer, vocab_size=500)
-    with pytest.raises(ValueError, match="the dictionary has 476 tokens, the model 500: another tokenizer"):
-        dictionary.check_model(small)
+    with pytest.raises(ValueError, match="The dictionary has 476 tokens, but the model has 500"):
+        check_model(dictionary, small)
     with pytest.raises(ValueError, match="built with another tokenizer"):
-        dictionary.check_tokenizer(tiny.byte_bpe_tokenizer())
-    with pytest.raises(ValueError, match="do not fit a dictionary of width 32"):
+        check_tokenizer(dictionary, tiny.byte_bpe_tokenizer())
+    with pytest.raises(ValueError, match=r"`states` must be \(…, 32\) and `token_ids` \(…\), got \(2, 16\) and \(2,\)"):
         dictionary.lookup(torch.zeros(2, 16), torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vectors": torch.zeros(2, 3, dtype=torch.float16)}, r"vectors must be \(senses, d\) float32"),
-        ({"offsets": torch.tensor([0, 2])}, r"offsets must be \(3,\) int64"),
-        ({"offsets": torch.tensor([0, 1, 1])}, "offsets must grow from 0 to the number of senses, 2"),
-        ({"counts": torch.ones(3, dtype=torch.int64)}, r"counts must be \(2,\) int64"),
-        ({"vectors": torch.full((2, 3), torch.nan)}, "the senses hold NaN or infinity"),
+        ({"vectors": torch.zeros(2, 3, dtype=torch.float16)}, r"`vectors` must be \(senses, d\) float32"),
+        ({"offsets": torch.tensor([0, 2])}, r"`offsets` must be \(3,\) int64"),
+        ({"offsets": torch.tensor([0, 1, 1])}, "`offsets` must increase from 0 to the number of senses, 2"),
+        ({"counts": torch.ones(3, dtype=torch.int64)}, r"`counts` must be \(2,\) int64"),
+        ({"vectors": torch.full((2, 3), torch.nan)}, "`vectors` contains NaN or infinity"),
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Tensor], message: str) -> None:
@@ -480,11 +491,11 @@ def test_tensors_that_do_not_fit(change: dict[str, Tensor], message: str) -> Non
 
 
 def test_storage_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="storage must be one of float32, float16, product, got 'int8'"):
+    with pytest.raises(ValueError, match="`storage` must be one of float32, float16, product, got 'int8'"):
         compress(torch.zeros(1, 8), "int8")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="needs a width that is a multiple of 8, got 12"):
+    with pytest.raises(ValueError, match="requires a width that is a multiple of 8, got 12"):
         compress(torch.zeros(1, 12), "product")
-    with pytest.raises(ValueError, match=r'takes 300 values, a code names 256.*dictionary\.compressed\("product"\)'):
+    with pytest.raises(ValueError, match=r'takes 300 values, more than 256.*dictionary\.compressed\("product"\)'):
         pack(torch.arange(2400.0).view(300, 8), "product")
 
 

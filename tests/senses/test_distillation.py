@@ -35,6 +35,7 @@ from defemb_callbacks.senses import (
     SenseDistillationArguments,
     SenseDistillationTrainer,
     SenseStudent,
+    build_sense_dictionary,
     first_layers,
     with_senses,
 )
@@ -43,6 +44,7 @@ from defemb_callbacks.senses.distillation import sense_loss
 from defemb_callbacks.senses.model import recorded_states
 from defemb_callbacks.senses.student import freeze_head, parameter_counts
 from defemb_callbacks.senses.teacher_labels import IGNORED, WithSenseLabels, teacher_senses, teacher_states
+from runs import forward_calls
 
 SENTENCES = [f"the {word} was in the old house" for word in ("dog", "cat", "ship", "book", "table", "lion")] * 6
 SENTENCES += [f"he saw a {word} ." for word in ("dog", "cat", "ship", "book", "table", "lion")] * 3
@@ -60,7 +62,7 @@ def teacher(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def dictionary(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SenseDictionary:
-    return SenseDictionary.build(teacher, tokenizer, SENTENCES, senses=4)
+    return build_sense_dictionary(teacher, tokenizer, SENTENCES, senses=4)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +233,7 @@ def test_student_is_saved_with_its_dictionary(
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
     # Another model of the same size has not learned from this dictionary.
-    with pytest.raises(ValueError, match="the states of other weights"):
+    with pytest.raises(ValueError, match="was built from other weights"):
         with_senses(tiny.tiny_bert(trainer.processing_class, num_hidden_layers=1), saved)
 
 
@@ -240,15 +242,16 @@ def test_what_the_teacher_chooses_is_computed_once(
     tokenizer: PreTrainedTokenizerBase,
     dictionary: SenseDictionary,
     rows: Dataset,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = teacher_senses(teacher, dictionary, rows, tokenizer, batch_size=5)
-    monkeypatch.setattr(module, "_choose", None)  # what would fail if it was called
-    again = teacher_senses(teacher, dictionary, rows, tokenizer)
+    with forward_calls() as calls:
+        again = teacher_senses(teacher, dictionary, rows, tokenizer)
+    assert not calls
     assert all((one == two).all() for one, two in zip(first, again, strict=True))
     assert [len(labels) for labels in first] == [len(ids) for ids in rows["input_ids"]]
-    with pytest.raises(TypeError):
+    with forward_calls() as calls:
         teacher_senses(teacher, dictionary, rows.select(range(9)), tokenizer)
+    assert calls
 
 
 def test_teacher_reads_what_the_rows_say_whatever_the_collator(
@@ -285,7 +288,7 @@ def test_padding_on_the_left(
     left.padding_side = "left"
     # BERT counts positions from the left, so states differ there; a decoder's do not.
     model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
-    senses = SenseDictionary.build(model, tokenizer, SENTENCES, senses=4)
+    senses = build_sense_dictionary(model, tokenizer, SENTENCES, senses=4)
     labels = [
         teacher_senses(model, senses, rows, some, batch_size=number) for some, number in ((tokenizer, 64), (left, 50))
     ]
@@ -313,7 +316,7 @@ def test_first_layers_are_the_teachers(model_class: Any, tokenizer: PreTrainedTo
         states = student(ids, output_hidden_states=True).hidden_states
         expected = teacher(ids, output_hidden_states=True).hidden_states
     torch.testing.assert_close(states[1], expected[1])
-    with pytest.raises(ValueError, match="layers must be from 1 to the teacher's 3, got 4"):
+    with pytest.raises(ValueError, match="`layers` must be between 1 and 3, got 4"):
         first_layers(teacher, 4)
     counts = parameter_counts(teacher)
     assert counts["all"] - counts["layers"] == teacher.get_input_embeddings().weight.numel()
@@ -423,11 +426,11 @@ def test_the_papers_settings(tmp_path: Path) -> None:
     assert SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), learning_rate=1e-3).learning_rate == 1e-3
     # The dictionaries of the same recipes have the same names.
     assert [SenseConfig.paper(name).rule for name in ("deberta-v3", "llama-3-8b")] == ["fixed", "markov"]
-    with pytest.raises(ValueError, match="the paper's settings are for deberta-v3, llama-3-8b, not 'bert'"):
+    with pytest.raises(ValueError, match="`name` must be one of deberta-v3, llama-3-8b, got 'bert'"):
         SenseDistillationArguments.paper("bert", str(tmp_path))
-    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
+    with pytest.raises(ValueError, match=r"`temperature` must be greater than 0, got 0\.0"):
         SenseDistillationArguments(str(tmp_path), temperature=0.0)
-    with pytest.raises(ValueError, match="task_weight must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`task_weight` must be at least 0, got -1"):
         SenseDistillationArguments(str(tmp_path), task_weight=-1)
 
 
@@ -445,30 +448,30 @@ def test_what_is_refused(
         given = {"model": first_layers(teacher, 1), "teacher": teacher, "dictionary": dictionary, "args": args}
         return SenseDistillationTrainer(**{**given, "train_dataset": rows, "processing_class": tokenizer, **changes})
 
-    with pytest.raises(TypeError, match="args must be SenseDistillationArguments, got TrainingArguments"):
+    with pytest.raises(TypeError, match="`args` must be SenseDistillationArguments, got TrainingArguments"):
         make(args=TrainingArguments(str(tmp_path), use_cpu=True))
     several = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
     several._n_gpu = 2
-    with pytest.raises(ValueError, match=r"a single process sees 2 GPUs.*torchrun or accelerate launch"):
+    with pytest.raises(ValueError, match=r"One process sees 2 GPUs.*torchrun or accelerate launch"):
         make(args=several)
-    with pytest.raises(TypeError, match="train_dataset must be a Dataset of tokenized rows, got list"):
+    with pytest.raises(TypeError, match="`train_dataset` must be a Dataset of tokenized rows, got list"):
         make(train_dataset=[{"input_ids": [1]}])
     weighted = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[], task_weight=1.0)
-    with pytest.raises(ValueError, match="task_weight needs rows with labels"):
+    with pytest.raises(ValueError, match="has no column `labels`, which task_weight > 0 requires"):
         make(args=weighted, train_dataset=rows.remove_columns("labels"))
     with pytest.raises(ValueError, match="built with another tokenizer"):
         make(processing_class=tiny.byte_bpe_tokenizer())
     other = tiny.tiny_bert(tokenizer, BertForSequenceClassification, initializer_range=0.1)
-    with pytest.raises(ValueError, match="the states of other weights"):
+    with pytest.raises(ValueError, match="was built from other weights"):
         make(teacher=other)
-    with pytest.raises(ValueError, match="call without_senses"):
+    with pytest.raises(ValueError, match="Call without_senses"):
         make(teacher=with_senses(copy.deepcopy(teacher), dictionary))
-    with pytest.raises(ValueError, match="no token of train_dataset has several senses to choose from"):
+    with pytest.raises(ValueError, match="No token in `train_dataset` has several senses"):
         make(train_dataset=Dataset.from_dict({"input_ids": [[1, 2]]}))
     smaller = tiny.tiny_bert(tokenizer, BertForSequenceClassification, hidden_size=16)
-    with pytest.raises(ValueError, match="the senses have width 32, the model's states 16"):
+    with pytest.raises(ValueError, match="The senses have width 32, but the model's hidden states have width 16"):
         make(model=smaller)
-    with pytest.raises(ValueError, match="teacher and student must read the same tokens: 476 there, 500 here"):
+    with pytest.raises(ValueError, match="as many tokens as the teacher, 476, got 500"):
         SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, vocab_size=500))
-    with pytest.raises(ValueError, match="BertModel has no head for a student to keep"):
+    with pytest.raises(ValueError, match="BertModel has no head"):
         SenseStudent.of(teacher.bert, tiny.tiny_bert(tokenizer))

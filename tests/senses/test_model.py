@@ -29,10 +29,15 @@ from defemb_callbacks import load_definitions
 from defemb_callbacks.callbacks.senses import SenseMonitorCallback
 from defemb_callbacks.cli import main
 from defemb_callbacks.reconstruction.backbone import backbone_of, last_states
-from defemb_callbacks.senses import SenseConfig, SenseDictionary, with_senses, without_senses
+from defemb_callbacks.senses import (
+    SenseConfig,
+    SenseDictionary,
+    build_sense_dictionary,
+    with_senses,
+    without_senses,
+)
 from defemb_callbacks.senses.analysis import measure_senses, name_senses, sense_table, tokens_of_words
-from defemb_callbacks.senses.layer import SenseLayer
-from defemb_callbacks.senses.model import recorded_states
+from defemb_callbacks.senses.model import SenseLayer, recorded_states
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 
 WORDS = [word for word in tiny.WORDS if "'" not in word][:40]
@@ -51,7 +56,7 @@ def teacher(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def dictionary(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SenseDictionary:
-    return SenseDictionary.build(teacher, tokenizer, TEXTS, senses=3)
+    return build_sense_dictionary(teacher, tokenizer, TEXTS, senses=3)
 
 
 def of_class(model_class: type[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -79,7 +84,7 @@ def test_last_states_are_senses_and_all_that_reads_them_sees_it(
     model_class: Any, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     model = of_class(model_class, tokenizer)
-    dictionary = SenseDictionary.build(model, tokenizer, TEXTS, senses=3)
+    dictionary = build_sense_dictionary(model, tokenizer, TEXTS, senses=3)
     batch = tokenizer(TEXTS[:4], return_tensors="pt", padding=True, return_token_type_ids=False)
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = batch["input_ids"][:, :3]
@@ -171,7 +176,7 @@ def test_copies_of_a_model_are_independent(
 
 def test_generation_with_a_cache_sees_the_ids_of_each_step(tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
-    with_senses(model, SenseDictionary.build(model, tokenizer, TEXTS, senses=3))
+    with_senses(model, build_sense_dictionary(model, tokenizer, TEXTS, senses=3))
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
     settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     settings |= {"eos_token_id": None}
@@ -213,25 +218,25 @@ def test_what_cannot_be_wrapped(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
     model = copy.deepcopy(teacher)
-    with pytest.raises(ValueError, match=r"the model gives no senses; call with_senses\(model, dictionary\) first"):
+    with pytest.raises(ValueError, match=r"This model has no senses\. Call with_senses\(model, dictionary\) first"):
         without_senses(model)
     with_senses(model, dictionary)
-    with pytest.raises(ValueError, match="gives senses already"):
+    with pytest.raises(ValueError, match="are already senses"):
         with_senses(model, dictionary)
-    with pytest.raises(ValueError, match="gives senses already, its own states are needed"):
-        SenseDictionary.build(model, tokenizer, TEXTS[:5])
-    with pytest.raises(ValueError, match=r"copies that nn\.DataParallel makes: start one process for each device"):
+    with pytest.raises(ValueError, match="are already senses"):
+        build_sense_dictionary(model, tokenizer, TEXTS[:5])
+    with pytest.raises(ValueError, match=r"bypassed, as nn\.DataParallel does\. Start one process per device"):
         model.bert.encoder(torch.zeros(1, 2, 32))
-    with pytest.raises(ValueError, match="a model with senses needs input_ids"):
+    with pytest.raises(ValueError, match="A model with senses requires `input_ids`"):
         model(inputs_embeds=torch.zeros(1, 2, 32))
-    of_layer_1 = SenseDictionary.build(teacher, tokenizer, TEXTS[:5], layer=1)
-    with pytest.raises(ValueError, match="the dictionary holds senses of layer 1"):
+    of_layer_1 = build_sense_dictionary(teacher, tokenizer, TEXTS[:5], layer=1)
+    with pytest.raises(ValueError, match="The dictionary was built with layer=1"):
         with_senses(copy.deepcopy(teacher), of_layer_1)
     prepared = copy.deepcopy(teacher)
     prepared.bert.forward = prepared.bert.forward  # as accelerate does for mixed precision
-    with pytest.raises(ValueError, match="accelerate has prepared this model for mixed precision"):
+    with pytest.raises(ValueError, match="has been prepared for mixed precision by accelerate"):
         with_senses(prepared, dictionary)
-    with pytest.raises(ValueError, match="the states of other weights"):
+    with pytest.raises(ValueError, match="was built from other weights"):
         with_senses(tiny.tiny_bert(tokenizer, BertForSequenceClassification, initializer_range=0.1), dictionary)
 
 
@@ -299,8 +304,8 @@ def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokeniz
     without.add_callback(SenseMonitorCallback(TEXTS))
     with pytest.raises(ValueError, match="SenseMonitorCallback needs a tokenizer"):
         without.train()
-    given = with_senses(model, SenseDictionary.build(model, tokenizer, TEXTS, senses=3))
-    with pytest.raises(ValueError, match="gives senses already, its own states are needed"):
+    given = with_senses(model, build_sense_dictionary(model, tokenizer, TEXTS, senses=3))
+    with pytest.raises(ValueError, match="are already senses"):
         callback.on_train_begin(None, None, None, model=given, processing_class=tokenizer)  # type: ignore[arg-type]
 
 
@@ -339,7 +344,7 @@ def test_sense_is_named_by_the_definition_whose_state_it_is(
     size = len(tokenizer)
     offsets = torch.zeros(size + 1, dtype=torch.int64)
     offsets[token + 1 :] = 3
-    info = SenseDictionary.build(teacher, tokenizer, TEXTS[:2]).info
+    info = build_sense_dictionary(teacher, tokenizer, TEXTS[:2]).info
     noise = 0.1 * torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
     vocabulary = read_vocabulary(tokenizer)
     counts = torch.tensor([1, 6, 3])
@@ -360,7 +365,7 @@ def test_sense_is_named_by_the_definition_whose_state_it_is(
 def test_words_that_are_no_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     vocabulary = read_vocabulary(tokenizer)
     assert tokens_of_words(vocabulary, ["house", "##s"]) == tokenizer.convert_tokens_to_ids(["house", "##s"])
-    with pytest.raises(ValueError, match="'pembrolizumab' is no token of this model"):
+    with pytest.raises(ValueError, match="'pembrolizumab' is not a token of this model"):
         tokens_of_words(vocabulary, ["pembrolizumab"])
 
 
@@ -389,11 +394,11 @@ def test_command(
     saved = SenseDictionary.from_pretrained(out)
     assert saved.similarity == "euclidean"
     assert saved.storage == "float16"
-    expected = SenseDictionary.build(teacher, tokenizer, TEXTS, senses=3).compressed("float16")
+    expected = build_sense_dictionary(teacher, tokenizer, TEXTS, senses=3).compressed("float16")
     torch.testing.assert_close(saved.vectors, expected.vectors, atol=1e-2, rtol=1e-2)
     code, printed = run()
     assert code == 1
     assert "Nothing to do. Pass --word WORD" in printed.err
     code, printed = run("--word", "pembrolizumab")
     assert code == 1
-    assert "is no token of this model" in printed.err
+    assert "is not a token of this model" in printed.err

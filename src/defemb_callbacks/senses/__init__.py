@@ -1,5 +1,6 @@
-"""Senses of tokens: a dictionary of them, models that give them, and students that learn to choose them."""
+"""Multi-sense embeddings: sense dictionaries, models that use them, and sense distillation."""
 
+from defemb_callbacks.senses.build import build_sense_dictionary
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.distillation import SenseDistillationArguments, SenseDistillationTrainer
@@ -12,6 +13,7 @@ __all__ = [
     "SenseDistillationArguments",
     "SenseDistillationTrainer",
     "SenseStudent",
+    "build_sense_dictionary",
     "first_layers",
     "with_senses",
     "without_senses",

@@ -1,4 +1,4 @@
-"""A dictionary of senses for people: each sense by the definition that is nearest to it."""
+"""Inspect sense dictionaries: name senses by definitions, and measure how well they fit hidden states."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from defemb_callbacks.definitions import Definition, Lexicon
 from defemb_callbacks.reconstruction.backbone import evaluating
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.states import layer_states
+from defemb_callbacks.senses.model import check_model, check_tokenizer
+from defemb_callbacks.senses.sampling import layer_states
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 
 
 @dataclass(frozen=True)
 class NamedSense:
-    """A sense of a token, and what it seems to mean.
+    """A sense of a token and its nearest definition.
 
     Attributes:
-        sense: its number within the token.
-        share: of the token's samples.
-        definition: the nearest one, or `None` where the token has none.
-        cosine: of sense and definition, each less the mean of its kind for this token.
+        sense: Index within the token.
+        share: Share of the token's samples.
+        definition: The nearest definition, or `None` if the token has none.
+        cosine: Cosine of sense and definition, each centred over the token.
     """
 
     sense: int
@@ -43,26 +44,25 @@ def name_senses(
     *,
     definitions_per_token: int = 8,
 ) -> dict[int, list[NamedSense]]:
-    """Name the senses of tokens, the most frequent sense first.
+    """Find the nearest definition of each sense; the most frequent senses come first.
 
-    The model reads each definition as "gloss: word"; its state at the word, which has read the gloss, is the
-    definition's vector. Senses and definitions are compared by cosine, less their means over the token: what all
-    states of a token share says nothing about its senses. A nearest definition is named however far it is; the cosine
-    tells.
+    The vector of a definition is the hidden state of the word in the prompt "gloss: word". Senses and definitions are
+    compared by cosine after centring both over the token, because what all states of a token share is uninformative
+    about its senses. The nearest definition may still be far away: check the cosine.
 
     Args:
-        dictionary: of this model.
-        model: with any head, or none.
-        tokenizer: the model's.
-        lexicon: from `load_definitions`.
-        token_ids: of tokens; those without senses have an empty list.
-        definitions_per_token: at most, from each dictionary.
+        dictionary: Sense dictionary of the model.
+        model: Any model, with or without a head.
+        tokenizer: The tokenizer of the model.
+        lexicon: Output of `load_definitions`.
+        token_ids: Token ids; a token without senses gets an empty list.
+        definitions_per_token: Maximum number of definitions per token from each dictionary.
 
     Raises:
-        ValueError: a dictionary of another model or tokenizer.
+        ValueError: If the dictionary belongs to another model or tokenizer.
     """
-    dictionary.check_tokenizer(tokenizer)
-    dictionary.check_model(model)
+    check_tokenizer(dictionary, tokenizer)
+    check_model(dictionary, model)
     layer = dictionary.info["config"]["layer"]
     named = {}
     for token in token_ids:
@@ -77,10 +77,10 @@ def name_senses(
 
 
 def tokens_of_words(vocabulary: Vocabulary, words: Iterable[str]) -> list[int]:
-    """The token of each word.
+    """Token id of each word.
 
     Raises:
-        ValueError: a word that is no token.
+        ValueError: If a word is not a single token.
 
     Example:
         >>> tokens_of_words(Vocabulary(("the", "Ġbank"), ("the", "bank"), (None, None), uncased=True), ["bank"])
@@ -89,7 +89,7 @@ def tokens_of_words(vocabulary: Vocabulary, words: Iterable[str]) -> list[int]:
     ids = {word: index for index, word in reversed(list(enumerate(vocabulary.words))) if word is not None}
     known = {token: index for index, token in enumerate(vocabulary.tokens)} | ids
     if missing := next((word for word in words if word not in known), None):
-        raise ValueError(f"{missing!r} is no token of this model; only tokens have senses")
+        raise ValueError(f"{missing!r} is not a token of this model. Pass words that are single tokens.")
     return [known[word] for word in words]
 
 
@@ -101,8 +101,8 @@ def _definition_state(
     token: int,
     layer: int,
 ) -> Tensor | None:
-    """(d,): the state at the word; `None` where the tokenizer cuts it into other tokens here."""
-    # The word comes last, so that a decoder has read the gloss when it reads it.
+    """Hidden state of the word, (d,); `None` if the tokenizer splits the word differently in this context."""
+    # The word comes last, so that a decoder has read the gloss before it.
     ids = tokenizer(f"{definition.gloss}: {word}", truncation=True, return_token_type_ids=False)["input_ids"]
     places = [place for place, index in enumerate(ids) if index == token]
     if not places:
@@ -130,7 +130,7 @@ def _named(dictionary: SenseDictionary, token: int, read: list[tuple[Definition,
 
 
 def sense_table(dictionary: SenseDictionary, named: dict[int, list[NamedSense]]) -> str:
-    """Named senses as lines of text: share of the samples, cosine, definition."""
+    """Format named senses as lines of text: index, share of the samples, cosine, definition."""
     lines = []
     for token, senses in named.items():
         lines.append(f"{dictionary.vocabulary.tokens[token]}: {len(senses)} senses")
@@ -141,30 +141,30 @@ def sense_table(dictionary: SenseDictionary, named: dict[int, list[NamedSense]])
     return "\n".join(lines)
 
 
-# States looked up at once.
+# States per lookup.
 _BLOCK = 8192
 
 
 def measure_senses(
     dictionary: SenseDictionary, states: Tensor, token_ids: Tensor, groups: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    r"""Metrics of a dictionary on states of its tokens.
+    """Evaluate a dictionary on hidden states of its tokens.
 
-    - `defemb/senses/<group>`: mean number of senses of those of the group's tokens that have any.
-    - `defemb/sense_error/<group>`: the squared distance of states to the senses that replace them, as a share of the
-      states' squared distance to the mean state of their token, both summed over the group; 0 is perfect, and 1 as good
-      as one vector a token. Tokens with one state are left out.
-    - `defemb/sense_entropy/<group>`: how evenly senses are used, 0 to 1: entropy of the senses chosen for a token's
-      states over its largest value, ln of the number of its senses or states, whichever is smaller; mean over the
-      states of tokens with several senses.
+    - `defemb/senses/<group>`: mean number of senses of the group's tokens that have any.
+    - `defemb/sense_error/<group>`: sum of squared distances of states to their senses, divided by the sum of squared
+      distances to the mean state of their token (fraction of variance unexplained). 0 is perfect, 1 is as good as one
+      vector per token. Tokens with a single state are excluded.
+    - `defemb/sense_entropy/<group>`: how evenly senses are used, from 0 to 1: the entropy of the selected senses of a
+      token divided by its maximum, ln min(number of senses, number of states); mean over the states of tokens with
+      several senses.
 
-    A group without such tokens has no value.
+    A metric is omitted for a group without such tokens.
 
     Args:
-        dictionary: on any device.
-        states: (n, d) float32.
-        token_ids: (n,) int64.
-        groups: token ids by name, such as `frequency_groups` gives.
+        dictionary: The dictionary, on any device.
+        states: Shape (n, d), float32.
+        token_ids: Shape (n,), int64.
+        groups: Token ids of each group, as `frequency_groups` returns them.
 
     Example:
         >>> from defemb_callbacks.vocabulary.tokens import Vocabulary
@@ -178,15 +178,15 @@ def measure_senses(
     size = len(dictionary.vocabulary)
     seen = torch.bincount(token_ids, minlength=size)
     means = torch.zeros(size, states.shape[1]).index_add_(0, token_ids, states) / seen.clamp(min=1)[:, None]
-    lost, spread = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    error, variance = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     numbers = dictionary.offsets.diff().cpu()
     used = torch.zeros(size, max(dictionary.most_senses, 1), dtype=torch.float64)
     device = dictionary.vectors.device
     for block, ids in zip(states.split(_BLOCK), token_ids.split(_BLOCK), strict=True):
         chosen = dictionary.choose(block.to(device), ids.to(device)).cpu()
         senses = dictionary.lookup(block.to(device), ids.to(device)).cpu()
-        lost.index_add_(0, ids, (block - senses).square().sum(dim=1).double())
-        spread.index_add_(0, ids, (block - means[ids]).square().sum(dim=1).double())
+        error.index_add_(0, ids, (block - senses).square().sum(dim=1).double())
+        variance.index_add_(0, ids, (block - means[ids]).square().sum(dim=1).double())
         known = chosen >= 0
         used.index_put_((ids[known], chosen[known]), torch.ones(int(known.sum()), dtype=torch.float64), accumulate=True)
     shares = used / seen.clamp(min=1)[:, None]
@@ -197,8 +197,8 @@ def measure_senses(
         several, varied = ids[(numbers[ids] > 1) & (seen[ids] > 1)], ids[seen[ids] > 1]
         if len(with_senses):
             found[f"defemb/senses/{name}"] = float(numbers[with_senses].double().mean())
-        if float(spread[varied].sum()) > 0:
-            found[f"defemb/sense_error/{name}"] = float(lost[varied].sum() / spread[varied].sum())
+        if float(variance[varied].sum()) > 0:
+            found[f"defemb/sense_error/{name}"] = float(error[varied].sum() / variance[varied].sum())
         if len(several):
             weight = seen[several].double()
             found[f"defemb/sense_entropy/{name}"] = float((entropy[several] * weight).sum() / weight.sum())

@@ -1,4 +1,4 @@
-"""k-means for many small sets of points at once."""
+"""Batched k-means for many small sets of points, and rules for the number of clusters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Clusters(NamedTuple):
     """Clusters of t sets of points.
 
     Attributes:
-        centres: (t, k, d) float32; those of empty clusters mean nothing.
-        counts: (t, k) int64, points of each cluster; 0 for clusters beyond the number that a set was to have.
-        labels: (t, n) int64, the cluster of each point; 0 for padding.
-        inertia: (t,) float32, sum of the squared distances of a set's points to their centres.
+        centres: Shape (t, k, d), float32; undefined for empty clusters.
+        counts: Shape (t, k), int64; points per cluster, 0 beyond the number of clusters of a set.
+        labels: Shape (t, n), int64; cluster of each point, 0 for padding.
+        inertia: Shape (t,), float32; sum of squared distances of the points to their centroids.
     """
 
     centres: Tensor
@@ -34,18 +34,19 @@ def kmeans(
     iterations: int = 100,
     seed: int = 0,
 ) -> Clusters:
-    """Lloyd's algorithm on t sets of points in one batch, until no point changes its cluster.
+    """Lloyd's algorithm on a batch of t sets of points, run until the assignments converge.
 
-    An empty cluster is moved to the point that is farthest from its centre, as scikit-learn does; it stays empty only
-    where there are fewer different points than clusters.
+    An empty cluster is moved to the point farthest from its centroid, as in scikit-learn. It stays empty only if the
+    set has fewer distinct points than clusters.
 
     Args:
-        points: (t, n, d) floating; of set i the first `sizes[i]` count.
-        sizes: (t,) int64, at least 1.
-        numbers: (t,) int64: clusters of each set, at least 1.
-        starts: (t, k, d), the first centres, k the largest of `numbers`; default `spread_starts`.
-        iterations: at most.
-        seed: of the starts.
+        points: Shape (t, n, d), floating point; the points of set i are the first `sizes[i]` rows, the rest is padding.
+        sizes: Shape (t,), int64, at least 1.
+        numbers: Shape (t,), int64; number of clusters of each set, at least 1.
+        starts: Shape (t, k, d), initial centroids, where k is the maximum of `numbers`; by default from
+            `kmeans_plus_plus`.
+        iterations: Maximum number of iterations.
+        seed: Seed of the initialization.
 
     Example:
         >>> points = torch.tensor([[[0.0], [1.0], [10.0], [11.0]], [[5.0], [7.0], [0.0], [0.0]]])
@@ -58,10 +59,10 @@ def kmeans(
     points = points.float()
     most = int(numbers.max())
     valid = torch.arange(points.shape[1], device=points.device) < sizes[:, None]
-    # |x|² − 2xc + |c|² loses digits far from the origin, where states of one token lie.
+    # Centre the points: |x|² − 2xc + |c|² cancels far from the origin, where the states of a token lie.
     middle = (points * valid[..., None]).sum(dim=1, keepdim=True) / sizes[:, None, None]
     points = (points - middle) * valid[..., None]
-    centres = spread_starts(points, sizes, most, seed) if starts is None else starts.float() - middle
+    centres = kmeans_plus_plus(points, sizes, most, seed) if starts is None else starts.float() - middle
     beyond = torch.arange(most, device=points.device) >= numbers[:, None]
     lengths = points.square().sum(dim=2)
     labels: Tensor | None = None
@@ -78,19 +79,20 @@ def kmeans(
     return Clusters(centres + middle, counts.long(), labels * valid, (distances * valid).sum(dim=1))
 
 
-def spread_starts(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -> Tensor:
-    """k-means++: each next start is a point drawn with a chance proportional to its squared distance to the others.
+def kmeans_plus_plus(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -> Tensor:
+    """k-means++ initialization (Arthur and Vassilvitskii 2007).
 
-    Arthur and Vassilvitskii 2007. The draws come from the CPU, so that every device starts alike.
+    Each centroid is a point drawn with probability proportional to its squared distance to the nearest centroid so far.
+    Random numbers are drawn on the CPU, so that all devices start from the same centroids.
 
     Args:
-        points: (t, n, d) float32.
-        sizes: (t,) int64: how many points of each set count.
-        most: number of starts.
-        seed: of the draws.
+        points: Shape (t, n, d), float32.
+        sizes: Shape (t,), int64; number of points of each set.
+        most: Number of centroids.
+        seed: Seed of the draws.
 
     Returns:
-        (t, most, d) float32.
+        Shape (t, most, d), float32.
     """
     sets = torch.arange(len(points), device=points.device)
     draws = torch.rand(len(points), most, generator=torch.Generator().manual_seed(seed)).to(points.device)
@@ -100,7 +102,7 @@ def spread_starts(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -> Te
     lengths = points.square().sum(dim=2)
     starts = []
     for draw in draws.T:
-        # Sums in float64: a draw must never fall behind the last point that counts.
+        # float64, so that rounding never selects a padding row.
         sums = chances.double().cumsum(dim=1)
         chosen = torch.searchsorted(sums, draw[:, None] * sums[:, -1:], right=True)[:, 0]
         chosen = chosen.clamp(max=sizes - 1)
@@ -113,15 +115,15 @@ def spread_starts(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -> Te
 
 
 def _nearest(points: Tensor, lengths: Tensor, centres: Tensor, beyond: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each point, (t, n), and its squared distance."""
+    """Nearest centroid of each point, (t, n), and its squared distance."""
     distances = centres.square().sum(dim=2).masked_fill(beyond, torch.inf)[:, None] - 2 * points @ centres.mT
     found = distances.min(dim=2)
     return found.indices, (found.values + lengths).clamp(min=0)
 
 
 def _members(labels: Tensor, valid: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """(t, n, k): 1.0 where a point belongs to a cluster, and the number of its points, (t, k)."""
-    # A product with this adds up in the same order on every run, which index_add_ on a GPU does not.
+    """One-hot assignments, (t, n, k), and points per cluster, (t, k)."""
+    # A matrix product with one-hot rows is deterministic; index_add_ on a GPU is not.
     members = torch.nn.functional.one_hot(labels, most) * valid[..., None]
     return members.float(), members.sum(dim=1)
 
@@ -134,25 +136,25 @@ def _move_empty(centres: Tensor, empty: Tensor, points: Tensor, distances: Tenso
             distances[position, farthest] = 0
 
 
-# The samples of a token are in random order, so that the first ones are a sample of them.
+# The samples of a token are in random order, so the first ones are a uniform subsample.
 _SILHOUETTE_SAMPLES = 256
 
-# Below it, clusters overlap so much that one is as good (Kaufman and Rousseeuw 1990 call 0.25 "no structure"; states of
-# hundreds of dimensions stay far below that).
-LEAST_SILHOUETTE = 0.1
+# Minimum score of more than one cluster. Kaufman and Rousseeuw (1990) call values below 0.25 "no structure", but hidden
+# states of hundreds of dimensions rarely reach that.
+_MIN_SILHOUETTE = 0.1
 
 
 def markov_number(points: Tensor, sizes: Tensor) -> Tensor:
-    """The paper's number of senses: Markov clustering proposes m clusters; 0.1 m up to m = 900, else 0.4 m, at least 5.
+    """Number of senses by the paper's rule for Llama-3-8B (arXiv 2504.06036).
 
-    Source: arXiv 2504.06036, for Llama-3-8B.
+    If Markov clustering finds m clusters, the number is 0.1 m for m ≤ 900 and 0.4 m otherwise, and at least 5.
 
     Args:
-        points: (t, n, d) floating; of set i the first `sizes[i]` count.
-        sizes: (t,) int64.
+        points: Shape (t, n, d), floating point; the points of set i are the first `sizes[i]` rows.
+        sizes: Shape (t,), int64.
 
     Returns:
-        (t,) int64, at most `sizes`.
+        Shape (t,), int64, at most `sizes`.
     """
     proposed = markov_clusters(points, sizes)
     number = torch.where(proposed <= 900, proposed // 10, proposed * 2 // 5)
@@ -162,17 +164,17 @@ def markov_number(points: Tensor, sizes: Tensor) -> Tensor:
 def markov_clusters(points: Tensor, sizes: Tensor, *, inflation: float = 2.0, iterations: int = 60) -> Tensor:
     """Number of clusters that Markov clustering (van Dongen 2000) finds in each set of points.
 
-    The paper does not say what its graph is. Here edges weigh max(0, cosine) of points less their set's mean: without
-    the mean, all states of one token are alike and fall into one cluster.
+    The paper does not specify the graph. Here, edge weights are max(0, cosine) of the mean-centred points: without
+    centring, all states of a token are similar and form one cluster.
 
     Args:
-        points: (t, n, d) floating; of set i the first `sizes[i]` count.
-        sizes: (t,) int64.
-        inflation: the power that strengthens strong flows; larger gives more clusters.
-        iterations: at most.
+        points: Shape (t, n, d), floating point; the points of set i are the first `sizes[i]` rows.
+        sizes: Shape (t,), int64.
+        inflation: Exponent of the inflation step; larger values give more clusters.
+        iterations: Maximum number of iterations.
 
     Returns:
-        (t,) int64.
+        Shape (t,), int64.
 
     Example:
         >>> points = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [-1.0, 0.1]]])
@@ -184,7 +186,7 @@ def markov_clusters(points: Tensor, sizes: Tensor, *, inflation: float = 2.0, it
     mean = (points * valid[..., None]).sum(dim=1, keepdim=True) / sizes[:, None, None]
     units = torch.nn.functional.normalize((points - mean) * valid[..., None], dim=2)
     flow = (units @ units.mT).clamp(min=0)
-    # Loops, without which flow goes back and forth; padding is a cluster of its own, point by point.
+    # Self-loops prevent oscillation. Each padding row becomes a cluster of its own, subtracted below.
     flow.diagonal(dim1=1, dim2=2).fill_(1.0)
     flow /= flow.sum(dim=1, keepdim=True)
     for _ in range(iterations):
@@ -193,31 +195,31 @@ def markov_clusters(points: Tensor, sizes: Tensor, *, inflation: float = 2.0, it
         flow /= flow.sum(dim=1, keepdim=True)
         if torch.allclose(flow, before, atol=1e-5):
             break
-    # Each column flows into the attractor of its cluster.
+    # Each column flows to the attractor of its cluster.
     attractors = torch.zeros_like(valid).scatter_(1, flow.argmax(dim=1), torch.ones_like(valid))
     return attractors.sum(dim=1) - (~valid).sum(dim=1)
 
 
 def silhouette_number(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -> Tensor:
-    """The number of clusters, out of 2, 3, 5, 8, … up to `most`, with the best silhouette; 1 where none separates.
+    """Number of clusters (2, 3, 5, 8, … up to `most`) with the best silhouette score; 1 if no score exceeds 0.1.
 
-    Source: Rousseeuw 1987, on the first 256 points of each set.
+    The score (Rousseeuw 1987) is computed on the first 256 points of each set.
 
     Args:
-        points: (t, n, d) floating; of set i the first `sizes[i]` count.
-        sizes: (t,) int64.
-        most: the largest number.
-        seed: of the clusterings.
+        points: Shape (t, n, d), floating point; the points of set i are the first `sizes[i]` rows.
+        sizes: Shape (t,), int64.
+        most: Maximum number of clusters.
+        seed: Seed of the clusterings.
 
     Returns:
-        (t,) int64, less than `sizes`, but at least 1.
+        Shape (t,), int64, less than `sizes`, but at least 1.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: If scikit-learn is not installed.
     """
     score_of = silhouette_score()
     points, sizes = points[:, :_SILHOUETTE_SAMPLES].float(), sizes.clamp(max=_SILHOUETTE_SAMPLES)
-    best = torch.full(sizes.shape, LEAST_SILHOUETTE, dtype=torch.float64)
+    best = torch.full(sizes.shape, _MIN_SILHOUETTE, dtype=torch.float64)
     numbers = torch.ones_like(sizes)
     for number in _candidates(most):
         labels = kmeans(points, sizes, torch.minimum(torch.full_like(sizes, number), sizes), seed=seed).labels
@@ -231,15 +233,17 @@ def silhouette_number(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -
 
 
 def silhouette_score() -> Callable[..., float]:
-    """scikit-learn's function.
+    """scikit-learn's `silhouette_score`.
 
     Raises:
-        ImportError: scikit-learn is not installed.
+        ImportError: If scikit-learn is not installed.
     """
-    try:
+    try:  # an optional extra
         from sklearn.metrics import silhouette_score
     except ImportError as error:
-        raise ImportError("rule='silhouette' needs scikit-learn: pip install \"defemb-callbacks[senses]\".") from error
+        raise ImportError(
+            "rule='silhouette' requires scikit-learn. Install it with: pip install \"defemb-callbacks[senses]\"."
+        ) from error
     return silhouette_score
 
 

@@ -1,4 +1,4 @@
-"""How a sense dictionary is built."""
+"""Settings for building a sense dictionary."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Similarity = Literal["dot", "cosine", "euclidean"]
 
 @dataclass(frozen=True)
 class SenseConfig:
-    """Settings of `SenseDictionary.build`; the defaults are the paper's for DeBERTa (arXiv 2504.06036).
+    """Settings of `build_sense_dictionary`; the defaults are the paper's for DeBERTa (arXiv 2504.06036).
 
     Raises:
-        ValueError: a value outside its range, or more senses than samples.
+        ValueError: If a value is out of range, or if there are more senses than samples.
 
     Example:
         >>> SenseConfig(senses=5).samples
@@ -22,63 +22,73 @@ class SenseConfig:
         >>> SenseConfig(senses=50, samples=20)
         Traceback (most recent call last):
             ...
-        ValueError: senses=50 needs at least as many samples of a token, got samples=20
+        ValueError: `samples` must be at least `senses`=50, got 20. Increase `samples` or decrease `senses`.
     """
 
     senses: int = field(
         default=20,
-        metadata={"help": "Senses of a token; with the rule 'silhouette' the most; 'markov' does not use it."},
+        metadata={
+            "help": "Number of senses per token; the maximum with rule='silhouette', ignored with rule='markov'."
+        },
     )
     rule: Rule = field(
         default="fixed",
         metadata={
-            "help": "How many senses: 'fixed'; 'markov', by what Markov clustering proposes (the paper's for Llama); "
-            "'silhouette', the number that separates best."
+            "help": "How the number of senses is chosen: 'fixed' uses `senses`; 'markov' derives it from Markov "
+            "clustering (the paper's rule for Llama); 'silhouette' takes the number with the best silhouette score."
         },
     )
-    samples: int = field(default=1000, metadata={"help": "States of a token that are clustered, at most."})
-    min_samples: int = field(default=10, metadata={"help": "A token with fewer is not clustered."})
+    samples: int = field(default=1000, metadata={"help": "Maximum number of hidden states clustered per token."})
+    min_samples: int = field(default=10, metadata={"help": "Tokens with fewer samples are not clustered."})
     keep_rare: bool = field(
         default=True,
-        metadata={"help": "Whether the states of a token that is not clustered are its senses; else it has none."},
+        metadata={"help": "Whether a token that is not clustered keeps its states as senses; otherwise it has none."},
     )
     similarity: Similarity = field(
         default="dot",
         metadata={
-            "help": "What chooses a sense: 'dot', the largest dot product with the state (the paper's), 'cosine', or "
-            "'euclidean', the nearest sense, by which k-means has made them."
+            "help": "How a sense is selected for a state: 'dot', the largest dot product (the paper's choice), "
+            "'cosine', or 'euclidean', the nearest sense, which is the criterion of k-means."
         },
     )
     layer: int = field(
-        default=-1, metadata={"help": "Which hidden states: -1 the last, 0 what enters the first layer."}
+        default=-1,
+        metadata={"help": "Index of the hidden states: -1 for the last layer, 0 for the input of the first layer."},
     )
-    max_length: int | None = field(default=None, metadata={"help": "Longest text in tokens; default the tokenizer's."})
-    batch_size: int = field(default=32, metadata={"help": "Texts read at once."})
-    seed: int = field(default=0, metadata={"help": "Of the samples and of the clusters' starts."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Maximum text length in tokens; by default the tokenizer's limit."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Number of texts per forward pass."})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling and of the cluster initialization."})
 
     def __post_init__(self) -> None:
         for name in ("senses", "samples", "min_samples", "batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name, choices in (("rule", get_args(Rule)), ("similarity", get_args(Similarity))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.rule != "markov" and self.senses > self.samples:
             raise ValueError(
-                f"senses={self.senses} needs at least as many samples of a token, got samples={self.samples}"
+                f"`samples` must be at least `senses`={self.senses}, got {self.samples}. "
+                "Increase `samples` or decrease `senses`."
             )
 
     @classmethod
     def resolve(cls, config: SenseConfig | None, overrides: dict[str, Any]) -> SenseConfig:
-        """A config, by default the default one, with single settings changed."""
+        """Return `config`, or the default config, with some fields replaced."""
         return replace(config or cls(), **overrides)
 
     @classmethod
     def paper(cls, name: str, **overrides: Any) -> SenseConfig:
-        """The paper's settings: "deberta-v3" (large; 20 senses a token), or "llama-3-8b" (Markov clustering's number).
+        """Return the paper's settings for a model.
+
+        Args:
+            name: `"deberta-v3"` (large; 20 senses per token) or `"llama-3-8b"` (number of senses by Markov clustering).
+            **overrides: Fields to replace.
 
         Raises:
-            ValueError: any other name.
+            ValueError: If `name` is unknown.
 
         Example:
             >>> SenseConfig.paper("llama-3-8b").rule
@@ -86,5 +96,5 @@ class SenseConfig:
         """
         presets: dict[str, dict[str, Any]] = {"deberta-v3": {}, "llama-3-8b": {"rule": "markov"}}
         if name not in presets:
-            raise ValueError(f"the paper's models are {', '.join(presets)}, not {name!r}")
+            raise ValueError(f"`name` must be one of {', '.join(presets)}, got {name!r}.")
         return cls(**presets[name] | overrides)

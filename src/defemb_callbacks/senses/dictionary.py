@@ -1,72 +1,47 @@
-"""The senses of each token as vectors, and the choice among them."""
+"""Sense vectors per token, and the selection among them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
-from defemb_callbacks.senses.build import discover_senses, most_senses
-from defemb_callbacks.senses.checks import check_model, check_tensors, check_tokenizer
-from defemb_callbacks.senses.clustering import silhouette_score
-from defemb_callbacks.senses.config import SenseConfig, Similarity
-from defemb_callbacks.senses.layer import require_own_states
-from defemb_callbacks.senses.sampling import plan_samples, tokenize_texts
-from defemb_callbacks.senses.states import sampled_states, state_width
-from defemb_callbacks.senses.storage import (
-    MODEL_CARD,
-    Storage,
-    compress,
-    pack,
-    read_senses,
-    sampled_products,
-    write_senses,
-)
-from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
-from defemb_callbacks.weights.distributed import this_process
-from defemb_callbacks.weights.rows import embedding_weight
+from defemb_callbacks.senses.config import Similarity
+from defemb_callbacks.senses.storage import Storage, compress, pack, read_senses, write_senses
+from defemb_callbacks.vocabulary.tokens import Vocabulary
 
-logger = logging.getLogger(__name__)
+_MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
 class SenseDictionary(
-    nn.Module,
-    ModelHubMixin,
-    library_name="defemb_callbacks",
-    tags=["word-senses", "knowledge-distillation"],
-    model_card_template=MODEL_CARD,
+    nn.Module, ModelHubMixin, library_name="defemb_callbacks", tags=["word-senses", "knowledge-distillation"]
 ):
     """Sense vectors of the tokens of one model.
 
-    Token t has the senses from `offsets[t]` to `offsets[t + 1]`, perhaps none. The dictionary is a module without
-    parameters and buffers: it moves with a model, but stays in float32, is no part of a model's checkpoints, and is not
-    broadcast by DDP in each step.
+    The senses of token `t` are the rows `offsets[t]` to `offsets[t + 1]` of `vectors`; a token may have none. The
+    dictionary is a module without parameters or buffers: it moves with a model but stays in float32, is not part of the
+    model's checkpoints, and is not broadcast by DDP. `build_sense_dictionary` builds one from a model and texts.
 
     Source: Wang, Zaki, Kollias, Kalantzis, arXiv 2504.06036.
 
     Args:
-        offsets: (vocabulary + 1,) int64.
-        vectors: (senses, d) float32.
-        counts: (senses,) int64, how many samples each sense is the mean of.
-        vocabulary: the tokens.
-        similarity: what chooses a sense of a state: "dot" (the paper), "cosine", or "euclidean" (the nearest).
-        storage: how vectors are written, see `compressed`.
-        info: how it was made; plain JSON.
+        offsets: Shape (vocabulary + 1,), int64.
+        vectors: Shape (senses, d), float32.
+        counts: Shape (senses,), int64; number of samples that each sense is the mean of.
+        vocabulary: The tokens.
+        similarity: How a sense is selected for a state: `"dot"` (the paper), `"cosine"`, or `"euclidean"` (nearest).
+        storage: How the vectors are stored, see `compressed`.
+        info: How the dictionary was built; plain JSON.
 
     Raises:
-        ValueError: tensors that do not fit each other, NaN or infinity.
+        ValueError: If the tensors have the wrong shape or dtype, or contain NaN or infinity.
 
     Example:
         >>> vocabulary = Vocabulary(("the", "bank"), ("the", "bank"), (None, None), uncased=True)
@@ -95,132 +70,49 @@ class SenseDictionary(
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_tensors(offsets, vectors, counts, vocabulary)
+        _check_tensors(offsets, vectors, counts, vocabulary)
         self.offsets, self.vectors, self.counts, self.lengths = offsets, vectors, counts, vectors.norm(dim=1)
         self.vocabulary, self.similarity, self.storage, self.info = vocabulary, similarity, storage, info or {}
         self.most_senses = int(offsets.diff().max())
 
-    @classmethod
-    def build(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[str],
-        config: SenseConfig | None = None,
-        **overrides: Any,
-    ) -> SenseDictionary:
-        """Read texts with a model, and cluster the states of each token into its senses.
-
-        Texts are read once. Memory is 4 bytes for each number of the states that are kept, at most `samples` of each
-        token, and of the senses, and 12 bytes for each token of the texts (about 40 while it is drawn what is kept).
-        The sum is logged, at level INFO, before the first text is read; clustering works on some hundred MB besides.
-        The processes of a launch share the texts, and each gets the same dictionary, which a single one would give.
-
-        Args:
-            model: the (fine-tuned) teacher, with any head; it is not changed.
-            tokenizer: the model's.
-            texts: like those that the senses will be used on; a list, or a column of a `Dataset`.
-            config: settings; default `SenseConfig()`.
-            **overrides: single settings.
-
-        Raises:
-            TypeError: a single string, or a stream.
-            ValueError: a setting outside its range, no text, a tokenizer that does not fit, a model that gives senses.
-            ImportError: `rule="silhouette"` without scikit-learn.
-
-        Example:
-            >>> SenseDictionary.build(model, tokenizer, texts, senses=10)  # doctest: +SKIP
-            SenseDictionary(19,214 senses of 5,310 of 30,522 tokens, width 384)
-        """
-        config = SenseConfig.resolve(config, overrides)
-        if config.rule == "silhouette":
-            silhouette_score()  # what is missing is told before texts are read
-        require_own_states(model)
-        vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
-        tokenized = tokenize_texts(tokenizer, texts, config.max_length)
-        plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)
-        rows = int(plan.offsets[-1])
-        senses = int(most_senses(plan.offsets.diff(), config).sum())
-        logger.info(
-            "Reading %s tokens of %s texts; %s states of %s different tokens are kept, for up to %s senses (%.2f GB).",
-            *(f"{number:,}" for number in (len(tokenized.ids), len(texts), rows, int((plan.seen > 0).sum()), senses)),
-            ((rows + senses) * state_width(model) * 4 + 12 * len(tokenized.ids)) / 1e9,
-        )
-        states = sampled_states(model, tokenized, plan, layer=config.layer, batch_size=config.batch_size)
-        info = {
-            "model": model.name_or_path,
-            "weights": fingerprint_weights(model),
-            "texts": len(texts),
-            "tokens_read": len(tokenized.ids),
-            "states_kept": rows,
-        }
-        return cls.of_states(states, plan.offsets, vocabulary, config, device=model.device, info=info)
-
-    @classmethod
-    def of_states(
-        cls,
-        states: Tensor,
-        offsets: Tensor,
-        vocabulary: Vocabulary,
-        config: SenseConfig,
-        *,
-        device: torch.device | str = "cpu",
-        info: dict[str, Any] | None = None,
-    ) -> SenseDictionary:
-        """Cluster ready states, as `discover_senses` takes them, on a device; every process of a launch gets the same.
-
-        Args:
-            states: (rows, d) float32, token by token, each token's in random order.
-            offsets: (vocabulary + 1,) int64: token t has the rows from offsets[t] to offsets[t + 1].
-            vocabulary: the tokens.
-            config: settings of the clustering.
-            device: where to compute.
-            info: of the model and its texts.
-        """
-        senses = discover_senses(states, offsets, config, device)
-        if this_process().num_processes > 1:  # devices may round differently
-            senses = tuple(broadcast_object_list(list(senses)))
-        info = {**(info or {}), "config": asdict(config)}
-        return cls(*senses, vocabulary, similarity=config.similarity, info=info)
-
     def extra_repr(self) -> str:
-        """Numbers of senses and tokens, and the width."""
+        """Number of senses and tokens, and the width."""
         tokens = int((self.offsets.diff() > 0).sum())
         return f"{len(self.vectors):,} senses of {tokens:,} of {len(self.vocabulary):,} tokens, width {self.width}"
 
     @property
     def width(self) -> int:
-        """Of the vectors."""
+        """Width d of the vectors."""
         return self.vectors.shape[1]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex string of the senses, the tokens, and what chooses among them."""
+        """Hex digest of the senses, the tokens and the similarity."""
         tensors = (tensor.cpu().numpy().tobytes() for tensor in (self.offsets, self.vectors))
         return fingerprint(*tensors, self.vocabulary.fingerprint, self.similarity)
 
     def numbers(self, token_ids: Tensor) -> Tensor:
-        """How many senses each of these tokens has, int64, in their shape."""
+        """Number of senses of each token, int64, in the shape of `token_ids`."""
         return self.offsets[token_ids + 1] - self.offsets[token_ids]
 
     def scores(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        """How well each sense of its token fits each state; gradients reach the states.
+        """Score each sense of a state's token; differentiable with respect to the states.
 
         Args:
-            states: (n, d) floating.
-            token_ids: (n,) int64.
+            states: Shape (n, d), floating point.
+            token_ids: Shape (n,), int64.
 
         Returns:
-            (n, most senses of a token) float32: dot products; with `similarity="cosine"` these divided by the length of
-            the sense, which orders senses as cosines do; with "euclidean" these less half of the length's square, which
-            orders them as distances do. Minus infinity beyond the senses of the token.
+            Shape (n, `most_senses`), float32. With `similarity="dot"` these are dot products; with `"cosine"`, dot
+            products divided by the norm of the sense, which rank senses like cosines; with `"euclidean"`, dot products
+            minus half the squared norm, which rank senses by distance. Entries beyond the senses of a token are -inf.
         """
         number = self.numbers(token_ids)
         row = torch.repeat_interleave(number)
         ends = number.cumsum(0)
         column = torch.arange(len(row), device=row.device) - (ends - number)[row]
         sense = self.offsets[token_ids][row] + column
-        values = sampled_products(states.float(), self.vectors, torch.nn.functional.pad(ends, (1, 0)), sense)
+        values = _sampled_products(states.float(), self.vectors, torch.nn.functional.pad(ends, (1, 0)), sense)
         if self.similarity == "cosine":
             values = values / self.lengths[sense].clamp(min=torch.finfo(torch.float32).tiny)
         elif self.similarity == "euclidean":
@@ -230,30 +122,30 @@ class SenseDictionary(
 
     @torch.no_grad()
     def choose(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        """The best sense of each state, (n,) int64, counted within its token; -1 for a token without senses."""
+        """Index of the best sense of each state within its token, (n,) int64; -1 for a token without senses."""
         if not len(self.vectors):
             return torch.full_like(token_ids, -1)
         best = self.scores(states, token_ids).argmax(dim=1)
         return torch.where(self.numbers(token_ids) > 0, best, -1)
 
     def lookup(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        """Replace states by the best sense of their tokens; those of tokens without senses stay.
+        """Replace each state with the best sense of its token; states of tokens without senses are unchanged.
 
         Args:
-            states: (…, d), floating.
-            token_ids: (…) int64.
+            states: Shape (…, d), floating point.
+            token_ids: Shape (…), int64.
 
         Returns:
-            (…, d) in the dtype of the states. The gradient is that of the states, as though nothing had been replaced
-            (straight through).
+            Shape (…, d), in the dtype of `states`. The gradient with respect to `states` is the identity
+            (straight-through estimator).
 
         Raises:
-            ValueError: states of another width, or shapes that do not fit.
+            ValueError: If the shapes do not match each other or the width of the dictionary.
         """
         if states.shape[-1] != self.width or states.shape[:-1] != token_ids.shape:
             raise ValueError(
-                f"states of shape {tuple(states.shape)} and token ids of shape {tuple(token_ids.shape)} do not fit a "
-                f"dictionary of width {self.width}"
+                f"`states` must be (…, {self.width}) and `token_ids` (…), got {tuple(states.shape)} and "
+                f"{tuple(token_ids.shape)}."
             )
         if not len(self.vectors):
             return states
@@ -263,27 +155,16 @@ class SenseDictionary(
         senses = torch.where((chosen >= 0)[:, None], senses, flat).view(states.shape)
         return senses + (states - states.detach()) if states.requires_grad else senses
 
-    def check_model(self, model: PreTrainedModel, *, force: bool = False) -> None:
-        """Refuse a model whose states are not those that the senses were made of: `ValueError`.
-
-        Accepted are the model itself, with any head, and a student that has learned from this dictionary; with `force`
-        every model with as many tokens and states of the same width.
-        """
-        check_model(self, model, force=force)
-
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer with other tokens than the dictionary was built with: `ValueError`."""
-        check_tokenizer(self.vocabulary, tokenizer)
-
     def compressed(self, storage: Storage, seed: int = 0) -> SenseDictionary:
-        """The dictionary as it will be read back when stored in less space; `save_pretrained` then writes it so.
+        """Return the dictionary rounded to a smaller storage format, in which `save_pretrained` then writes it.
 
         Args:
-            storage: "float16", or "product", see `compress`.
-            seed: of the codewords.
+            storage: `"float16"` or `"product"`, see `compress`.
+            seed: Seed of the codebook.
 
         Raises:
-            ValueError: another storage, or a width that cannot be cut into parts of 8.
+            ValueError: If `storage` is unknown, or if product quantization is given a width that is not a multiple
+                of 8.
         """
         vectors = compress(self.vectors.cpu(), storage, seed).to(self.vectors.device)
         settings: dict[str, Any] = {"similarity": self.similarity, "storage": storage, "info": self.info}
@@ -291,13 +172,17 @@ class SenseDictionary(
 
     @property
     def stored_bytes(self) -> dict[str, int]:
-        """Bytes of each tensor that `save_pretrained` writes."""
+        """Size in bytes of each tensor that `save_pretrained` writes."""
         return {name: tensor.numel() * tensor.element_size() for name, tensor in self._stored().items()}
 
     def _stored(self) -> dict[str, Tensor]:
-        # 4 bytes count more senses and samples than memory holds.
+        # int32 suffices: there are far fewer than 2³¹ senses and samples.
         small = {name: getattr(self, name).to("cpu", torch.int32) for name in ("offsets", "counts")}
         return small | pack(self.vectors.cpu(), self.storage)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Model card of a saved dictionary; `kwargs` are passed to the template."""
+        return ModelCard.from_template(self._hub_mixin_info.model_card_data, template_path=str(_MODEL_CARD), **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_senses(save_directory, self._stored(), self.vocabulary, self.similarity, self.storage, self.info)
@@ -307,17 +192,48 @@ class SenseDictionary(
         cls, *, model_id: str, config: dict[str, Any] | None = None, **download: Any
     ) -> SenseDictionary:
         if config is None or "files" not in config:
-            raise FileNotFoundError(f"{model_id} holds no sense dictionary")
-        # What the mixin has read from the config for the constructor is no business of the hub.
+            raise FileNotFoundError(
+                f"{model_id} contains no sense dictionary. Pass a folder or repository written by `save_pretrained`."
+            )
+        # The mixin adds constructor arguments that it read from the config; they must not be passed to the hub.
         download = {name: value for name, value in download.items() if name not in config}
         try:
             return cls(**read_senses(model_id, config, download))
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"The sense dictionary in {model_id} cannot be used: {error}.") from error
+            raise ValueError(f"The sense dictionary in {model_id} is invalid: {error}") from error
 
     def _apply(self, fn: Any, recurse: bool = True) -> SenseDictionary:
-        # Of a model's .half() or .to("cuda") the senses follow the move only: counts of bytes are `storage`'s affair.
+        # Follow a model's device, but not its dtype: `storage` determines the precision.
         device = fn(self.vectors[:0]).device
         for name in ("offsets", "vectors", "counts", "lengths"):
             setattr(self, name, getattr(self, name).to(device))
         return self
+
+
+def _check_tensors(offsets: Tensor, vectors: Tensor, counts: Tensor, vocabulary: Vocabulary) -> None:
+    if vectors.ndim != 2 or vectors.dtype != torch.float32:
+        raise ValueError(f"`vectors` must be (senses, d) float32, got {tuple(vectors.shape)} {vectors.dtype}.")
+    if offsets.shape != (len(vocabulary) + 1,) or offsets.dtype != torch.int64:
+        raise ValueError(
+            f"`offsets` must be ({len(vocabulary) + 1},) int64, got {tuple(offsets.shape)} {offsets.dtype}."
+        )
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(vectors) or bool((offsets.diff() < 0).any()):
+        raise ValueError(f"`offsets` must increase from 0 to the number of senses, {len(vectors)}.")
+    if counts.shape != (len(vectors),) or counts.dtype != torch.int64:
+        raise ValueError(f"`counts` must be ({len(vectors)},) int64, got {tuple(counts.shape)} {counts.dtype}.")
+    if not bool(vectors.isfinite().all()):
+        raise ValueError("`vectors` contains NaN or infinity. Check the hidden states of the model.")
+
+
+@torch.compiler.disable
+def _sampled_products(states: Tensor, vectors: Tensor, starts: Tensor, sense: Tensor) -> Tensor:
+    """Dot products of state i with the vectors `sense[starts[i] : starts[i + 1]]`, concatenated.
+
+    Gathering the vectors of each state would be twenty times slower: each would be written to memory first.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        size = (len(states), len(vectors))
+        pattern = torch.sparse_csr_tensor(starts, sense, states.new_zeros(len(sense)), size, check_invariants=False)
+    products: Tensor = torch.sparse.sampled_addmm(pattern, states, vectors.T, beta=0.0).values()
+    return products.clone()  # torch.compile cannot continue with a view of a sparse tensor

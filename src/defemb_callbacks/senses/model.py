@@ -1,4 +1,4 @@
-"""A model whose last hidden states are sense vectors, whatever comes after them."""
+"""Models whose last hidden states are replaced with sense vectors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,130 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
 from defemb_callbacks.reconstruction.backbone import backbone_of
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.layer import SenseLayer, require_own_states
-from defemb_callbacks.weights.rows import bare_model
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.rows import bare_model, embedding_weight
+
+# Entry of a student's config: fingerprint of the dictionary that it was distilled with.
+CONFIG_ENTRY = "sense_dictionary"
+
+
+class SenseLayer(nn.Module):
+    """Replaces the hidden states of a backbone; `with_senses` adds it.
+
+    Attributes:
+        dictionary: The senses.
+        input_ids: Token ids of the current forward pass.
+        recorded: A list that collects token ids and original states of each forward pass, or `None`.
+        hook: The hook on the submodule whose output is replaced; `None` if it is the backbone's own output.
+    """
+
+    def __init__(self, dictionary: SenseDictionary) -> None:
+        super().__init__()
+        self.dictionary = dictionary
+        self.input_ids: Tensor | None = None
+        self.recorded: list[tuple[Tensor, Tensor]] | None = None
+        self.hook: RemovableHandle | None = None
+
+    def replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Replace the states in a module's output, which is a tuple or a `ModelOutput`."""
+        if self.input_ids is None:
+            raise ValueError(
+                "`backbone.forward` was bypassed, as nn.DataParallel does. Start one process per device with torchrun "
+                "or accelerate launch."
+            )
+        states = output[0]
+        ids, self.input_ids = self.input_ids.to(states.device), None
+        if self.recorded is not None:
+            self.recorded.append((ids, states))
+        # The layers of a model may be distributed over several devices.
+        if self.dictionary.vectors.device != states.device:
+            self.dictionary.to(states.device)
+        senses = self.dictionary.lookup(states, ids)
+        if isinstance(output, tuple):
+            return (senses, *output[1:])
+        output.last_hidden_state = senses
+        return output
+
+
+def require_no_senses(model: PreTrainedModel) -> None:
+    """Check that the states of a model are its own.
+
+    Raises:
+        ValueError: If `with_senses` was applied to the model.
+    """
+    if isinstance(getattr(backbone_of(model), "senses", None), SenseLayer):
+        raise ValueError("The hidden states of this model are already senses. Call without_senses(model) first.")
+
+
+def check_model(dictionary: SenseDictionary, model: PreTrainedModel, *, force: bool = False) -> None:
+    """Check that a dictionary was built from the states of a model.
+
+    The model itself is accepted, with any head, and so is a student that was distilled with this dictionary.
+
+    Args:
+        dictionary: The dictionary.
+        model: The model.
+        force: Accept any model with the same vocabulary size and width.
+
+    Raises:
+        ValueError: If the model has another vocabulary size, width or weights.
+    """
+    size, width = len(embedding_weight(model)), state_width(model)
+    if size != len(dictionary.vocabulary):
+        raise ValueError(
+            f"The dictionary has {len(dictionary.vocabulary)} tokens, but the model has {size}. "
+            "Build a dictionary for this model."
+        )
+    if width != dictionary.width:
+        raise ValueError(
+            f"The senses have width {dictionary.width}, but the model's hidden states have width {width}. "
+            "Build a dictionary for this model."
+        )
+    known = force or getattr(model.config, CONFIG_ENTRY, None) == dictionary.fingerprint
+    if not known and fingerprint_weights(model) != dictionary.info.get("weights"):
+        source = dictionary.info.get("model") or "an unnamed model"
+        raise ValueError(
+            f"The dictionary was built from other weights ({source}). Build a dictionary for this model, "
+            "or pass force=True."
+        )
+
+
+def check_tokenizer(dictionary: SenseDictionary, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a tokenizer has the tokens of a dictionary.
+
+    Raises:
+        ValueError: If it has other tokens.
+    """
+    expected = dictionary.vocabulary
+    found = read_vocabulary(tokenizer, max(len(expected), max(tokenizer.get_vocab().values()) + 1))
+    if found.fingerprint != expected.fingerprint:
+        pairs = enumerate(zip(expected.tokens, found.tokens, strict=False))
+        difference = next(
+            (f"token {index} was {old!r} and is {new!r}" for index, (old, new) in pairs if old != new),
+            f"it had {len(expected)} entries and has {len(found)}",
+        )
+        raise ValueError(
+            f"The dictionary was built with another tokenizer: {difference}. Build a dictionary for this tokenizer."
+        )
+
+
+def state_width(model: PreTrainedModel) -> int:
+    """Width d of the hidden states of a model's backbone."""
+    width: int = backbone_of(model).config.get_text_config().hidden_size
+    return width
 
 
 def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
-    """The class of a backbone whose `senses` replace its states.
+    """Subclass of a backbone's class whose `senses` replace its states.
 
-    A subclass, not hooks on the backbone: sentence-transformers calls `forward` itself, which runs no hooks, and a copy
-    of a model must use its own senses.
+    A subclass rather than a forward hook: sentence-transformers calls `forward` directly, which runs no hooks, and a
+    copy of a model must use its own senses.
     """
 
     @functools.wraps(original.forward)
@@ -28,38 +139,38 @@ def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
         layer: SenseLayer = self.senses
         layer.input_ids = args[0] if args else kwargs.get("input_ids")
         if layer.input_ids is None:
-            raise ValueError("a model with senses needs input_ids: inputs_embeds do not tell which tokens these are")
+            raise ValueError("A model with senses requires `input_ids`, got None. Do not pass `inputs_embeds` instead.")
         output = original.forward(self, *args, **kwargs)
         return output if layer.hook is not None else layer.replace_output(self, args, output)
 
-    # Of the same name, which goes into checkpoints.
+    # The class name is written to checkpoints.
     return type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
 
 
 def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: bool = False) -> PreTrainedModel:
-    """Let the last hidden states of a model be senses: of each, the sense of its token with the largest dot product.
+    """Replace the last hidden states of a model with the best sense of their token.
 
-    Poolers, heads and whatever else reads the last hidden states then read senses. States of tokens without senses
-    stay. `hidden_states` may still show the last layer's own. The model is changed in place, and `without_senses`
-    changes it back; its checkpoints are ordinary ones without the dictionary. DDP has nothing of the dictionary to
-    broadcast; `nn.DataParallel` is not supported.
+    Poolers, heads and everything else that reads the last hidden states then read senses. States of tokens without
+    senses are unchanged. The last entry of `hidden_states` may still be the original states. The model is changed in
+    place, and `without_senses` reverts the change. Its checkpoints do not contain the dictionary, and DDP does not
+    broadcast it. `nn.DataParallel` is not supported.
 
-    Of an encoder-decoder it is the encoder's states that are replaced. Of a `SentenceTransformer` give the encoder:
+    For an encoder-decoder model, the states of the encoder are replaced. For a `SentenceTransformer`, pass its encoder:
     `with_senses(model.transformers_model, dictionary)`.
 
     Source: arXiv 2504.06036.
 
     Args:
-        model: the one that the dictionary was built of, with any head, or a student of it.
-        dictionary: of its last layer. It moves to the model's device.
-        force: take a model with other weights too, such as one in another dtype.
+        model: The model that the dictionary was built from, with any head, or a student of it.
+        dictionary: Senses of the last layer. They are moved to the model's device.
+        force: Accept a model with other weights, e.g. in another dtype.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: a dictionary of another model, tokenizer, width or layer; a model that has senses, or
-            that accelerate has prepared for mixed precision.
+        ValueError: If the dictionary belongs to another model, tokenizer, width or layer, if the model has senses
+            already, or if accelerate has prepared it for mixed precision.
 
     Example:
         >>> model = with_senses(model, dictionary)  # doctest: +SKIP
@@ -67,28 +178,28 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
         torch.Size([8, 2])
     """
     backbone: Any = backbone_of(model)
-    require_own_states(model)
+    require_no_senses(model)
     layer = dictionary.info.get("config", {}).get("layer", -1)
     if layer != -1:
-        raise ValueError(f"the dictionary holds senses of layer {layer}; a model's last states need one of layer -1")
+        raise ValueError(f"The dictionary was built with layer={layer}. Build one with layer=-1, the last layer.")
     if "forward" in backbone.__dict__:
         raise ValueError(
-            "accelerate has prepared this model for mixed precision: call with_senses before, or on "
-            "accelerator.unwrap_model(model, keep_fp32_wrapper=False)"
+            "This model has been prepared for mixed precision by accelerate. Call with_senses before that, or on "
+            "accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
         )
-    dictionary.check_model(model, force=force)
+    check_model(dictionary, model, force=force)
     backbone.senses = SenseLayer(dictionary.to(model.device))
-    if getattr(backbone, "pooler", None) is not None:  # it reads the states within the backbone: BERT, RoBERTa
+    if getattr(backbone, "pooler", None) is not None:  # the pooler is inside the backbone, as in BERT and RoBERTa
         backbone.senses.hook = backbone.encoder.register_forward_hook(backbone.senses.replace_output)
     backbone.__class__ = _class_with_senses(type(backbone))
     return model
 
 
 def without_senses(model: PreTrainedModel) -> PreTrainedModel:
-    """Undo `with_senses`.
+    """Revert `with_senses`.
 
     Raises:
-        ValueError: the model gives no senses.
+        ValueError: If the model has no senses.
     """
     layer = sense_layer(model)
     backbone: Any = backbone_of(model)
@@ -100,23 +211,23 @@ def without_senses(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def sense_layer(model: nn.Module) -> SenseLayer:
-    """What `with_senses` has put into a model, also inside DDP or torch.compile.
+    """The layer that `with_senses` added to a model, which may be wrapped by DDP or torch.compile.
 
     Raises:
-        ValueError: the model gives no senses.
+        ValueError: If the model has no senses.
     """
     layer = getattr(backbone_of(bare_model(model)), "senses", None)  # type: ignore[arg-type]
     if not isinstance(layer, SenseLayer):
-        raise ValueError("the model gives no senses; call with_senses(model, dictionary) first")
+        raise ValueError("This model has no senses. Call with_senses(model, dictionary) first.")
     return layer
 
 
 @contextlib.contextmanager
 def recorded_states(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """A list that takes, for each forward pass of a model with senses, its token ids and its states before replacing.
+    """Record token ids and original hidden states of each forward pass of a model with senses.
 
     Raises:
-        ValueError: the model gives no senses.
+        ValueError: If the model has no senses.
     """
     layer = sense_layer(model)
     layer.recorded = []

@@ -1,4 +1,4 @@
-"""Students: the first layers of a teacher, or a smaller model, under the teacher's own pooler and head."""
+"""Students: the first layers of a teacher, or a smaller model with the teacher's pooler and head."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["SenseStudent", "SenseStudentConfig", "first_layers", "freeze_head", 
 
 
 def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """A copy of a teacher with its first layers only: same class, head and embeddings, an ordinary checkpoint.
+    """Copy the first layers of a teacher, with its embeddings and head; the class is the teacher's.
 
     Args:
-        teacher: any encoder or decoder.
-        layers: how many to keep.
+        teacher: An encoder or decoder.
+        layers: Number of layers to keep.
 
     Raises:
-        ValueError: more layers than the teacher has, or none.
+        ValueError: If `layers` is less than 1 or more than the teacher has.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -34,16 +34,16 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
         2
     """
     config = copy.deepcopy(teacher.config)
-    own = config.get_text_config()
-    if not 1 <= layers <= own.num_hidden_layers:
-        raise ValueError(f"layers must be from 1 to the teacher's {own.num_hidden_layers}, got {layers}")
-    # What is said layer by layer, such as the kind of its attention.
-    if isinstance(kinds := getattr(own, "layer_types", None), list):
-        own.layer_types = kinds[:layers]
-    own.num_hidden_layers = layers
+    text_config = config.get_text_config()
+    if not 1 <= layers <= text_config.num_hidden_layers:
+        raise ValueError(f"`layers` must be between 1 and {text_config.num_hidden_layers}, got {layers}.")
+    # Per-layer settings, such as the type of attention.
+    if isinstance(layer_types := getattr(text_config, "layer_types", None), list):
+        text_config.layer_types = layer_types[:layers]
+    text_config.num_hidden_layers = layers
     student = type(teacher)(config)
     student.to(teacher.device)  # type: ignore[arg-type]
-    # Each in the teacher's own type: a model in half precision keeps some of it, as rotary frequencies, in float32.
+    # Keep each dtype: models in half precision keep some tensors, such as rotary frequencies, in float32.
     for name, weight in student.named_parameters():
         weight.data = weight.data.to(teacher.get_parameter(name).dtype)
     for name, _ in list(student.named_buffers()):
@@ -55,7 +55,7 @@ def first_layers(teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
 
 
 class SenseStudentConfig(PretrainedConfig):
-    """Of a `SenseStudent`: the configs of its teacher and of its backbone, as dicts."""
+    """Config of a `SenseStudent`: the configs of its teacher and of its backbone, as dicts."""
 
     model_type = "sense_student"
 
@@ -67,9 +67,9 @@ class SenseStudentConfig(PretrainedConfig):
 
 
 class SenseStudent(PreTrainedModel):
-    """A smaller model, a linear map to the teacher's width, and on top the teacher's pooler and head.
+    """A smaller model, a linear projection to the teacher's width, and the teacher's pooler and head.
 
-    Made by `SenseStudent.of`; saved and loaded as any model of transformers, by this class.
+    Create one with `SenseStudent.of`; save and load it as any model of transformers, with this class.
     """
 
     config_class = SenseStudentConfig
@@ -79,8 +79,8 @@ class SenseStudent(PreTrainedModel):
         super().__init__(config)
         teacher_config = AutoConfig.for_model(**config.teacher)
         shallow = copy.deepcopy(teacher_config)
-        shallow.get_text_config().num_hidden_layers = 1  # layers that are thrown away at once
-        # The teacher's table, to which its head may be tied, goes with its backbone: the head keeps a copy.
+        shallow.get_text_config().num_hidden_layers = 1  # its layers are discarded below
+        # The teacher's embeddings are discarded with its backbone, so a head tied to them keeps a copy.
         shallow.tie_word_embeddings = shallow.get_text_config().tie_word_embeddings = False
         self.head = getattr(transformers, config.teacher["architectures"][0])(shallow)
         backbone = AutoModel.from_config(AutoConfig.for_model(**config.backbone))
@@ -91,20 +91,23 @@ class SenseStudent(PreTrainedModel):
 
     @classmethod
     def of(cls, teacher: PreTrainedModel, backbone: PreTrainedModel) -> SenseStudent:
-        """A student with the weights of a smaller model, and copies of the teacher's pooler and head.
+        """Create a student with the weights of a smaller model and copies of the teacher's pooler and head.
 
         Args:
-            teacher: a model with a head on an encoder or decoder.
-            backbone: a model without head that reads the same tokens.
+            teacher: An encoder or decoder with a head.
+            backbone: A model without a head, with the same vocabulary.
 
         Raises:
-            ValueError: another number of tokens than the teacher's, or a teacher without head.
+            ValueError: If the vocabulary sizes differ, or the teacher has no head.
         """
         sizes = len(embedding_weight(teacher)), len(embedding_weight(backbone))
         if sizes[0] != sizes[1]:
-            raise ValueError(f"teacher and student must read the same tokens: {sizes[0]} there, {sizes[1]} here")
+            raise ValueError(
+                f"`backbone` must have as many tokens as the teacher, {sizes[0]}, got {sizes[1]}. "
+                "Pass a model with the same tokenizer."
+            )
         if backbone_of(teacher) is teacher:
-            raise ValueError(f"{type(teacher).__name__} has no head for a student to keep")
+            raise ValueError(f"{type(teacher).__name__} has no head. Pass a teacher with a head, or use first_layers.")
         settings = teacher.config.to_dict() | {"architectures": [type(teacher).__name__]}
         width = teacher.config.get_text_config().hidden_size
         config = SenseStudentConfig(settings, backbone.config.to_dict(), hidden_size=width, vocab_size=sizes[0])
@@ -124,23 +127,26 @@ class SenseStudent(PreTrainedModel):
 
     @property
     def projected(self) -> _ProjectedBackbone:
-        """The backbone, in the teacher's width."""
+        """The backbone, projected to the teacher's width."""
         found: _ProjectedBackbone = getattr(self.head, self.head.base_model_prefix)
         return found
 
     def get_input_embeddings(self) -> nn.Module:
-        """The student's own table."""
+        """The embeddings of the student's backbone."""
         return self.projected.encoder.backbone.get_input_embeddings()
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,  # by name, as labels: the Trainer asks for what a model reads
+        token_type_ids: Tensor | None = None,  # named: the Trainer drops columns that are not in the signature
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the teacher's; `labels` gives its loss. `token_type_ids` are for a smaller model that reads them."""
+        """Output of the teacher's head, with its loss if `labels` is given.
+
+        `token_type_ids` are ignored if the backbone does not use them.
+        """
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
         return self.head(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
@@ -151,18 +157,18 @@ class _ProjectedEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.projection = nn.Linear(backbone.config.get_text_config().hidden_size, width)
-        self._reads_types = "token_type_ids" in inspect.signature(backbone.forward).parameters
+        self._uses_token_types = "token_type_ids" in inspect.signature(backbone.forward).parameters
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> BaseModelOutput:
-        types = {"token_type_ids": token_type_ids} if self._reads_types else {}
+        types = {"token_type_ids": token_type_ids} if self._uses_token_types else {}
         output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **types)
         return BaseModelOutput(last_hidden_state=self.projection(output.last_hidden_state))
 
 
 class _ProjectedBackbone(nn.Module):
-    """In the place of the teacher's backbone; `encoder`, `pooler` and `config` are what `with_senses` looks for."""
+    """Stands in for the teacher's backbone; `with_senses` accesses its `encoder`, `pooler` and `config`."""
 
     def __init__(self, config: PretrainedConfig, backbone: PreTrainedModel, pooler: nn.Module | None) -> None:
         super().__init__()
@@ -179,14 +185,14 @@ class _ProjectedBackbone(nn.Module):
     ) -> Any:
         states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
         pooled = None if self.pooler is None else self.pooler(states)
-        # Heads pass on the fields of their own family, such as a cache: this class has all of them, here without value.
+        # Heads read fields of their own output class, such as a cache. This class has all of them, set to None.
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=states, pooler_output=pooled)
 
 
 def freeze_head(student: PreTrainedModel) -> None:
-    """Keep pooler and head of a student, which are the teacher's, from learning.
+    """Freeze the pooler and the head of a student, which are the teacher's.
 
-    A head that is tied to the input embeddings is part of the backbone, and stays as it is.
+    A head that is tied to the input embeddings is part of the backbone and is not frozen.
     """
     backbone = {id(weight) for name, weight in backbone_of(student).named_parameters() if "pooler" not in name}
     for weight in student.parameters():
@@ -195,6 +201,6 @@ def freeze_head(student: PreTrainedModel) -> None:
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Numbers of a model's parameters: "all", and "layers", those outside of its embedding table."""
+    """Number of parameters of a model: `"all"`, and `"layers"`, those outside the embedding table."""
     number = sum(weight.numel() for weight in model.parameters())
     return {"all": number, "layers": number - embedding_weight(model).numel()}

@@ -1,4 +1,4 @@
-"""What a teacher chooses for each token of some rows, and how that gets into batches."""
+"""The senses that a teacher selects for each token, as labels in a data set and in padded batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from defemb_callbacks.cache import cache_root, cached, fingerprint
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.layer import require_own_states
+from defemb_callbacks.senses.model import check_model, require_no_senses
 
 COLUMN, IGNORED = "sense_labels", -100
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -28,13 +28,13 @@ Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class WithSenseLabels:
-    """Pads the senses to the length that another collator pads everything else to."""
+    """Data collator that pads sense labels to the length of the other inputs."""
 
     collator: Collator
     left: bool
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        labels = [row[COLUMN] for row in rows if COLUMN in row]  # rows of an evaluation have none
+        labels = [row[COLUMN] for row in rows if COLUMN in row]  # evaluation rows have none
         batch = self.collator([{name: value for name, value in row.items() if name != COLUMN} for row in rows])
         if labels:
             length = batch["input_ids"].shape[1]
@@ -57,28 +57,29 @@ def teacher_senses(
     *,
     batch_size: int = 64,
 ) -> list[np.ndarray[Any, Any]]:
-    """What the teacher chooses for each token of each row, kept in the cache of this package.
+    """Senses that the teacher selects for each token of each row; the result is cached on disk.
 
     Args:
-        teacher: the model that the dictionary was built of.
-        dictionary: the teacher's.
-        rows: tokenized.
-        tokenizer: the teacher's, which pads; a collator of the student's, which may change tokens, plays no part.
-        batch_size: rows read at once.
+        teacher: The model that the dictionary was built from.
+        dictionary: The teacher's sense dictionary.
+        rows: Tokenized rows.
+        tokenizer: The teacher's tokenizer, used for padding; the student's data collator is ignored, as it may change
+            tokens.
+        batch_size: Number of rows per forward pass.
 
     Returns:
-        For each row int64, as long as its `input_ids`: the sense, counted within its token, or -100 where there is
-        nothing to choose (fewer than two senses, or padding).
+        For each row, int64 labels as long as its `input_ids`: the index of the sense within its token, or -100 for
+        padding and for tokens with fewer than two senses.
 
     Raises:
-        ValueError: a dictionary of another model; a teacher that gives senses.
+        ValueError: If the dictionary belongs to another model, or the states of the teacher are replaced with senses.
     """
-    require_own_states(teacher)
-    dictionary.check_model(teacher)
+    require_no_senses(teacher)
+    check_model(dictionary, teacher)
     dictionary.to(teacher.device)
     rows = rows.select_columns([name for name in rows.column_names if name in _read_by(teacher)])
     content = _content(rows.with_format("numpy"))
-    side = tokenizer.padding_side  # from which absolute positions count
+    side = tokenizer.padding_side  # changes absolute positions
     key = fingerprint(dictionary.fingerprint, fingerprint_weights(teacher), side, *rows.column_names, content)
 
     def build() -> tuple[Tensor, Tensor]:
@@ -114,13 +115,13 @@ def _choose(
     tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """The labels of all rows, one after the other, int32, and the length of each row."""
+    """Labels of all rows, concatenated, int32, and the length of each row."""
     collator = DataCollatorWithPadding(tokenizer)
     left = tokenizer.padding_side == "left"
     lengths = [len(ids) for ids in rows["input_ids"]]
-    by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # so that little is padded
+    by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # to reduce padding
     labels: list[Tensor] = [torch.zeros(0, dtype=torch.int32)] * len(rows)
-    progress = tqdm(total=len(rows), desc="Reading the teacher's senses", unit="row", disable=None)
+    progress = tqdm(total=len(rows), desc="Selecting the teacher's senses", unit="row", disable=None)
     with progress:
         for start in range(0, len(rows), batch_size):
             batch = by_length[start : start + batch_size]
@@ -138,7 +139,7 @@ def _choose(
 
 
 def teacher_states(teacher: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Token ids, (batch, length), and last states, (batch, length, d), of a padded batch, of what the teacher reads."""
+    """Token ids, (batch, length), and the teacher's last hidden states, (batch, length, d), of a padded batch."""
     inputs = {name: tensor.to(teacher.device) for name, tensor in inputs.items() if name in _read_by(teacher)}
     with evaluating(teacher), torch.no_grad():
         states: Tensor = backbone_of(teacher)(**inputs, return_dict=True).last_hidden_state
