@@ -1,12 +1,14 @@
-"""What tests ask of a Trainer's run."""
+"""What tests ask about a Trainer run: losses, measured steps, changed rows, forward calls."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from defemb_callbacks import DefinitionEMBCallback
 from tiny import tiny_glossary
@@ -36,8 +38,24 @@ def measured_steps(trainer: Trainer) -> list[int]:
     return [row["step"] for row in trainer.state.log_history if "defemb/isotropy/all" in row]
 
 
+@contextmanager
+def forward_calls() -> Iterator[list[PreTrainedModel]]:
+    """Collect the transformers models whose `forward` runs inside the block, once per call."""
+    calls: list[PreTrainedModel] = []
+
+    def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, PreTrainedModel):
+            calls.append(module)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(record)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 class StopAtStep4(TrainerCallback):
-    """An early stop."""
+    """Stop training early."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_training_stop = state.global_step == 4

@@ -203,12 +203,14 @@ def test_a_model_made_in_training_is_refused_even_with_rows_to_spare(tokenizer, 
         trainer.train()
 
 
-def test_rows_of_several_texts_are_looked_at(tokenizer, model):
+def test_multiple_choice_rows_are_checked(tokenizer, model, caplog):
     new_tokens = NewTokens(TERMS, tiny_glossary(), DefinitionEMBConfig())
     new_tokens.extend(tokenizer)
     new_tokens.write(model)
-    choices = [{"input_ids": tokenizer(["the cat", "the lynx"])["input_ids"]}]
-    new_tokens.check(model, choices)
+    new_tokens.check(model, [{"input_ids": tokenizer(["the cat", "the lynx"])["input_ids"]}])
+    assert not caplog.records
+    new_tokens.check(model, [{"input_ids": tokenizer(["the cat", "the dog"])["input_ids"]}])
+    assert "None of the" in caplog.text
 
 
 def test_bad_terms_are_told_when_the_callback_is_made(tokenizer):

@@ -34,7 +34,16 @@ from defemb_callbacks import (
     build_definition_embeddings,
 )
 from defemb_callbacks.weights.rows import read_table
-from runs import StopAtStep4, assert_same_weights, changed_rows, defined_ids, glossary_callback, losses, measured_steps
+from runs import (
+    StopAtStep4,
+    assert_same_weights,
+    changed_rows,
+    defined_ids,
+    forward_calls,
+    glossary_callback,
+    losses,
+    measured_steps,
+)
 from tiny import (
     byte_bpe_tokenizer,
     tiny_bert,
@@ -116,14 +125,15 @@ def test_the_class_itself_takes_wordnet(trainer, model, tokenizer, monkeypatch) 
 
 
 @pytest.mark.parametrize("given", ["object", "folder"])
-def test_ready_embeddings_are_written_and_nothing_is_built(trainer, model, tokenizer, tmp_path, monkeypatch, given):
+def test_ready_embeddings_are_written_without_a_build(trainer, model, tokenizer, tmp_path, given):
     ready = build_definition_embeddings(model, tokenizer, tiny_glossary())
     twin = tiny_bert(tokenizer, BertForSequenceClassification)
     ready.apply(twin)
     ready.save_pretrained(tmp_path / "embeddings")
-    monkeypatch.setattr("defemb_callbacks.callbacks.rebuild.build_definition_embeddings", None)
     embeddings = ready if given == "object" else tmp_path / "embeddings"
-    run = trainer(DefinitionEMBCallback(embeddings=embeddings, plots=False), model=model)
+    with forward_calls() as calls:
+        run = trainer(DefinitionEMBCallback(embeddings=embeddings, plots=False), model=model)
+    assert not calls
     assert_same_weights(model, twin)
     run.train()
     assert measured_steps(run)
@@ -382,7 +392,7 @@ def test_other_processes_than_the_main_one_save_nothing(trainer, model, tokenize
 
 
 def test_an_unknown_setting_is_refused_before_anything() -> None:
-    with pytest.raises(TypeError, match="'blendd' is no setting; known are"):
+    with pytest.raises(TypeError, match="'blendd' is not a setting. Pass one of"):
         DefinitionEMBCallback(blendd=0.3)
 
 

@@ -34,7 +34,7 @@ from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 from launching import leave_together, torchrun
-from runs import losses
+from runs import forward_calls, losses
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -345,15 +345,16 @@ def config_of(cache: Path, **overrides: Any) -> DefinitionEMBConfig:
     return DefinitionEMBConfig(method="learned", cache_dir=str(cache), constructor=constructor, **overrides)
 
 
-def test_build_is_kept(tmp_path, monkeypatch):
+def test_build_is_kept(tmp_path):
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
     first = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
     assert first.info["method"] == "learned"
     assert first.info["steps"] == 3
     assert not list(tmp_path.rglob("checkpoint-*"))
-    monkeypatch.setattr("defemb_callbacks.embeddings.build.learned_rows", None)
-    again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
+    with forward_calls() as calls:
+        again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
+    assert not calls
     assert torch.equal(again.rows, first.rows)
     assert again.info == json.loads(json.dumps(first.info))
 
