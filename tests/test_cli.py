@@ -176,7 +176,7 @@ def test_build_with_the_papers_constructor(run, checkpoint, glossary, tmp_path) 
 
 def test_build_refuses_other_papers(refused, checkpoint, glossary, tmp_path) -> None:
     arguments = ("build", checkpoint, "--output", tmp_path / "embeddings", "--definitions", glossary)
-    assert "The paper's models are roberta-base, bart-large" in refused(*arguments, "--paper", "gpt2")
+    assert "`name` must be one of roberta-base, bart-large" in refused(*arguments, "--paper", "gpt2")
     assert "constructor='no.json' is neither" in refused(*arguments, "--method", "learned", "--constructor", "no.json")
 
 
@@ -249,7 +249,7 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
         "missing-model": ("inspect", tmp_path / "missing-model"),
         "no folder": ("apply", checkpoint, tmp_path / "missing", *output),
         "contains no definition embeddings": ("apply", checkpoint, checkpoint, *output),
-        "blend=3.0 is not between 0 and 1": ("apply", checkpoint, tmp_path, *output, "--blend", 3),
+        "`blend` must be between 0 and 1, got 3.0": ("apply", checkpoint, tmp_path, *output, "--blend", 3),
         "is the folder of MODEL": ("apply", checkpoint, tmp_path, "--output", checkpoint),
         "--projector requires an output folder": ("inspect", checkpoint, "--projector"),
     }.items():

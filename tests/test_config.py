@@ -1,4 +1,4 @@
-"""A config is either valid or refused by name, and reads from a command line beside the Trainer's own arguments."""
+"""DefinitionEMBConfig: validation, parsing together with TrainingArguments, fingerprints."""
 
 from __future__ import annotations
 
@@ -45,39 +45,39 @@ def parse(*arguments: str) -> tuple[DefinitionEMBConfig, TrainingArguments]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "magic"}, r"method='magic' is unknown; choose from ridge, learned"),
-        ({"table": "middle"}, r"table='middle' is unknown; choose from input, output, decoder"),
-        ({"constructor": {"lora_r": 8}}, r"constructor= is of method='learned', but method='ridge'"),
-        ({"method": "learned", "constructor": {"lora": 8}}, r"The constructor has no setting 'lora'; known are head"),
-        ({"method": "learned", "constructor": "{8}"}, r"constructor='\{8\}' is no valid JSON"),
-        ({"method": "learned", "constructor": "no.json"}, r"'no.json' is neither a JSON object nor a file with one"),
-        ({"method": "learned", "constructor": {"held_out": 1}}, r"held_out=1 is not from 0 to below 1"),
-        ({"strategy": "swap"}, r"strategy='swap' is unknown; choose from blend, replace"),
-        ({"new_token_group": "new"}, r"new_token_group='new' is unknown; choose from frequent, medium, rare"),
-        ({"precision": "float16"}, r"precision='float16' is unknown; choose from auto, float32, bfloat16"),
-        ({"features": []}, r"features=\[\] must name at least one feature"),
-        ({"features": ["mean", "mean"]}, r"features=\['mean', 'mean'\] must .* none twice"),
-        ({"features": ["mean", "last"]}, r"features contains 'last'; choose from mean, first, mask, bag"),
-        ({"blend": 1.01}, r"blend=1.01 is not between 0 and 1"),
-        ({"blend": -0.01}, r"blend=-0.01 is not between 0 and 1"),
-        ({"blend": float("nan")}, r"blend=nan is not between 0 and 1"),
-        ({"blend_floor": 2}, r"blend_floor=2 is not between 0 and 1"),
-        ({"alpha": -1}, r"alpha=-1 is not between 0 and 1"),
-        ({"definitions_per_token": 0}, r"definitions_per_token=0 is less than 1"),
-        ({"max_length": 3}, r"max_length=3 is less than 4"),
-        ({"batch_size": 0}, r"batch_size=0 is less than 1"),
-        ({"monitor_sample": 1}, r"monitor_sample=1 is less than 2; None measures every token"),
-        ({"ratings": "nowhere.txt"}, r"ratings='nowhere.txt' is not a file"),
-        ({"monitor_steps": -1}, r"monitor_steps=-1 is negative; 0 switches the metrics off"),
-        ({"group_edges": [0.5]}, r"group_edges=\[0.5\] must be two growing shares"),
-        ({"group_edges": [0.3, 0.5, 0.8]}, r"group_edges=.* must be two growing shares"),
-        ({"group_edges": [0.8, 0.3]}, r"group_edges=.* must be two growing shares"),
-        ({"group_edges": [0.3, 0.3]}, r"group_edges=.* must be two growing shares"),
-        ({"group_edges": [0.0, 0.8]}, r"group_edges=.* must be two growing shares"),
-        ({"group_edges": [0.3, 1.0]}, r"group_edges=.* must be two growing shares"),
+        ({"method": "magic"}, r"`method` must be one of ridge, learned, got 'magic'"),
+        ({"table": "middle"}, r"`table` must be one of input, output, decoder, got 'middle'"),
+        ({"constructor": {"lora_r": 8}}, r"`constructor` requires `method='learned'`, got `method='ridge'`"),
+        ({"method": "learned", "constructor": {"lora": 8}}, r"'lora' is not a setting of the constructor"),
+        ({"method": "learned", "constructor": "{8}"}, r"`constructor` must be valid JSON, got '\{8\}'"),
+        ({"method": "learned", "constructor": "no.json"}, r"a JSON object or the path of a JSON file, got 'no.json'"),
+        ({"method": "learned", "constructor": {"held_out": 1}}, r"`held_out` must be at least 0 and less than 1"),
+        ({"strategy": "swap"}, r"`strategy` must be one of blend, replace, got 'swap'"),
+        ({"new_token_group": "new"}, r"`new_token_group` must be one of frequent, medium, rare, got 'new'"),
+        ({"precision": "float16"}, r"`precision` must be one of auto, float32, bfloat16, got 'float16'"),
+        ({"features": []}, r"`features` must be a non-empty list without duplicates, got \[\]"),
+        ({"features": ["mean", "mean"]}, r"`features` must be .* without duplicates, got \['mean', 'mean'\]"),
+        ({"features": ["mean", "last"]}, r"`features` must contain only mean, first, mask, bag, got 'last'"),
+        ({"blend": 1.01}, r"`blend` must be between 0 and 1, got 1.01"),
+        ({"blend": -0.01}, r"`blend` must be between 0 and 1, got -0.01"),
+        ({"blend": float("nan")}, r"`blend` must be between 0 and 1, got nan"),
+        ({"blend_floor": 2}, r"`blend_floor` must be between 0 and 1, got 2"),
+        ({"alpha": -1}, r"`alpha` must be between 0 and 1, got -1"),
+        ({"definitions_per_token": 0}, r"`definitions_per_token` must be at least 1, got 0"),
+        ({"max_length": 3}, r"`max_length` must be at least 4, got 3"),
+        ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
+        ({"monitor_sample": 1}, r"`monitor_sample` must be at least 2, got 1. None measures every token"),
+        ({"ratings": "nowhere.txt"}, r"`ratings` must be the path of a file, got 'nowhere.txt'"),
+        ({"monitor_steps": -1}, r"`monitor_steps` must be at least 0, got -1. 0 disables the metrics"),
+        ({"group_edges": [0.5]}, r"`group_edges` must be two increasing shares between 0 and 1, got \[0.5\]"),
+        ({"group_edges": [0.3, 0.5, 0.8]}, r"`group_edges` must be two increasing shares"),
+        ({"group_edges": [0.8, 0.3]}, r"`group_edges` must be two increasing shares"),
+        ({"group_edges": [0.3, 0.3]}, r"`group_edges` must be two increasing shares"),
+        ({"group_edges": [0.0, 0.8]}, r"`group_edges` must be two increasing shares"),
+        ({"group_edges": [0.3, 1.0]}, r"`group_edges` must be two increasing shares"),
     ],
 )
-def test_refuses(settings, message):
+def test_invalid_values_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         DefinitionEMBConfig(**settings)
 
@@ -92,7 +92,7 @@ def test_refuses(settings, message):
         {"features": ["mean", "first", "mask", "bag"]},
     ],
 )
-def test_the_limits_themselves_are_allowed(settings):
+def test_limits_are_inclusive(settings):
     config = DefinitionEMBConfig(**settings)
     assert {name: getattr(config, name) for name in settings} == settings
 
@@ -127,7 +127,7 @@ def test_a_command_line_sets_every_field_in_its_type():
 
 
 @pytest.mark.parametrize("in_a_file", [False, True])
-def test_a_command_line_sets_the_constructor_beside_the_trainers_own_arguments(in_a_file, tmp_path):
+def test_a_command_line_sets_the_constructor_together_with_training_arguments(in_a_file, tmp_path):
     text = '{"lora_r": 8, "training": {"learning_rate": 0.5}}'
     path = tmp_path / "constructor.json"
     path.write_text(text)
@@ -137,12 +137,12 @@ def test_a_command_line_sets_the_constructor_beside_the_trainers_own_arguments(i
     assert arguments.learning_rate == 0.25
 
 
-def test_a_command_line_is_validated_as_well():
-    with pytest.raises(ValueError, match=r"alpha=3.0 is not between 0 and 1"):
+def test_a_command_line_is_validated():
+    with pytest.raises(ValueError, match=r"`alpha` must be between 0 and 1, got 3.0"):
         parse("--alpha", "3")
 
 
-def test_a_choice_that_does_not_exist_stops_the_parser(capsys):
+def test_an_unknown_choice_stops_the_parser(capsys):
     with pytest.raises(SystemExit):
         parse("--strategy", "swap")
     assert "invalid choice: 'swap'" in capsys.readouterr().err
@@ -168,38 +168,38 @@ def test_configs_share_no_lists():
     assert first.group_edges == [0.3, 0.8]
 
 
-def test_overrides_replace_fields_and_leave_the_config_alone():
+def test_overrides_replace_fields_in_a_copy():
     config = DefinitionEMBConfig(blend=0.2, alpha=0.5)
     resolved = DefinitionEMBConfig.resolve(config, {"alpha": 0.7})
     assert (resolved.blend, resolved.alpha, config.alpha) == (0.2, 0.7, 0.5)
     assert DefinitionEMBConfig.resolve(None, {}) == DefinitionEMBConfig()
 
 
-def test_an_override_that_is_no_field_is_refused_and_the_fields_are_listed():
-    with pytest.raises(TypeError, match=r"'blnd' is no setting; known are method, .*blend_floor"):
+def test_an_unknown_override_raises_and_lists_the_fields():
+    with pytest.raises(TypeError, match=r"'blnd' is not a setting. Pass one of method, .*blend_floor"):
         DefinitionEMBConfig.resolve(None, {"blnd": 0.2})
 
 
 def test_an_override_is_validated():
-    with pytest.raises(ValueError, match="blend=7 is not between 0 and 1"):
+    with pytest.raises(ValueError, match="`blend` must be between 0 and 1, got 7"):
         DefinitionEMBConfig.resolve(DefinitionEMBConfig(), {"blend": 7})
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_what_changes_the_vectors_changes_the_fingerprint(name):
+def test_settings_that_change_the_rows_change_the_fingerprint(name):
     changed = DefinitionEMBConfig(**{name: BUILD[name]})
     assert changed.build_fingerprint != DefinitionEMBConfig().build_fingerprint
 
 
-def test_what_only_decides_on_the_writing_does_not():
+def test_settings_of_the_writing_do_not_change_the_fingerprint():
     assert DefinitionEMBConfig(**WRITE).build_fingerprint == DefinitionEMBConfig().build_fingerprint
 
 
-def test_every_field_is_known_to_this_file():
+def test_every_field_is_covered_here():
     assert {field.name for field in fields(DefinitionEMBConfig)} == {*BUILD, *WRITE, "method", "constructor"}
 
 
-def test_tuples_are_lists() -> None:
+def test_tuples_become_lists() -> None:
     config = DefinitionEMBConfig(features=("bag", "mean"), group_edges=(0.2, 0.9))  # type: ignore[arg-type]
     assert config.build_fingerprint == DefinitionEMBConfig(features=["bag", "mean"]).build_fingerprint
     assert config.group_edges == [0.2, 0.9]
@@ -208,10 +208,10 @@ def test_tuples_are_lists() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"features": "mean"}, r"features='mean' must be a list, such as \['mean'\]"),
-        ({"frequency": "vocabulry"}, "frequency='vocabulry' is neither 'vocabulary', 'training_data', nor a file"),
+        ({"features": "mean"}, r"`features` must be a list, got 'mean'. Pass \['mean'\]"),
+        ({"frequency": "vocabulry"}, "`frequency` must be .* or the path of a file, got 'vocabulry'"),
     ],
 )
-def test_near_misses_are_told_before_anything_is_built(settings, message) -> None:
+def test_near_misses_raise(settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         DefinitionEMBConfig(**settings)

@@ -1,4 +1,4 @@
-"""Settings of the learned constructor: valid or refused by name, read from anywhere, and the paper's own."""
+"""ConstructorConfig: validation, reading from dicts, text and files, and the paper's presets."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ def arguments(config: ConstructorConfig, tmp_path: Path, *, evaluates: bool = Tr
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head": "zero"}, r"head='zero' is unknown; choose from ridge, random\."),
-        ({"masking": "all"}, r"masking='all' is unknown; choose from autoregressive, random\."),
-        ({"words": "all"}, r"words='all' is unknown; choose from tokens, dictionary\."),
-        ({"filter_ratio": 1}, r"filter_ratio=1 is not from 0 to below 1\."),
-        ({"filter_ratio": -0.1}, r"filter_ratio=-0.1 is not from 0 to below 1\."),
-        ({"filter_ratio": float("nan")}, r"filter_ratio=nan is not from 0 to below 1\."),
-        ({"held_out": 1.0}, r"held_out=1.0 is not from 0 to below 1\."),
-        ({"held_out": -1}, r"held_out=-1 is not from 0 to below 1\."),
-        ({"patience": 0}, r"patience=0 is less than 1\."),
-        ({"tokens_per_batch": 0}, r"tokens_per_batch=0 is less than 1\."),
-        ({"tokens_per_batch": None}, r"tokens_per_batch=None is no number\."),
-        ({"lora_r": 0}, r"lora_r=0 is less than 1\."),
-        ({"patience": 5, "held_out": 0}, r"patience=5 needs words to evaluate on: held_out must be above 0\."),
-        ({"lora_r": 8, "train_embeddings": True}, r"train_embeddings=True .* lora_r=8"),
-        ({"training": "fast"}, r"training='fast' must be a dict of fields of TrainingArguments\."),
-        ({"training": None}, r"training=None must be a dict of fields of TrainingArguments\."),
+        ({"head": "zero"}, r"`head` must be one of ridge, random, got 'zero'"),
+        ({"masking": "all"}, r"`masking` must be one of autoregressive, random, got 'all'"),
+        ({"words": "all"}, r"`words` must be one of tokens, dictionary, got 'all'"),
+        ({"filter_ratio": 1}, r"`filter_ratio` must be at least 0 and less than 1, got 1\."),
+        ({"filter_ratio": -0.1}, r"`filter_ratio` must be at least 0 and less than 1, got -0.1\."),
+        ({"filter_ratio": float("nan")}, r"`filter_ratio` must be at least 0 and less than 1, got nan\."),
+        ({"held_out": 1.0}, r"`held_out` must be at least 0 and less than 1, got 1.0\."),
+        ({"held_out": -1}, r"`held_out` must be at least 0 and less than 1, got -1\."),
+        ({"patience": 0}, r"`patience` must be at least 1, got 0\."),
+        ({"tokens_per_batch": 0}, r"`tokens_per_batch` must be at least 1, got 0\."),
+        ({"tokens_per_batch": None}, r"`tokens_per_batch` must be a number, got None\."),
+        ({"lora_r": 0}, r"`lora_r` must be at least 1, got 0\."),
+        ({"patience": 5, "held_out": 0}, r"`patience=5` requires words to evaluate on, got `held_out=0`\."),
+        ({"lora_r": 8, "train_embeddings": True}, r"`train_embeddings=True` cannot be combined with `lora_r=8`"),
+        ({"training": "fast"}, r"`training` must be a dict of fields of TrainingArguments, got 'fast'\."),
+        ({"training": None}, r"`training` must be a dict of fields of TrainingArguments, got None\."),
     ],
 )
-def test_refuses(settings, message):
+def test_invalid_values_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         ConstructorConfig(**settings)
 
@@ -74,7 +74,7 @@ def test_refuses(settings, message):
         {"patience": None, "held_out": 0, "lora_r": None},
     ],
 )
-def test_the_limits_themselves_are_allowed(settings):
+def test_limits_are_inclusive(settings):
     config = ConstructorConfig(**settings)
     assert {name: getattr(config, name) for name in settings} == settings
 
@@ -82,33 +82,33 @@ def test_the_limits_themselves_are_allowed(settings):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"lora": 8}, r"The constructor has no setting 'lora'; known are head, masking, .*lora_r"),
-        ('{"lora": 8}', r"The constructor has no setting 'lora'; known are head"),
-        ('{"lora_r": }', r"constructor='{\"lora_r\": }' is no valid JSON: Expecting value"),
-        ("nowhere.json", r"constructor='nowhere.json' is neither a JSON object nor a file with one"),
-        ("[8]", r"constructor='\[8\]' is neither a JSON object nor a file with one"),
-        ([8], r"constructor=\[8\] must be a dict of settings, such as {'lora_r': 8}"),
-        (8, r"constructor=8 must be a dict of settings"),
-        ({"lora_r": -2}, r"lora_r=-2 is less than 1"),
+        ({"lora": 8}, r"'lora' is not a setting of the constructor. Pass one of head, masking, .*lora_r"),
+        ('{"lora": 8}', r"'lora' is not a setting of the constructor. Pass one of head"),
+        ('{"lora_r": }', r"`constructor` must be valid JSON, got '{\"lora_r\": }': Expecting value"),
+        ("nowhere.json", r"`constructor` must be a JSON object or the path of a JSON file, got 'nowhere.json'"),
+        ("[8]", r"`constructor` must be a JSON object or the path of a JSON file, got '\[8\]'"),
+        ([8], r"`constructor` must be a dict of settings, such as {'lora_r': 8}, got \[8\]"),
+        (8, r"`constructor` must be a dict of settings, .*, got 8"),
+        ({"lora_r": -2}, r"`lora_r` must be at least 1, got -2"),
     ],
 )
-def test_refuses_to_read(value, message):
+def test_invalid_sources_raise(value, message):
     with pytest.raises(ValueError, match=message):
         ConstructorConfig.read(value)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{lora_r: 8}", r"is no valid JSON"), ("[8]", r"constructor=\[8\] must be a dict of settings")],
+    [("{lora_r: 8}", r"must be valid JSON"), ("[8]", r"`constructor` must be a dict of settings, .*, got \[8\]")],
 )
-def test_refuses_a_file_of_something_else(tmp_path, text, message):
+def test_invalid_files_raise(tmp_path, text, message):
     path = tmp_path / "settings.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         ConstructorConfig.read(str(path))
 
 
-def test_a_training_setting_that_does_not_exist_is_refused(tmp_path):
+def test_an_unknown_training_setting_raises(tmp_path):
     with pytest.raises(ValueError, match=r"training settings do not fit TrainingArguments: .*'learning_rat'"):
         arguments(ConstructorConfig(training={"learning_rat": 1}), tmp_path)
 
@@ -116,7 +116,7 @@ def test_a_training_setting_that_does_not_exist_is_refused(tmp_path):
 # What is read
 
 
-def test_reads_a_dict_text_a_file_itself_and_nothing(tmp_path):
+def test_reads_a_dict_text_a_file_a_config_and_none(tmp_path):
     expected = ConstructorConfig(**OTHER | {"lora_r": None})
     settings = OTHER | {"lora_r": None}
     path = tmp_path / "settings.json"
@@ -128,22 +128,22 @@ def test_reads_a_dict_text_a_file_itself_and_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_what_is_read_is_written_again(name):
+def test_reading_and_writing_round_trip(name):
     config = ConstructorConfig(**{name: OTHER[name]})
     assert ConstructorConfig.read(json.dumps(config.to_dict())) == config
     assert config != ConstructorConfig()
 
 
-def test_settings_that_are_written_without_held_out_words_are_read_again():
+def test_settings_without_held_out_words_round_trip():
     config = ConstructorConfig(held_out=0)
     assert ConstructorConfig.read(config.to_dict()) == config
 
 
-def test_every_setting_is_known_to_this_file():
+def test_every_setting_is_covered_here():
     assert {field.name for field in fields(ConstructorConfig)} == set(OTHER)
 
 
-def test_what_is_written_is_not_shared():
+def test_written_settings_are_copies():
     config = ConstructorConfig(training={"max_steps": 5})
     config.to_dict()["training"]["max_steps"] = 7
     assert config.training == {"max_steps": 5}
@@ -153,7 +153,7 @@ def test_what_is_written_is_not_shared():
 # How it is trained
 
 
-def test_training_settings_are_the_defaults_and_what_is_given(tmp_path):
+def test_training_settings_override_the_defaults(tmp_path):
     assert ConstructorConfig().training_settings == TRAINING_DEFAULTS
     config = ConstructorConfig(training={"learning_rate": 0.5, "max_steps": 7})
     made = arguments(config, tmp_path)
@@ -164,12 +164,12 @@ def test_training_settings_are_the_defaults_and_what_is_given(tmp_path):
     assert "learning_rate" not in ConstructorConfig().training
 
 
-def test_what_the_constructor_needs_cannot_be_set(tmp_path):
+def test_required_training_arguments_cannot_be_set(tmp_path):
     made = arguments(ConstructorConfig(training={"remove_unused_columns": True, "label_names": ["x"]}), tmp_path)
     assert (made.remove_unused_columns, made.label_names, made.prediction_loss_only) == (False, ["labels"], True)
 
 
-def test_it_stops_early_only_where_there_is_something_to_evaluate(tmp_path):
+def test_early_stopping_needs_held_out_words(tmp_path):
     for config, evaluates, expected in (
         (ConstructorConfig(patience=4), True, ["steps", True, 4]),
         (ConstructorConfig(patience=None), True, ["steps", False, None]),
@@ -202,7 +202,7 @@ PAPER: dict[str, tuple[dict[str, Any], int, int, bool, str]] = {
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_numbers(name, tmp_path):
+def test_paper_settings(name, tmp_path):
     training, tokens, longest, trained, masking = PAPER[name]
     config = DefinitionEMBConfig.paper(name)
     constructor = config.constructor_config
@@ -216,13 +216,13 @@ def test_the_papers_numbers(name, tmp_path):
     assert (config.method, constructor.words, constructor.lora_r) == ("learned", "tokens", None)
 
 
-def test_the_papers_models_are_these():
+def test_unknown_paper_models_raise():
     assert set(PAPER_SETTINGS) == set(PAPER)
-    with pytest.raises(ValueError, match=r"The paper's models are roberta-base, .*t5gemma-l-ul2, not 'bert'"):
+    with pytest.raises(ValueError, match=r"`name` must be one of roberta-base, .*t5gemma-l-ul2, got 'bert'"):
         DefinitionEMBConfig.paper("bert")
 
 
-def test_the_papers_settings_can_be_overridden_and_are_not_shared():
+def test_paper_settings_can_be_overridden_and_are_copies():
     config = DefinitionEMBConfig.paper("bart-large", only_training_tokens=True, max_length=128)
     assert (config.only_training_tokens, config.max_length, config.definitions_per_token) == (True, 128, 1)
     assert isinstance(config.constructor, dict)
@@ -239,7 +239,7 @@ def test_the_papers_settings_can_be_overridden_and_are_not_shared():
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_inverse_sqrt_and_constant_schedules_are_what_the_trainer_makes_of_them(name, tmp_path):
+def test_paper_learning_rate_schedules(name, tmp_path):
     made = arguments(DefinitionEMBConfig.paper(name).constructor_config, tmp_path)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=made.learning_rate)
     schedule = get_scheduler(made.lr_scheduler_type, optimizer, made.get_warmup_steps(made.max_steps), made.max_steps)
@@ -252,7 +252,7 @@ def test_inverse_sqrt_and_constant_schedules_are_what_the_trainer_makes_of_them(
         assert found == pytest.approx([0.0, 0.5, 1.0, 0.5])
 
 
-# What the build's key knows of it: all but where it is saved
+# Fingerprints
 
 
 FINGERPRINTED = {name: value for name, value in OTHER.items() if name != "save_to"}
@@ -263,19 +263,19 @@ def learned(**settings: object) -> DefinitionEMBConfig:
 
 
 @pytest.mark.parametrize("name", FINGERPRINTED)
-def test_what_changes_the_constructor_changes_the_fingerprint(name):
+def test_every_setting_changes_the_fingerprint(name):
     changed = learned(**{name: FINGERPRINTED[name]})
     assert changed.build_fingerprint != DefinitionEMBConfig(method="learned").build_fingerprint
 
 
-def test_each_constructor_has_a_fingerprint_of_its_own():
+def test_different_settings_have_distinct_fingerprints():
     configs = [DefinitionEMBConfig(), DefinitionEMBConfig(method="learned")]
     configs += [learned(**{name: value}) for name, value in FINGERPRINTED.items()]
     configs += [learned(training={"learning_rate": 2e-3}), learned(training={"max_steps": 3})]
     assert len({config.build_fingerprint for config in configs}) == len(configs)
 
 
-def test_defaults_that_are_written_out_are_the_defaults():
+def test_explicit_defaults_have_the_fingerprint_of_the_defaults():
     implicit = DefinitionEMBConfig(method="learned")
     for constructor in ({}, ConstructorConfig().to_dict(), "{}", {"lora_r": None}):
         explicit = DefinitionEMBConfig(method="learned", constructor=constructor)
@@ -283,11 +283,11 @@ def test_defaults_that_are_written_out_are_the_defaults():
         assert explicit.constructor_config == implicit.constructor_config == ConstructorConfig()
 
 
-def test_where_it_is_saved_changes_no_fingerprint():
+def test_save_to_does_not_change_the_fingerprint():
     assert learned(save_to="here").build_fingerprint == learned(save_to="there").build_fingerprint
 
 
-def test_the_launch_around_it_does_not_choose_the_arithmetic(tmp_path, monkeypatch):
+def test_mixed_precision_of_the_launch_is_ignored(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     made = arguments(ConstructorConfig(), tmp_path)
     assert (made.mixed_precision, made.bf16, made.fp16) == ("no", False, False)

@@ -1,4 +1,4 @@
-"""Every setting of a rebuild, validated on construction."""
+"""Settings of the rebuild and of the monitoring, validated on construction."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfi
 
 FeatureName = Literal["mean", "first", "mask", "bag"]
 
-# The settings on which the reconstructed vectors depend; all others only decide what is written where, and when.
+# Settings that the reconstructed rows depend on; all others only decide what is written where, and when.
 BUILD_FIELDS = ("method", "table", "features", "definitions_per_token", "max_length", "precision")
 
-# The settings on which the written rows depend besides.
+# Further settings that the written rows depend on.
 APPLY_FIELDS = (
     "strategy",
     "blend",
@@ -32,10 +32,10 @@ APPLY_FIELDS = (
 class DefinitionEMBConfig:
     """Settings of the rebuild and of the monitoring.
 
-    `HfArgumentParser` reads this class beside `TrainingArguments`, so no field may have the name of one of theirs.
+    `HfArgumentParser` parses this class together with `TrainingArguments`, so the field names of both are distinct.
 
     Raises:
-        ValueError: a value outside its range; the message names the field, the value and what is allowed.
+        ValueError: If a value is out of range; the message names the field, the value and what is allowed.
 
     Example:
         >>> DefinitionEMBConfig(blend=0.3).blend
@@ -43,65 +43,73 @@ class DefinitionEMBConfig:
         >>> DefinitionEMBConfig(blend=3)
         Traceback (most recent call last):
             ...
-        ValueError: blend=3 is not between 0 and 1.
+        ValueError: `blend` must be between 0 and 1, got 3.
     """
 
     method: Literal["ridge", "learned"] = field(
         default="ridge",
         metadata={
-            "help": "How definitions become vectors: 'ridge' solves a cross-fitted linear map in closed form; "
-            "'learned' trains a constructor (the paper)."
+            "help": "How definitions become embeddings: 'ridge' solves a cross-fitted linear map in closed form; "
+            "'learned' trains a constructor, as in the paper."
         },
     )
     constructor: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "With 'learned': settings of the constructor, as JSON or as a file of JSON."},
+        metadata={"help": "Settings of the constructor for 'learned', as JSON or the path of a JSON file."},
     )
     table: Literal["input", "output", "decoder"] = field(
         default="input",
         metadata={
-            "help": "The table to rebuild: 'input' (and an output table tied to it), 'output' where it is not tied, or "
-            "'decoder' where the decoder of an encoder-decoder reads a table of its own."
+            "help": "The table to rebuild: 'input' (and an output table tied to it), 'output' if it is not tied, or "
+            "'decoder' for an encoder-decoder whose decoder has its own input table."
         },
     )
     features: list[str] = field(
         default_factory=lambda: ["mean", "bag"],
         metadata={
-            "help": "What the map reads of an encoded definition, one or more of: 'mean' of the last hidden states, "
-            "their 'first', the state at the 'mask', and the 'bag', the mean of the definition's token embeddings."
+            "help": "Features of an encoded definition, one or more of: the 'mean' of the last hidden states, the "
+            "'first' state, the state at the 'mask', and the 'bag', the mean of the definition's token embeddings."
         },
     )
     definitions_per_token: int = field(
-        default=8, metadata={"help": "Read at most so many definitions of a word from each dictionary, best first."}
+        default=8, metadata={"help": "Maximum number of definitions of a word from each dictionary, best first."}
     )
-    max_length: int = field(default=64, metadata={"help": "Cut an encoded definition after so many tokens."})
-    batch_size: int = field(default=128, metadata={"help": "Definitions encoded at once; does not change the result."})
+    max_length: int = field(
+        default=64, metadata={"help": "Maximum number of tokens of an encoded definition; longer ones are truncated."}
+    )
+    batch_size: int = field(
+        default=128, metadata={"help": "Definitions encoded per batch; does not change the result."}
+    )
     precision: Literal["auto", "float32", "bfloat16"] = field(
         default="auto",
         metadata={
-            "help": "Arithmetic of the encoder; 'auto' takes bfloat16 where it is fast and (with 'ridge') agrees with "
+            "help": "Precision of the encoder; 'auto' uses bfloat16 where it is fast and, with 'ridge', agrees with "
             "float32."
         },
     )
     strategy: Literal["blend", "replace"] = field(
         default="blend",
-        metadata={"help": "'blend' turns the old row towards the new one and keeps its length; 'replace' (the paper)."},
+        metadata={
+            "help": "'blend' turns the old row towards the new one and keeps its length; 'replace' overwrites it, as "
+            "in the paper."
+        },
     )
-    blend: float = field(
-        default=0.4, metadata={"help": "Weight of the new direction in the row of the least frequent token."}
-    )
+    blend: float = field(default=0.4, metadata={"help": "Weight of the new direction for the least frequent token."})
     blend_floor: float = field(
         default=0.25,
-        metadata={"help": "The most frequent token's share of that weight; between the two it grows with the rank."},
+        metadata={
+            "help": "Weight for the most frequent token, as a share of `blend`; in between it grows linearly with the "
+            "frequency rank."
+        },
     )
     rescale: bool = field(
         default=True,
         metadata={
-            "help": "With 'replace': undo the shrinkage of regression, giving rows their group's typical length."
+            "help": "With 'replace', undo the shrinkage of regression by giving rows the median length of their group."
         },
     )
     alpha: float = field(
-        default=1.0, metadata={"help": "Rebuild this share of the tokens that have definitions, least frequent first."}
+        default=1.0, metadata={"help": "Share of the tokens with a definition to rebuild, least frequent first."}
     )
     only_training_tokens: bool = field(
         default=False, metadata={"help": "Rebuild only tokens that occur in the training data."}
@@ -109,30 +117,30 @@ class DefinitionEMBConfig:
     frequency: str = field(
         default="vocabulary",
         metadata={
-            "help": "Order of tokens by frequency: the 'vocabulary' order, counts from the 'training_data', or a "
-            "file of counts (.json {token: count}, or one 'token<TAB>count' a line)."
+            "help": "Source of token frequencies: the 'vocabulary' order, counts from the 'training_data', or a "
+            "file of counts (.json {token: count}, or one 'token<TAB>count' per line)."
         },
     )
     group_edges: list[float] = field(
         default_factory=lambda: [0.3, 0.8],
-        metadata={"help": "Where the frequent tokens end and where the rare ones begin, as shares of the vocabulary."},
+        metadata={"help": "Boundaries of the frequent, medium and rare groups, as shares of the vocabulary."},
     )
     new_token_group: Literal["frequent", "medium", "rare"] = field(
         default="rare",
-        metadata={
-            "help": "How frequent new tokens are expected to be: their rows get the typical length of this group."
-        },
+        metadata={"help": "Expected frequency of new tokens: their rows get the median length of this group."},
     )
     monitor_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Measure the embeddings every so many steps; by default at the start, at the end, and between in "
-            "at most 20 rows of the log, as long as that takes less than 0.5 % of the time. 0 switches the metrics off."
+            "help": "Measure the embeddings every `monitor_steps` steps; by default at the start, at the end, and in "
+            "at most 20 log rows in between while that takes less than 0.5 % of the time. 0 disables the metrics."
         },
     )
     monitor_sample: int | None = field(
         default=None,
-        metadata={"help": "Measure at most so many tokens of each frequency group, always the same; by default all."},
+        metadata={
+            "help": "Maximum number of tokens measured per frequency group, always the same ones; by default all."
+        },
     )
     ratings: str | None = field(
         default=None,
@@ -140,9 +148,10 @@ class DefinitionEMBConfig:
             "help": "File of human word similarity ratings (word, word, score) to correlate the embeddings with."
         },
     )
-    plots: bool = field(default=True, metadata={"help": "Save pictures in output_dir/defemb at the end of training."})
+    plots: bool = field(default=True, metadata={"help": "Save figures in output_dir/defemb at the end of training."})
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Where built embeddings are kept; default $DEFEMB_CACHE or the HF home."}
+        default=None,
+        metadata={"help": "Folder that caches built embeddings; default $DEFEMB_CACHE or the Hugging Face home."},
     )
 
     def __post_init__(self) -> None:
@@ -150,37 +159,41 @@ class DefinitionEMBConfig:
         if self.constructor is not None:
             self.constructor = ConstructorConfig.read(self.constructor).to_dict()
             if self.method != "learned":
-                raise ValueError(f"constructor= is of method='learned', but method={self.method!r}.")
+                raise ValueError(f"`constructor` requires `method='learned'`, got `method={self.method!r}`.")
         if isinstance(self.features, str):  # type: ignore[unreachable]
-            raise ValueError(f"features={self.features!r} must be a list, such as [{self.features!r}].")
-        self.features, self.group_edges = list(self.features), list(self.group_edges)  # of a tuple, too
+            raise ValueError(f"`features` must be a list, got {self.features!r}. Pass [{self.features!r}].")
+        self.features, self.group_edges = list(self.features), list(self.group_edges)  # may be tuples
         if not self.features or len(set(self.features)) < len(self.features):
-            raise ValueError(f"features={self.features!r} must name at least one feature, and none twice.")
+            raise ValueError(f"`features` must be a non-empty list without duplicates, got {self.features!r}.")
         unknown = [name for name in self.features if name not in get_args(FeatureName)]
         if unknown:
-            raise ValueError(f"features contains {unknown[0]!r}; choose from {', '.join(get_args(FeatureName))}.")
+            raise ValueError(f"`features` must contain only {', '.join(get_args(FeatureName))}, got {unknown[0]!r}.")
         for name in ("blend", "blend_floor", "alpha"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r} is not between 0 and 1.")
+                raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
         for name, least in (("definitions_per_token", 1), ("max_length", 4), ("batch_size", 1)):
             value = getattr(self, name)
             if value < least:
-                raise ValueError(f"{name}={value!r} is less than {least}.")
+                raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
         if self.monitor_steps is not None and self.monitor_steps < 0:
-            raise ValueError(f"monitor_steps={self.monitor_steps!r} is negative; 0 switches the metrics off.")
+            raise ValueError(f"`monitor_steps` must be at least 0, got {self.monitor_steps!r}. 0 disables the metrics.")
         if self.monitor_sample is not None and self.monitor_sample < 2:
-            raise ValueError(f"monitor_sample={self.monitor_sample!r} is less than 2; None measures every token.")
+            raise ValueError(
+                f"`monitor_sample` must be at least 2, got {self.monitor_sample!r}. None measures every token."
+            )
         if self.ratings is not None and not Path(self.ratings).is_file():
-            raise ValueError(f"ratings={self.ratings!r} is not a file.")
+            raise ValueError(f"`ratings` must be the path of a file, got {self.ratings!r}.")
         if self.frequency not in ("vocabulary", "training_data") and not Path(self.frequency).is_file():
-            raise ValueError(f"frequency={self.frequency!r} is neither 'vocabulary', 'training_data', nor a file.")
+            raise ValueError(
+                f"`frequency` must be 'vocabulary', 'training_data' or the path of a file, got {self.frequency!r}."
+            )
         edges = self.group_edges
         if len(edges) != 2 or not 0 < edges[0] < edges[1] < 1:
-            raise ValueError(f"group_edges={self.group_edges!r} must be two growing shares between 0 and 1.")
+            raise ValueError(f"`group_edges` must be two increasing shares between 0 and 1, got {self.group_edges!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, as plain JSON values."""
+        """Return all settings as plain JSON values."""
         return asdict(self)
 
     @property
@@ -190,27 +203,30 @@ class DefinitionEMBConfig:
 
     @property
     def build_fingerprint(self) -> str:
-        """Hex string of the settings that change the reconstructed vectors."""
+        """Hex string of the settings that the reconstructed rows depend on."""
         parts = [f"{name}={getattr(self, name)!r}" for name in BUILD_FIELDS]
         if self.method == "learned":
-            constructor = {**self.constructor_config.to_dict(), "save_to": None}  # where it goes changes nothing
+            constructor = {
+                **self.constructor_config.to_dict(),
+                "save_to": None,
+            }  # the location does not change the rows
             parts.append(json.dumps(constructor, sort_keys=True))
         return fingerprint(*parts)
 
     @classmethod
     def paper(cls, name: str, **overrides: Any) -> DefinitionEMBConfig:
-        """The paper's settings for one of its models: a learned constructor, and full replacement by its vectors.
+        """Return the paper's settings for one of its models: a learned constructor and full replacement of rows.
 
-        Where the paper says nothing, the defaults stand: definitions are written as `definition_prompt` does, and 2 %
-        of the words are held out to watch the constructor.
+        Defaults fill in what the paper does not specify: `definition_prompt` formats the definitions, and 2 % of the
+        words are held out for evaluation.
 
         Args:
-            name: "roberta-base", "bart-large", "t5-large" or "t5gemma-l-ul2".
-            **overrides: other settings; `only_training_tokens=True` is the paper's task-specific replacement. Those in
-                `constructor` replace single settings of the paper's, also within its `training`.
+            name: `"roberta-base"`, `"bart-large"`, `"t5-large"` or `"t5gemma-l-ul2"`.
+            **overrides: Other settings; `only_training_tokens=True` is the paper's task-specific replacement. The
+                entries of `constructor`, and of its `training`, are merged with the paper's.
 
         Raises:
-            ValueError: any other name.
+            ValueError: If the paper has no such model.
 
         Example:
             >>> config = DefinitionEMBConfig.paper("bart-large")
@@ -218,7 +234,7 @@ class DefinitionEMBConfig:
             ('replace', 250000)
         """
         if name not in PAPER_SETTINGS:
-            raise ValueError(f"The paper's models are {', '.join(PAPER_SETTINGS)}, not {name!r}.")
+            raise ValueError(f"`name` must be one of {', '.join(PAPER_SETTINGS)}, got {name!r}.")
         max_length, constructor = PAPER_SETTINGS[name]
         changes = ConstructorConfig.read_settings(overrides.pop("constructor", None))
         training = {**constructor["training"], **changes.get("training", {})}
@@ -235,10 +251,14 @@ class DefinitionEMBConfig:
 
     @classmethod
     def resolve(cls, config: DefinitionEMBConfig | None, overrides: dict[str, Any]) -> DefinitionEMBConfig:
-        """A config with some fields replaced, as the callbacks take them.
+        """Return a config with some fields replaced, as the callbacks accept them.
+
+        Args:
+            config: The config to start from; the defaults if `None`.
+            overrides: Values of single fields.
 
         Raises:
-            TypeError: an override that is no field; the message lists the fields.
+            TypeError: If an override is not a field; the message lists the fields.
 
         Example:
             >>> DefinitionEMBConfig.resolve(None, {"alpha": 0.5}).alpha
@@ -247,5 +267,5 @@ class DefinitionEMBConfig:
         known = [f.name for f in fields(cls)]
         unknown = [name for name in overrides if name not in known]
         if unknown:
-            raise TypeError(f"{unknown[0]!r} is no setting; known are {', '.join(known)}.")
+            raise TypeError(f"{unknown[0]!r} is not a setting. Pass one of {', '.join(known)}.")
         return cls(**{**(config.to_dict() if config else {}), **overrides})

@@ -1,4 +1,4 @@
-"""Settings of the learned constructor, and those of the paper."""
+"""Settings of the learned constructor, with the paper's as presets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HeadStart = Literal["ridge", "random"]
 Words = Literal["tokens", "dictionary"]
 Masking = Literal["autoregressive", "random"]
 
-# What the Trainer of the constructor uses where `training` does not say otherwise.
+# Fields of `TrainingArguments` for the constructor; `training` overrides them.
 TRAINING_DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 2,
     "learning_rate": 3e-4,
@@ -32,26 +32,27 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ConstructorConfig:
-    """Settings of `method="learned"`: the model that is trained to turn definitions into embeddings.
+    """Settings of `method="learned"`: the model that is trained to map definitions to embeddings.
 
     Attributes:
-        head: the linear map starts from the closed-form solution on the frozen model ("ridge"), or from N(0, 1/d)
+        head: Initialization of the linear head: the closed-form solution on the frozen model ("ridge"), or N(0, 1/d)
             ("random", the paper).
-        masking: "autoregressive", one masked sub-token a row, or, for encoders, "random" (the paper's RoBERTa).
-        words: learn from the words that are tokens, or from those of the dictionary that consist of several, too.
-        train_embeddings: train the constructor's own input table; the rows to reconstruct are the pretrained ones
-            nevertheless.
-        filter_ratio: leave out this share of the words, the least frequent ones, as targets (the paper: 0).
-        held_out: share of the words that are no targets but tell how good the vectors of unseen words are; 0 for none.
-        patience: stop after so many evaluations without a lower loss on held-out words, and go back to the best one;
-            `None` trains to the end.
-        tokens_per_batch: on one process, padding included.
-        lora_r: train low-rank adapters of this rank (needs peft) instead of a second copy of the model.
-        save_to: folder for the trained constructor; with `lora_r` its adapter alone.
-        training: fields of `TrainingArguments`, such as `{"learning_rate": 1e-3, "optim": "adafactor"}`.
+        masking: "autoregressive", with one masked sub-token per row, or, for encoders, "random" (the paper's RoBERTa).
+        words: Train on the words that are single tokens ("tokens"), or also on the dictionary's words of several
+            tokens ("dictionary").
+        train_embeddings: Whether to train the constructor's own input table. The targets are the pretrained rows in
+            either case.
+        filter_ratio: Share of the words, the least frequent ones, that are not used as targets (the paper: 0).
+        held_out: Share of the words that are not trained on and measure the loss on unseen words; 0 for none.
+        patience: Number of evaluations without a lower loss on held-out words after which training stops and the best
+            checkpoint is restored; `None` trains to the end.
+        tokens_per_batch: Tokens per batch and process, padding included.
+        lora_r: Rank of low-rank adapters (requires peft) to train instead of a second copy of the model.
+        save_to: Folder for the trained constructor; with `lora_r` only the adapter is saved.
+        training: Fields of `TrainingArguments`, such as `{"learning_rate": 1e-3, "optim": "adafactor"}`.
 
     Raises:
-        ValueError: a value outside its range; the message names the field, the value and what is allowed.
+        ValueError: If a value is out of range; the message names the field, the value and what is allowed.
 
     Example:
         >>> ConstructorConfig(held_out=0.2).held_out
@@ -59,7 +60,7 @@ class ConstructorConfig:
         >>> ConstructorConfig(held_out=1)
         Traceback (most recent call last):
             ...
-        ValueError: held_out=1 is not from 0 to below 1.
+        ValueError: `held_out` must be at least 0 and less than 1, got 1.
     """
 
     head: HeadStart = "ridge"
@@ -78,34 +79,39 @@ class ConstructorConfig:
         check_choices(self)
         for name in ("filter_ratio", "held_out"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not from 0 to below 1.")
+                raise ValueError(f"`{name}` must be at least 0 and less than 1, got {getattr(self, name)!r}.")
         if self.tokens_per_batch is None:
-            raise ValueError("tokens_per_batch=None is no number.")
+            raise ValueError("`tokens_per_batch` must be a number, got None.")
         for name, least in (("patience", 1), ("tokens_per_batch", 1), ("lora_r", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ValueError(f"{name}={value!r} is less than {least}.")
+                raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
         if self.patience is not None and not self.held_out and self.patience != type(self).patience:
-            raise ValueError(f"patience={self.patience} needs words to evaluate on: held_out must be above 0.")
+            raise ValueError(
+                f"`patience={self.patience}` requires words to evaluate on, got `held_out=0`. Set `held_out` above 0."
+            )
         if self.lora_r is not None and self.train_embeddings:
             raise ValueError(
-                f"train_embeddings=True trains the constructor's own table, which with lora_r={self.lora_r} it shares "
-                "with the model; leave one of the two out."
+                f"`train_embeddings=True` cannot be combined with `lora_r={self.lora_r}`, whose constructor shares "
+                "its table with the model. Set only one of them."
             )
         if not isinstance(self.training, dict):
-            raise ValueError(f"training={self.training!r} must be a dict of fields of TrainingArguments.")
+            raise ValueError(f"`training` must be a dict of fields of TrainingArguments, got {self.training!r}.")
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """`training`, and the defaults where it says nothing."""
+        """The defaults, overridden by `training`."""
         return TRAINING_DEFAULTS | self.training
 
     @classmethod
     def read(cls, value: ConstructorConfig | dict[str, Any] | str | None) -> ConstructorConfig:
-        """From a dict, a JSON object as text, a path to one, or `None` for the defaults.
+        """Read settings from a dict, a JSON object as text, the path of a JSON file, or `None` for the defaults.
+
+        Args:
+            value: The settings.
 
         Raises:
-            ValueError: neither of these, or an unknown field.
+            ValueError: If the value is none of these or has an unknown field.
 
         Example:
             >>> ConstructorConfig.read('{"lora_r": 8}').lora_r
@@ -115,41 +121,55 @@ class ConstructorConfig:
 
     @classmethod
     def read_settings(cls, value: ConstructorConfig | dict[str, Any] | str | None) -> dict[str, Any]:
-        """What `read` takes as the settings that it names, or that differ from the defaults; raises the same."""
+        """Return the settings that a value for `read` names; for a config, those that differ from the defaults.
+
+        Args:
+            value: Any value that `read` accepts.
+
+        Raises:
+            ValueError: If `read` would raise one.
+        """
         if isinstance(value, cls):
             plain = cls().to_dict()
             return {name: setting for name, setting in value.to_dict().items() if setting != plain[name]}
         if isinstance(value, str):
-            text = value if value.lstrip().startswith("{") else _text_of(value)
+            text = value if value.lstrip().startswith("{") else _read_text(value)
             try:
                 value = json.loads(text)
             except json.JSONDecodeError as error:
-                raise ValueError(f"constructor={value!r} is no valid JSON: {error}.") from error
+                raise ValueError(f"`constructor` must be valid JSON, got {value!r}: {error}.") from error
         settings = {} if value is None else value
         if not isinstance(settings, dict):
-            raise ValueError(f"constructor={value!r} must be a dict of settings, such as {{'lora_r': 8}}.")
+            raise ValueError(f"`constructor` must be a dict of settings, such as {{'lora_r': 8}}, got {value!r}.")
         known = [one.name for one in fields(cls)]
         unknown = [name for name in settings if name not in known]
         if unknown:
-            raise ValueError(f"The constructor has no setting {unknown[0]!r}; known are {', '.join(known)}.")
+            raise ValueError(f"{unknown[0]!r} is not a setting of the constructor. Pass one of {', '.join(known)}.")
         return settings
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, as plain JSON values."""
+        """Return all settings as plain JSON values."""
         return asdict(self)
 
 
 def check_choices(settings: Any) -> None:
-    """Refuse a field of a dataclass that is not one of its `Literal` type: `ValueError` with what is allowed."""
+    """Check that the fields of a dataclass with a `Literal` type have one of the allowed values.
+
+    Args:
+        settings: The dataclass instance.
+
+    Raises:
+        ValueError: If one has not; the message lists the allowed values.
+    """
     for name, hint in get_type_hints(type(settings)).items():
         choices = get_args(hint)
         if get_origin(hint) is Literal and getattr(settings, name) not in choices:
-            raise ValueError(f"{name}={getattr(settings, name)!r} is unknown; choose from {', '.join(choices)}.")
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(settings, name)!r}.")
 
 
-def _text_of(path: str) -> str:
+def _read_text(path: str) -> str:
     if not Path(path).is_file():
-        raise ValueError(f"constructor={path!r} is neither a JSON object nor a file with one.")
+        raise ValueError(f"`constructor` must be a JSON object or the path of a JSON file, got {path!r}.")
     return Path(path).read_text(encoding="utf-8")
 
 
@@ -166,7 +186,7 @@ _ADAFACTOR = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "optim": "
 _EVALUATION = {"eval_steps": 2000, "save_steps": 2000}
 _PAPER = {"head": "random", "filter_ratio": 0.0, "patience": None}
 
-# Zhang, Li, Okumura, arXiv 2408.01308: longest input, and settings of the constructor.
+# Zhang, Li, Okumura, arXiv 2408.01308: maximum length of the input, and settings of the constructor.
 PAPER_SETTINGS: dict[str, tuple[int, dict[str, Any]]] = {
     "roberta-base": (
         512,

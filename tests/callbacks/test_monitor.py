@@ -373,7 +373,7 @@ def test_human_ratings(trainer, tmp_path) -> None:
     run.train()
     [row] = [row for row in run.state.log_history if "defemb/rating_correlation/all" in row]
     assert -1 <= row["defemb/rating_correlation/all"] <= 1
-    with pytest.raises(ValueError, match=r"ratings='nowhere.txt' is not a file"):
+    with pytest.raises(ValueError, match=r"`ratings` must be the path of a file, got 'nowhere.txt'"):
         EmbeddingMonitorCallback(None, ratings="nowhere.txt")
 
 
