@@ -85,7 +85,7 @@ def faults(result: dict[str, Any]) -> str:
     found = result["faults"]
     kills = [case for name, case in found.items() if "kills" in case]
     at_once = found["test_eight_processes_at_once_build_once"]
-    died = found["test_a_process_that_dies_stops_the_others"]["seconds_until_the_other_stops"]
+    died = found["test_a_killed_process_stops_the_others"]["seconds_until_the_other_stops"]
     fuzz = [case["outcome"] for case in result["fuzz"].values()]
     states = {state: sum(case["found"][state] for case in kills) for state in ("nothing", "half", "whole")}
     return table(
@@ -97,7 +97,7 @@ def faults(result: dict[str, Any]) -> str:
                 f"{states['whole']} times; the next run always gave the right rows, and no lock stayed",
             ],
             ["8 processes at once", f"{at_once['builds']} build, {at_once['different_results']} result"],
-            [f"{found['test_every_flipped_bit_is_noticed']['flips']:,} flipped bits", "no wrong row"],
+            [f"{found['test_every_flipped_bit_is_detected']['flips']:,} flipped bits", "no wrong row"],
             ["one of two processes killed", f"the other one stopped after {died} s"],
             [
                 f"{result['inputs_per_parser']:,} inputs for each of {len(fuzz)} parser tests",

@@ -1,8 +1,10 @@
-"""No pickle, no remote code unless asked for, nothing written elsewhere, and hostile artifacts refused."""
+"""Hostile artifacts are rejected, and nothing is written outside the cache and the output folder.
+
+Ruff forbids pickle and `eval` (see `pyproject.toml`).
+"""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import sys
@@ -20,22 +22,6 @@ from defemb_callbacks.embeddings.artifact import DESCRIPTION, TENSORS
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 from forking import result_of
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
-
-SOURCES = sorted((Path(__file__).parents[2] / "src").rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nothing_unpickles_evaluates_or_trusts(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-        assert not {"pickle", "dill", "joblib", "shelve", "marshal"} & {name.partition(".")[0] for name in names}
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            assert called not in ("torch.load", "torch.save", "np.load", "numpy.load", "eval", "exec", "os.system")
-            given = {keyword.arg: keyword.value for keyword in node.keywords}
-            trusted = given.get("trust_remote_code")
-            assert not (isinstance(trusted, ast.Constant) and trusted.value), f"line {node.lineno}"
 
 
 def embeddings() -> DefinitionEmbeddings:
@@ -78,8 +64,8 @@ def a_pickle(folder: Path) -> None:
         (other_tensors(pairs=torch.tensor([[0, -5]])), "`pairs` must contain ids from 0 to 1, got ids from -5"),
     ],
 )
-def test_a_hostile_artifact_is_refused(change, message, tmp_path) -> None:
-    """With a checksum that holds, as whoever made it would see to."""
+def test_a_hostile_artifact_is_rejected(change, message, tmp_path) -> None:
+    """The checksum matches: an attacker would make sure of that."""
     embeddings().save_pretrained(tmp_path)
     change(tmp_path)
     description = json.loads((tmp_path / DESCRIPTION).read_text()) | {"tensors": fingerprint(tmp_path / TENSORS)}
@@ -88,8 +74,8 @@ def test_a_hostile_artifact_is_refused(change, message, tmp_path) -> None:
         DefinitionEmbeddings.from_pretrained(tmp_path)
 
 
-def test_names_that_look_like_paths_are_but_names(tmp_path) -> None:
-    """Tokens, words, dictionaries and whatever stands in `info` open and write nothing."""
+def test_names_that_look_like_paths_are_plain_strings(tmp_path) -> None:
+    """Tokens, words, and entries of `info` are never used as paths."""
     names = ("../../etc/passwd", "/tmp/x")
     vocabulary = Vocabulary(names, names, (None, None), True)
     hostile = DefinitionEmbeddings(
@@ -102,7 +88,7 @@ def test_names_that_look_like_paths_are_but_names(tmp_path) -> None:
     ]
 
 
-def test_revisions_of_the_hub_can_be_pinned(tmp_path, monkeypatch) -> None:
+def test_hub_revisions_can_be_pinned(tmp_path, monkeypatch) -> None:
     embeddings().save_pretrained(tmp_path)
     asked: list[dict[str, Any]] = []
 
@@ -114,12 +100,12 @@ def test_revisions_of_the_hub_can_be_pinned(tmp_path, monkeypatch) -> None:
     DefinitionEmbeddings.from_pretrained("user/embeddings", revision="a" * 40)
     assert asked[0]["name"] == "user/embeddings"
     assert asked[0]["revision"] == "a" * 40
-    assert sorted(asked[0]["allow_patterns"]) == sorted([TENSORS, DESCRIPTION])  # and nothing else is downloaded
+    assert sorted(asked[0]["allow_patterns"]) == sorted([TENSORS, DESCRIPTION])  # nothing else is downloaded
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_nothing_is_written_outside_of_cache_and_output_folder(tmp_path, monkeypatch) -> None:
-    """Python reports every file that it opens for writing, every folder made and every name changed."""
+def test_nothing_is_written_outside_the_cache_and_the_output_folder(tmp_path, monkeypatch) -> None:
+    """An audit hook sees every file opened for writing, and every file or folder created, renamed or removed."""
     monkeypatch.setenv("DEFEMB_CACHE", str(tmp_path / "cache"))
     tokenizer = wordpiece_tokenizer()
 
@@ -136,7 +122,7 @@ def test_nothing_is_written_outside_of_cache_and_output_folder(tmp_path, monkeyp
         model = tiny_bert(tokenizer, BertForSequenceClassification)
         callback = DefinitionEMBCallback(tiny_glossary(), monitor_steps=1)
         args = training_args(tmp_path / "output", max_steps=2)
-        sys.addaudithook(hook)  # for the rest of this forked process
+        sys.addaudithook(hook)  # cannot be removed, hence the forked process
         data = tiny_dataset(tokenizer, 16)
         trainer = Trainer(model, args, train_dataset=data, processing_class=tokenizer, callbacks=[callback])
         trainer.train()
@@ -145,7 +131,7 @@ def test_nothing_is_written_outside_of_cache_and_output_folder(tmp_path, monkeyp
     written = result_of(work)
     assert isinstance(written, list), written
     allowed = (str(tmp_path / "cache"), str(tmp_path / "output"), "/dev/null")
-    # matplotlib keeps a cache of fonts of its own, and a relative name is that of a file in an open folder.
+    # matplotlib has its own font cache; relative names are files in a folder that is already open.
     foreign = [name for name in written if os.path.isabs(name) and not name.startswith(allowed)]
     assert not [name for name in foreign if "matplotlib" not in name and "/proc/" not in name], foreign
     assert any(name.startswith(allowed[0]) for name in written)
