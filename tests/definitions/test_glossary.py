@@ -138,10 +138,10 @@ def test_json_with_parts_of_speech_and_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"columns \[\]; it needs 'word' or 'token'"),
-        ("name,definition\ncat,a feline\n", r"columns \['name', 'definition'\]; it needs"),
-        ("word,gloss\ncat,a feline\n", r"columns \['word', 'gloss'\]; it needs"),
-        ("word,definition\n", "defines nothing"),
+        ("", r"columns \[\]\. Required are 'word' or 'token'"),
+        ("name,definition\ncat,a feline\n", r"columns \['name', 'definition'\]\. Required"),
+        ("word,gloss\ncat,a feline\n", r"columns \['word', 'gloss'\]\. Required"),
+        ("word,definition\n", "has no entries"),
         ("word,definition\ncat,a feline\n ,a pet\n", r"g\.csv, line 3: the word is empty"),
         ("word,definition\ncat, \n", r"g\.csv, line 2: the definition of 'cat' is empty"),
         ("word,definition\ncat\n", r"g\.csv, line 2: the definition of 'cat' is empty"),
@@ -150,9 +150,9 @@ def test_json_with_parts_of_speech_and_tokens(tmp_path: Path) -> None:
             'word,definition\ncat,"a\nfeline"\n\ndog,a pet\ndog,a pet\n',
             r"g\.csv, line 6: 'dog' has the same definition as in .*g\.csv, line 5",
         ),
-        ("word,definition\ncat,a small, furry feline\n", r"g\.csv, line 2 has 3 cells under 2 columns"),
-        ("word,definition,synonyms\ncat,a feline,mog|puss\n", r"g\.csv, line 2: the synonyms 'mog\|puss' have '\|'"),
-        ('word,definition\ncat,"a" feline\n', "no valid table: ',' expected after '\"'"),
+        ("word,definition\ncat,a small, furry feline\n", r"g\.csv, line 2 has 3 cells for 2 columns"),
+        ("word,definition,synonyms\ncat,a feline,mog|puss\n", r"g\.csv, line 2: the synonyms 'mog\|puss' contain '\|'"),
+        ('word,definition\ncat,"a" feline\n', "not a valid table: ',' expected after '\"'"),
     ],
 )
 def test_mistakes_in_tables(tmp_path: Path, content: str, message: str) -> None:
@@ -170,28 +170,31 @@ def test_table_in_another_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"g\.json is no valid JSON"),
-        ('{"cat": "a feline", "cat": "a bulldozer"}', "the key 'cat' stands there twice"),
-        ('[{"word": "cat", "word": "dog", "definition": "x"}]', "the key 'word' stands there twice"),
-        ('"cat"', "holds 'cat'; a JSON glossary is"),
-        ("{}", "defines nothing"),
+        ("{", r"g\.json is not a valid JSON"),
+        ('{"cat": "a feline", "cat": "a bulldozer"}', "the key 'cat' is duplicated"),
+        ('[{"word": "cat", "word": "dog", "definition": "x"}]', "the key 'word' is duplicated"),
+        ('"cat"', "contains 'cat'. A JSON glossary must be"),
+        ("{}", "has no entries"),
         ('{"": "a feline"}', "the word is empty"),
         ('{"cat": ["a feline", ""]}', "definition 2 of 'cat': the definition of 'cat' is empty"),
         ('{"cat": ["a feline", "a feline"]}', "definition 2 of 'cat': 'cat' has the same definition"),
         ('{"cat": []}', "'cat' has an empty list"),
-        ('["cat"]', "entry 1 is 'cat'; it must be an object"),
-        ('[{"word": "cat", "gloss": "a feline"}]', r"entry 1 has the columns \['word', 'gloss'\]; it needs"),
-        ('[{"word": "cat", "definition": 3}]', "entry 1: its definition is 3"),
+        ('["cat"]', "entry 1 is 'cat'. It must be an object"),
+        ('[{"word": "cat", "gloss": "a feline"}]', r"entry 1 has the columns \['word', 'gloss'\]\. Required"),
+        ('[{"word": "cat", "definition": 3}]', "entry 1: `definition` must be a string, got 3"),
         (
             '[{"word": "cat", "definition": "x", "synonyms": "mog"}]',
-            "entry 1: its synonyms are 'mog'; they must be a list",
+            "entry 1: `synonyms` must be a list of non-empty strings, got 'mog'",
         ),
-        ('{"cat": ["x", {"definition": "y", "synonyms": [" "]}]}', r"definition 2 of 'cat': its synonyms are \[' '\]"),
-        ('{"cat": {"definition": "x", "synonyms": [3]}}', r"definition 1 of 'cat': its synonyms are \[3\]"),
-        ('{"cat": {"definition": "x", "synonyms": null}}', "its synonyms are None"),
-        ('{"cat": {"definition": 3}}', "definition 1 of 'cat': its definition is 3"),
+        (
+            '{"cat": ["x", {"definition": "y", "synonyms": [" "]}]}',
+            r"definition 2 of 'cat': `synonyms` must be .*, got \[' '\]",
+        ),
+        ('{"cat": {"definition": "x", "synonyms": [3]}}', r"definition 1 of 'cat': `synonyms` must be .*, got \[3\]"),
+        ('{"cat": {"definition": "x", "synonyms": null}}', "`synonyms` must be .*, got None"),
+        ('{"cat": {"definition": 3}}', "definition 1 of 'cat': `definition` must be a string, got 3"),
         ('{"cat": {"definition": " "}}', "definition of 'cat' is empty"),
-        ('{"cat": {"gloss": "x"}}', r"definition 1 of 'cat' has the columns \['gloss', 'word'\]; it needs"),
+        ('{"cat": {"gloss": "x"}}', r"definition 1 of 'cat' has the columns \['gloss', 'word'\]\. Required"),
     ],
 )
 def test_mistakes_in_json(tmp_path: Path, content: str, message: str) -> None:
@@ -202,9 +205,9 @@ def test_mistakes_in_json(tmp_path: Path, content: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("glossary", "message"),
     [
-        ({1990: "a year"}, "the key 1990 is no string but a int"),
-        ({"cat": 3}, "'cat' is defined by 3"),
-        ({"cat": ["a feline", None]}, r"'cat' is defined by \['a feline', None\]"),
+        ({1990: "a year"}, "the word 1990 must be a str, got int"),
+        ({"cat": 3}, "'cat' has the definition 3"),
+        ({"cat": ["a feline", None]}, r"'cat' has the definition \['a feline', None\]"),
     ],
 )
 def test_values_of_a_wrong_kind(glossary: dict[str, str], message: str) -> None:

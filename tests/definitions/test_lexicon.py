@@ -154,7 +154,7 @@ def test_without_everything_is_empty(lexicon: Lexicon) -> None:
 
 
 def test_without_a_string_is_refused(lexicon: Lexicon) -> None:
-    with pytest.raises(TypeError, match=r"pass \['dog'\]"):
+    with pytest.raises(TypeError, match=r"Pass \['dog'\]"):
         lexicon.without("dog")
 
 
@@ -246,7 +246,7 @@ def test_nothing_saved_nothing_loaded(tmp_path: Path) -> None:
         ([], "'broken' has no definition"),
         ([Definition("", "a gloss")], "defines an empty word"),
         ([Definition("cat", " ")], "empty gloss for 'cat'"),
-        ([Definition("cat", "a feline", pos="nuon")], "part of speech 'nuon'"),
+        ([Definition("cat", "a feline", pos="nuon")], "unknown part of speech for 'cat': 'nuon'"),
     ],
 )
 def test_broken_definitions_are_refused(definitions: list[Definition], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Where definitions come from."""
+"""Load definitions from WordNet, Wiktionary and glossaries into a `Lexicon`."""
 
 from defemb_callbacks.definitions.lexicon import Definition, Lexicon, Relation
 from defemb_callbacks.definitions.loading import load_definitions

@@ -1,11 +1,11 @@
-"""What a dictionary says: definitions of words and relations between them."""
+"""The entries of a dictionary: definitions of words and relations between words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Also the order in which equally frequent senses of a word are ranked.
+# In the order in which equally frequent senses of a word are ranked.
 PARTS_OF_SPEECH = ("noun", "verb", "adjective", "adverb", "")
 
 
@@ -14,15 +14,15 @@ class Definition:
     """One meaning of one word.
 
     Attributes:
-        word: the word as the dictionary writes it (`"Paris"`, `"hot dog"`), or a literal token in a glossary.
-        gloss: the definition, without usage examples.
-        pos: `"noun"`, `"verb"`, `"adjective"`, `"adverb"`, or `""` where the dictionary does not say.
-        synonyms: the other words of the same concept.
+        word: The word as the dictionary spells it (`"Paris"`, `"hot dog"`), or a literal token in a glossary.
+        gloss: The definition, without usage examples.
+        pos: `"noun"`, `"verb"`, `"adjective"`, `"adverb"`, or `""` if unknown.
+        synonyms: The other words of the same concept.
         category: WordNet's lexicographer file, such as `"noun.animal"`.
         rank: 1 for the best definition of the word in its source, then 2, 3, ….
-        tag_count: how often this sense was seen in the source's sense-tagged corpus.
-        concept: the synset; two words of one concept share a gloss.
-        source: the name of the dictionary.
+        tag_count: The number of occurrences of this sense in the source's sense-tagged corpus.
+        concept: The synset; words of the same concept share a gloss.
+        source: The name of the dictionary.
 
     Example:
         >>> Definition("cat", "a small domesticated feline", pos="noun").rank
@@ -41,7 +41,7 @@ class Definition:
 
 
 class Relation(NamedTuple):
-    """Two words of different concepts, and what `right` is to `left` (`"hypernym"`, `"antonym"`, …)."""
+    """Two words of different concepts; `right` is the `kind` (`"hypernym"`, `"antonym"`, …) of `left`."""
 
     left: str
     right: str

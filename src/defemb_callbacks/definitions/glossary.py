@@ -1,10 +1,10 @@
-"""Glossaries that users write: dicts and `.tsv`, `.csv` and `.json` files.
+"""Read users' glossaries: dicts and `.tsv`, `.csv` and `.json` files.
 
-Their entries may be words or literal tokens (`"##ing"`, `"Ġthe"`, `"1990"`). Space around words is dropped, but the
-cells of a column `token` are taken as they are: a tokenizer may well have a token that is nothing but white space.
+Entries may define words or literal tokens (`"##ing"`, `"Ġthe"`, `"1990"`). Whitespace around words is stripped, but
+the column `token` is read literally, as a token may consist of whitespace only.
 
-An entry may bring synonyms, which are read with its definition as WordNet's are. In the cells of a table `;` stands
-between them, as in printed dictionaries: names have commas in them ("1,2-dichloroethane").
+Entries may have synonyms, which are used like those of WordNet. In tables they are separated by `;`, as names may
+contain commas ("1,2-dichloroethane").
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, NamedTuple, TextIO, TypeAlias
 from defemb_callbacks.definitions.definition import Definition
 from defemb_callbacks.definitions.lexicon import Lexicon
 
-# A gloss, or an object with a "definition" and, optionally, "pos" and "synonyms".
+# A gloss, or a dict with a "definition" and, optionally, "pos" and "synonyms".
 Gloss: TypeAlias = str | Mapping[str, str | Sequence[str]]
 Glossary: TypeAlias = Mapping[str, Gloss | Sequence[Gloss]]
 SEPARATOR = ";"
 
-# What people write for the parts of speech that a lexicon tells apart; any other ("symbol", "phrase") says nothing.
+# Common names of the parts of speech; any other name ("symbol", "phrase") is ignored.
 PARTS = {
     **dict.fromkeys(("n", "n.", "noun", "proper noun", "propn"), "noun"),
     **dict.fromkeys(("v", "v.", "verb"), "verb"),
@@ -35,7 +35,7 @@ _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 
 
 class Entry(NamedTuple):
-    """A raw row of a glossary and where it stands, for error messages."""
+    """A raw entry of a glossary, with its place for error messages."""
 
     place: str
     word: str
@@ -46,14 +46,14 @@ class Entry(NamedTuple):
 
 
 def glossary_from_dict(glossary: Glossary, *, name: str = "glossary") -> Lexicon:
-    """A lexicon of `{word: gloss}` or `{word: [gloss, …]}`, the most important gloss first.
+    """Create a lexicon from a dict `{word: gloss}` or `{word: [gloss, …]}`, with the most important gloss first.
 
-    In place of a gloss may stand `{"definition": gloss, "synonyms": [name, …], "pos": part of speech}`.
+    A gloss may also be a dict `{"definition": gloss, "synonyms": [name, …], "pos": part of speech}`.
 
     Raises:
-        TypeError: a word is no string, or is defined by something else.
-        ValueError: no entry, an empty word, gloss or synonym, an object without a definition or with one that is no
-            string, or the same gloss twice for one word.
+        TypeError: If a word is not a string, or its definition has an unsupported type.
+        ValueError: If there is no entry, a word, gloss or synonym is empty, a dict has no definition or one that is
+            not a string, or a word has the same gloss twice.
 
     Example:
         >>> glossary_from_dict({"pembrolizumab": "a monoclonal antibody"}).lookup("Pembrolizumab")[0].gloss
@@ -65,38 +65,39 @@ def glossary_from_dict(glossary: Glossary, *, name: str = "glossary") -> Lexicon
 
 
 def read_table(path: Path) -> Lexicon:
-    """A lexicon of a `.tsv` or `.csv` file with the columns `word` or `token`, `definition`, and two optional ones.
+    """Create a lexicon from a `.tsv` or `.csv` file.
 
-    These are `pos` and `synonyms` (of this definition, with `;` between them). Other columns are ignored. Several lines
-    of one word are several definitions of it, best first.
+    The columns are `word` or `token`, `definition` and, optionally, `pos` and `synonyms` (separated by `;`). Other
+    columns are ignored. A word may have several lines, with the best definition first.
 
     Raises:
-        ValueError: a missing column, an empty word or definition, synonyms with `|` between them, a word twice with one
-            definition, or not UTF-8 text; names file and line.
+        ValueError: If a column is missing, a word or definition is empty, synonyms are separated by `|`, a word has the
+            same definition twice, or the file is not UTF-8 text; names file and line.
     """
     return _lexicon(_table_entries(path), path.stem, str(path))
 
 
 def read_json(path: Path) -> Lexicon:
-    """A lexicon of a `.json` file: an object, as `glossary_from_dict` takes it, or a list of objects.
+    """Create a lexicon from a `.json` file: an object as in `glossary_from_dict`, or a list of objects.
 
-    Those of a list have the table's columns as their keys; synonyms are lists of strings.
+    The objects of a list have the columns of a table as their keys; synonyms are lists of strings.
 
     Raises:
-        TypeError: as `glossary_from_dict`.
-        ValueError: no valid JSON, another structure, a key twice, an empty word or definition, or the same entry twice.
+        TypeError: See `glossary_from_dict`.
+        ValueError: If the file is not valid JSON, has another structure or a duplicate key, a word or definition is
+            empty, or a word has the same definition twice.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no valid JSON glossary: {error}.") from error
+        raise ValueError(f"{path} is not a valid JSON glossary: {error}. Correct the file.") from error
     if isinstance(content, dict):
         entries = _dict_entries(content, str(path))
     elif isinstance(content, list):
         entries = _object_entries(content, path)
     else:
         raise ValueError(
-            f"{path} holds {content!r}; a JSON glossary is an object {{word: definition}} or a list of objects."
+            f"{path} contains {content!r}. A JSON glossary must be an object {{word: definition}} or a list of objects."
         )
     return _lexicon(entries, path.stem, str(path))
 
@@ -108,32 +109,32 @@ def _lexicon(entries: Iterable[Entry], name: str, origin: str) -> Lexicon:
         word = entry.word if entry.is_token else entry.word.strip()
         gloss = entry.gloss.strip()
         if not word:
-            raise ValueError(f"{entry.place}: the word is empty; fill it in or delete the entry.")
+            raise ValueError(f"{entry.place}: the word is empty. Fill it in or delete the entry.")
         if not gloss:
-            raise ValueError(f"{entry.place}: the definition of {word!r} is empty; fill it in or delete the entry.")
+            raise ValueError(f"{entry.place}: the definition of {word!r} is empty. Fill it in or delete the entry.")
         first = seen.setdefault((word, gloss), entry.place)
         if first != entry.place:
-            raise ValueError(f"{entry.place}: {word!r} has the same definition as in {first}; delete one of them.")
+            raise ValueError(f"{entry.place}: {word!r} has the same definition as in {first}. Delete one of them.")
         pos = PARTS.get(entry.pos.strip().lower(), "")
         rank = len(definitions) + 1
         definitions.append(Definition(word, gloss, pos=pos, synonyms=entry.synonyms, rank=rank))
     if not definitions:
-        raise ValueError(f"{origin} defines nothing; put at least one word with a definition into it.")
+        raise ValueError(f"{origin} has no entries. Add at least one word with a definition.")
     return Lexicon.from_definitions(definitions, name=name, explicit=True)
 
 
 def _dict_entries(glossary: Mapping[str, Any], origin: str) -> Iterator[Entry]:
     for word, glosses in glossary.items():
         if not isinstance(word, str):
-            raise TypeError(f"{origin}: the key {word!r} is no string but a {type(word).__name__}; write it as one.")
+            raise TypeError(f"{origin}: the word {word!r} must be a str, got {type(word).__name__}. Put it in quotes.")
         listed = [glosses] if isinstance(glosses, str | Mapping) else glosses
         if not isinstance(listed, list | tuple) or not all(isinstance(gloss, str | Mapping) for gloss in listed):
             raise TypeError(
-                f"{origin}: {word!r} is defined by {glosses!r}; give a string, an object with a 'definition' and "
+                f"{origin}: {word!r} has the definition {glosses!r}. Pass a string, a dict with a 'definition' and "
                 "'synonyms', or a list of these."
             )
         if not listed:
-            raise ValueError(f"{origin}: {word!r} has an empty list of definitions; give one or delete the word.")
+            raise ValueError(f"{origin}: {word!r} has an empty list of definitions. Add one or delete the word.")
         for number, gloss in enumerate(listed, start=1):
             item = {"definition": gloss} if isinstance(gloss, str) else gloss
             yield _object_entry({**item, "word": word}, f"{origin}, definition {number} of {word!r}")
@@ -147,20 +148,23 @@ def _table_entries(path: Path) -> Iterator[Entry]:
             key = _key_column(header, str(path))
             for line, row in rows:
                 if len(row) > len(header):
-                    raise ValueError(f"{path}, line {line} has {len(row)} cells under {len(header)} columns.")
+                    raise ValueError(
+                        f"{path}, line {line} has {len(row)} cells for {len(header)} columns. Put .csv cells with a "
+                        "comma in quotes; .tsv cells cannot contain a tab."
+                    )
                 cells = dict(zip(header, row, strict=False))
                 yield _row_entry(cells, key, f"{path}, line {line}")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
+            raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
         except csv.Error as error:
-            raise ValueError(f"{path} is no valid table: {error}.") from error
+            raise ValueError(f"{path} is not a valid table: {error}. Correct the file.") from error
 
 
 def _cells(file: TextIO, suffix: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the number of its first line."""
+    """Yield the non-blank rows, each with the number of its first line."""
     is_tsv = suffix == ".tsv"
-    # In a .csv file quotes are syntax. Most .tsv files are written without any thought of quotes, which may then stand
-    # at the start of a definition, as in `"Giga Texel Shader eXtreme" and is a type of …`.
+    # In a .csv file quotes are syntax. Most .tsv files are written without quoting, so a definition may start with a
+    # literal quote, as in `"Giga Texel Shader eXtreme" and is a type of …`.
     rows = csv.reader(file, csv.excel_tab, quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(file, strict=True)
     line = 1
     for row in rows:
@@ -178,7 +182,7 @@ def _object_entries(content: list[Any], path: Path) -> Iterator[Entry]:
     for number, item in enumerate(content, start=1):
         place = f"{path}, entry {number}"
         if not isinstance(item, dict):
-            raise ValueError(f"{place} is {item!r}; it must be an object with a word or token and a definition.")
+            raise ValueError(f"{place} is {item!r}. It must be an object with a word or token and a definition.")
         yield _object_entry(item, place)
 
 
@@ -186,10 +190,10 @@ def _object_entry(item: Mapping[str, Any], place: str) -> Entry:
     key = _key_column(list(item), place)
     for column in (key, "definition", "pos"):
         if not isinstance(item.get(column, ""), str):
-            raise ValueError(f"{place}: its {column} is {item[column]!r}; it must be a string.")
+            raise ValueError(f"{place}: `{column}` must be a string, got {item[column]!r}.")
     synonyms = item.get("synonyms", ())
     if not isinstance(synonyms, list | tuple) or not all(isinstance(name, str) and name.strip() for name in synonyms):
-        raise ValueError(f"{place}: its synonyms are {synonyms!r}; they must be a list of strings that are not empty.")
+        raise ValueError(f"{place}: `synonyms` must be a list of non-empty strings, got {synonyms!r}.")
     stripped = tuple(name.strip() for name in synonyms)
     return Entry(place, item[key], item["definition"], item.get("pos", ""), stripped, key == "token")
 
@@ -197,7 +201,7 @@ def _object_entry(item: Mapping[str, Any], place: str) -> Entry:
 def _row_entry(cells: Mapping[str, str], key: str, place: str) -> Entry:
     listed = cells.get("synonyms", "")
     if "|" in listed:
-        raise ValueError(f"{place}: the synonyms {listed!r} have '|' in them; separate them by {SEPARATOR!r}.")
+        raise ValueError(f"{place}: the synonyms {listed!r} contain '|'. Separate them by {SEPARATOR!r}.")
     synonyms = tuple(name.strip() for name in listed.split(SEPARATOR) if name.strip())
     pos, gloss = cells.get("pos", ""), cells.get("definition", "")
     return Entry(place, cells.get(key, ""), gloss, pos, synonyms, key == "token")
@@ -207,8 +211,8 @@ def _key_column(columns: Sequence[str], place: str) -> str:
     key = next((column for column in ("word", "token") if column in columns), None)
     if key is None or "definition" not in columns:
         raise ValueError(
-            f"{place} has the columns {list(columns)}; it needs 'word' or 'token' and 'definition', and may have 'pos' "
-            "and 'synonyms'."
+            f"{place} has the columns {list(columns)}. Required are 'word' or 'token', and 'definition'; 'pos' and "
+            "'synonyms' are optional."
         )
     return key
 
@@ -217,6 +221,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content:
-            raise ValueError(f"the key {key!r} stands there twice; put all its definitions into one list")
+            raise ValueError(f"the key {key!r} is duplicated; put all its definitions into one list")
         content[key] = value
     return content

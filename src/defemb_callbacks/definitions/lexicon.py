@@ -1,4 +1,4 @@
-"""Words and their definitions, from one dictionary or several."""
+"""The `Lexicon`: words and their definitions, from one or several dictionaries."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pyarrow as pa
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.definitions.definition import Definition, Relation
-from defemb_callbacks.definitions.morphology import Forms, Morphology
+from defemb_callbacks.definitions.morphology import FormTable, Morphology
 from defemb_callbacks.definitions.source import Source
 
 __all__ = ["Definition", "Lexicon", "Relation"]
 
 
 class Lexicon:
-    """An immutable dictionary of one or more sources.
+    """An immutable dictionary with one or several sources.
 
-    Each source answers for itself, with definitions ranked 1, 2, 3 … and marked with its name, so that whoever
-    averages them can give every source an equal say. Lexicons are made by [`Lexicon.from_definitions`],
-    [`Lexicon.merge`], [`Lexicon.load`] and `load_definitions`.
+    Lookups return the definitions of every source, ranked 1, 2, 3, … within the source and marked with its name, so
+    that sources can be weighted equally. Create a lexicon with `load_definitions`, `Lexicon.from_definitions`,
+    `Lexicon.merge` or `Lexicon.load`.
 
     Example:
         >>> lexicon = Lexicon.from_definitions(
@@ -48,19 +48,21 @@ class Lexicon:
         morphology: Morphology | None = None,
         explicit: bool = False,
     ) -> Lexicon:
-        """Build a lexicon of one source.
+        """Build a lexicon with one source.
 
         Args:
-            definitions: in any order; the best definition of a word is the one with the highest `tag_count`, then the
-                lowest `rank`, then nouns before verbs before adjectives before adverbs.
-            name: what its definitions carry as their `source`, whatever they said before.
-            relations: pairs of words. Of those that join the same two words the first is kept; those of one word with
-                itself, of unknown words and of words that share a concept or a gloss are dropped.
-            morphology: lets inflected forms find their lemma.
-            explicit: the user wrote it, so its entries may also define literal tokens ([`Lexicon.lookup_token`]).
+            definitions: The definitions, in any order. They are ranked by highest `tag_count`, then lowest `rank`, then
+                part of speech (noun, verb, adjective, adverb).
+            name: The name of the dictionary, which replaces the `source` of its definitions.
+            relations: Pairs of words. Only the first relation of each pair is kept. Relations are dropped if a word is
+                unknown or related to itself, or if both words share a concept or a gloss.
+            morphology: Rules that map inflected forms to lemmas.
+            explicit: Whether this is a user's glossary, whose entries may also define literal tokens; see
+                `Lexicon.lookup_token`.
 
         Raises:
-            ValueError: no definition at all, an empty word or gloss, or an unknown part of speech.
+            ValueError: If there is no definition, or one has an empty word, an empty gloss or an unknown part of
+                speech.
 
         Example:
             >>> Lexicon.from_definitions([Definition("##ing", "forms nouns")], name="mine", explicit=True).name
@@ -71,10 +73,10 @@ class Lexicon:
 
     @classmethod
     def merge(cls, lexicons: Iterable[Lexicon]) -> Lexicon:
-        """Join lexicons, first come first asked; equal names become `"glossary"`, `"glossary-2"`, ….
+        """Merge lexicons, keeping the order of their sources; equal names become `"glossary"`, `"glossary-2"`, ….
 
         Raises:
-            ValueError: there is nothing to merge.
+            ValueError: If there is no lexicon to merge.
 
         Example:
             >>> one = Lexicon.from_definitions([Definition("cat", "a feline")], name="mine")
@@ -89,12 +91,12 @@ class Lexicon:
                 name = f"{source.name}-{copies}"
             sources[name] = replace(source, name=name)
         if not sources:
-            raise ValueError("There is no lexicon to merge; give at least one.")
+            raise ValueError("There is no lexicon to merge. Pass at least one.")
         return cls(list(sources.values()))
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of the dictionaries, in the order in which they answer."""
+        """The names of the dictionaries, in lookup order."""
         return tuple(source.name for source in self._sources)
 
     @property
@@ -104,12 +106,12 @@ class Lexicon:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex string that changes with the content and with the order of the sources, not with their names."""
+        """Hex digest of the content and order of the sources; independent of their names."""
         return fingerprint(*(source.fingerprint for source in self._sources))
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Every different word as written; source by source, sorted by lower-cased form."""
+        """All words as spelled, without duplicates: source by source, sorted by lower-cased word."""
         return tuple(dict.fromkeys(word for source in self._sources for word in source.words))
 
     def __len__(self) -> int:
@@ -125,14 +127,15 @@ class Lexicon:
         return f"Lexicon(name={self.name!r}, words={len(self)})"
 
     def lookup(self, word: str, *, ignore_case: bool = False) -> list[Definition]:
-        """The definitions of a word, source by source, best first and ranked from 1 within each source.
+        """Look up the definitions of a word, source by source, best first and ranked from 1 within each source.
 
-        Each source gives its entries that are written exactly so; if it has none, those that differ in case only; if
-        none, those of the word's lemmas with the part of speech that the inflection shows.
+        Each source returns the entries with exactly this spelling; if there are none, those that differ only in case;
+        if there are none either, those of the word's lemmas, with the part of speech that the inflection implies.
 
         Args:
-            word: a word, not a token: without the tokenizer's start-of-word mark.
-            ignore_case: take all spellings at once, for uncased tokenizers: "china" is the porcelain and the country.
+            word: A word, not a token: without the tokenizer's start-of-word mark.
+            ignore_case: Return the entries of all spellings, for uncased tokenizers: "china" is both the porcelain and
+                the country.
 
         Example:
             >>> lexicon = Lexicon.from_definitions(
@@ -146,10 +149,10 @@ class Lexicon:
         return [found for source in self._sources for found in source.lookup(word, ignore_case=ignore_case)]
 
     def lookup_token(self, token: str) -> list[Definition]:
-        """The definitions of a literal token text such as `"##ing"`, `"Ġthe"` or `"1990"`.
+        """Look up the definitions of a literal token, such as `"##ing"`, `"Ġthe"` or `"1990"`.
 
-        Only sources that the user wrote are asked, and only entries written exactly so are given: for a dictionary of
-        words a word piece means nothing.
+        Only users' glossaries are searched, and only for exactly this spelling, as dictionaries of words do not define
+        word pieces.
 
         Example:
             >>> lexicon = Lexicon.from_definitions([Definition("##ing", "forms nouns")], name="mine", explicit=True)
@@ -159,12 +162,12 @@ class Lexicon:
         return [found for source in self._sources for found in source.lookup_token(token)]
 
     def without(self, words: Iterable[str]) -> Lexicon:
-        """A copy in which these words, in any case, are not found, nor the inflected forms that lead to them.
+        """Return a copy without these words, in any case, and without the inflected forms that lead to them.
 
-        Other words' glosses and synonyms may still mention them.
+        Glosses and synonyms of other words may still mention them.
 
         Raises:
-            TypeError: `words` is a single string, which would take out its letters.
+            TypeError: If `words` is a single string, which would be read as a list of letters.
 
         Example:
             >>> lexicon = Lexicon.from_definitions(
@@ -174,17 +177,17 @@ class Lexicon:
             ['dog']
         """
         if isinstance(words, str):
-            raise TypeError(f"without() takes several words, not the single string {words!r}; pass [{words!r}].")
+            raise TypeError(f"`words` must be a list of words, got the string {words!r}. Pass [{words!r}].")
         removed = frozenset(word.lower() for word in words)
         return Lexicon([source.without(removed) for source in self._sources]) if removed else self
 
     def relations(self, words: Iterable[str] | None = None) -> list[Relation]:
-        """Pairs of different words that are related but share no concept and no gloss; each unordered pair once.
+        """Return the pairs of related words that share no concept and no gloss, one relation per unordered pair.
 
         `right` is the `kind` of `left`: `Relation("dog", "canine", "hypernym")`.
 
         Args:
-            words: give only pairs of which both words are among these, compared in lower case; `None` for all.
+            words: Return only pairs with both words in this list, ignoring case; `None` returns all pairs.
 
         Example:
             >>> lexicon = Lexicon.from_definitions(
@@ -202,13 +205,13 @@ class Lexicon:
         for source in self._sources:
             others = [other for other in self._sources if other is not source]
             for relation in source.relations(wanted):
-                # Sources check their own glosses when they are built; here another one may still give both words one.
+                # A source checks its own glosses when it is built, but another one may give both words the same gloss.
                 if not any(other.same_meaning(relation.left, relation.right) for other in others):
                     pairs.setdefault(frozenset((relation.left.lower(), relation.right.lower())), relation)
         return list(pairs.values())
 
     def save(self, folder: Path) -> None:
-        """Write Arrow files and `lexicon.json` into an existing folder; no pickle."""
+        """Write Arrow files and `lexicon.json` into an existing folder; nothing is pickled."""
         entries = []
         for number, source in enumerate(self._sources):
             _write_table(source.table, folder / f"definitions-{number}.arrow")
@@ -229,10 +232,10 @@ class Lexicon:
 
     @classmethod
     def load(cls, folder: Path) -> Lexicon:
-        """Read what [`Lexicon.save`] wrote, memory-mapped: processes of one machine share it.
+        """Load a saved lexicon. The tables are memory-mapped, so processes on one machine share them.
 
         Raises:
-            FileNotFoundError: the folder holds no lexicon.
+            FileNotFoundError: If the folder does not contain a lexicon.
         """
         entries = json.loads((folder / "lexicon.json").read_text(encoding="utf-8"))["sources"]
         return cls(
@@ -245,8 +248,8 @@ class Lexicon:
                     entry["explicit"],
                     None if entry["morphology"] is None else Morphology(entry["morphology"]),
                     frozenset(entry["removed"]),
-                    # Folders written before there were forms do not say.
-                    Forms(_read_table(folder / f"forms-{number}.arrow")) if entry.get("forms") else None,
+                    # Folders of earlier versions have no "forms" entry.
+                    FormTable(_read_table(folder / f"forms-{number}.arrow")) if entry.get("forms") else None,
                 )
                 for number, entry in enumerate(entries)
             ]

@@ -1,4 +1,4 @@
-"""One function for every kind of dictionary."""
+"""Load any kind of dictionary with one function."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READERS: dict[str, Callable[[Path], Lexicon]] = {
     ".jsonl.gz": load_wiktionary,
 }
 _ACCEPTED = (
-    '"wordnet", a path to a glossary (.tsv, .csv, .json) or to an extract of Wiktionary (.jsonl, .jsonl.gz), a dict '
+    '"wordnet", a path to a glossary (.tsv, .csv, .json) or to a Wiktionary extract (.jsonl, .jsonl.gz), a dict '
     "{word: gloss or list of glosses}, a Lexicon, or a list of these"
 )
 
@@ -30,16 +30,22 @@ def load_definitions(source: DefinitionSource) -> Lexicon:
     """Load a dictionary, or merge several.
 
     Args:
-        source: `"wordnet"`; a path to a `.tsv`, `.csv` or `.json` glossary, or to a `.jsonl` or `.jsonl.gz` extract of
-            Wiktionary, of which the English entries are read (for other languages see [`load_wiktionary`]); a dict of
-            words and their gloss or glosses, where `{"definition": …, "synonyms": […]}` may stand for a gloss; a
-            [`Lexicon`]; or a list of these, in which every dictionary keeps its own definitions.
+        source: One of
+
+            - `"wordnet"`;
+            - a path to a `.tsv`, `.csv` or `.json` glossary;
+            - a path to a `.jsonl` or `.jsonl.gz` extract of Wiktionary, of which the English entries are read (for
+              other languages see `load_wiktionary`);
+            - a dict that maps words to a gloss or a list of glosses, where a gloss may be a dict
+              `{"definition": …, "synonyms": […]}`;
+            - a `Lexicon`;
+            - a list of these. Every dictionary keeps its own definitions.
 
     Raises:
-        FileNotFoundError: no such file, or no WordNet on this machine.
-        ValueError: an unknown name or suffix, an empty list, a glossary with a mistake (named with its line), or an
-            extract that [`read_wiktionary`] refuses.
-        TypeError: `source` is of another kind.
+        FileNotFoundError: If the file does not exist or WordNet is not found.
+        ValueError: If the name or suffix is unknown, the list is empty, a glossary has an error (named with its
+            line), or the Wiktionary extract is malformed.
+        TypeError: If `source` has another type.
 
     Example:
         >>> lexicon = load_definitions([{"cat": "a small feline"}, {"cat": ["a feline", "a bulldozer"]}])
@@ -56,12 +62,12 @@ def load_definitions(source: DefinitionSource) -> Lexicon:
         return _read_file(source)
     if isinstance(source, list | tuple):
         return Lexicon.merge(map(load_definitions, _flattened(source)))
-    raise TypeError(f"Cannot load definitions from {source!r} (a {type(source).__name__}); give {_ACCEPTED}.")
+    raise TypeError(f"Cannot load definitions from {source!r} ({type(source).__name__}). Pass {_ACCEPTED}.")
 
 
 def _flattened(sources: Sequence[DefinitionSource]) -> Iterator[DefinitionSource]:
     if not sources:
-        raise ValueError(f"The list of definitions is empty; put at least one into it: {_ACCEPTED}.")
+        raise ValueError(f"The list of definitions is empty. Add at least one item: {_ACCEPTED}.")
     for source in sources:
         if isinstance(source, list | tuple):
             yield from _flattened(source)
@@ -73,7 +79,7 @@ def _read_file(source: str | os.PathLike[str]) -> Lexicon:
     path = Path(source).expanduser()
     suffix = "".join(path.suffixes[-2:]).lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
     if suffix not in READERS:
-        raise ValueError(f"Cannot load definitions from {str(source)!r}: give {_ACCEPTED}.")
+        raise ValueError(f"Cannot load definitions from {str(source)!r}. Pass {_ACCEPTED}.")
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(source)!r} to read definitions from.")
+        raise FileNotFoundError(f"There is no file {str(source)!r}. Check the path of the definitions.")
     return READERS[suffix](path)

@@ -1,8 +1,4 @@
-"""From inflected forms to lemmas, by the rules of WordNet's own morphological processor.
-
-The rules and their order are those of `morphy(7WN)` ("Morphological Processing", WordNet 3.0). Collocations are not
-taken apart: a token is one word.
-"""
+"""Map inflected forms to lemmas, by rules (WordNet's morphy) or by the forms that a dictionary lists."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ import pyarrow.compute as pc
 
 from defemb_callbacks.cache import fingerprint
 
+# The rules of morphy(7WN), "Morphological Processing" (WordNet 3.0), in its order: (ending, replacement).
 DETACHMENT_RULES: dict[str, tuple[tuple[str, str], ...]] = {
     "noun": (
         ("s", ""),
@@ -34,11 +31,13 @@ DETACHMENT_RULES: dict[str, tuple[tuple[str, str], ...]] = {
 
 
 class Morphology:
-    """WordNet's "morphy": exception lists, then detachment of endings.
+    """WordNet's morphological processor, morphy: exception lists first, then detachment rules.
+
+    Collocations are not split, as a token is a single word.
 
     Args:
-        exceptions: for each part of speech, irregular form → lemmas, in lower case. A form that is listed is not put
-            through the rules of that part of speech.
+        exceptions: For each part of speech, a mapping from irregular forms to lemmas, in lower case. The rules of a
+            part of speech are not applied to its exceptions.
 
     Example:
         >>> morphology = Morphology({"noun": {"geese": ["goose"]}})
@@ -53,7 +52,7 @@ class Morphology:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex string that changes with the exception lists."""
+        """Hex digest of the exception lists."""
         listed = (
             (pos, form, *lemmas)
             for pos, forms in sorted(self.exceptions.items())
@@ -62,11 +61,14 @@ class Morphology:
         return fingerprint(*("\t".join(line) for line in listed))
 
     def lemmas(self, word: str, has: Callable[[str, str], bool]) -> list[tuple[str, str]]:
-        """The lemmas of an inflected form and their parts of speech.
+        """Find the lemmas of an inflected form.
 
         Args:
-            word: an inflected form in lower case.
-            has: whether the dictionary has an entry for (lemma, part of speech); only such lemmas are given.
+            word: An inflected form in lower case.
+            has: Whether the dictionary has an entry for a lemma and a part of speech.
+
+        Returns:
+            (lemma, part of speech) pairs for which `has` is true.
         """
         found = []
         for pos in DETACHMENT_RULES:
@@ -74,7 +76,7 @@ class Morphology:
             if irregular is not None:
                 found += [(lemma, pos) for lemma in irregular if has(lemma, pos)]
                 continue
-            # As WordNet does, the first rule that hits an entry is trusted: "singes" is of "singe", not of "sing".
+            # As in WordNet, the first rule that leads to an entry wins: "singes" is a form of "singe", not of "sing".
             lemma = next((lemma for lemma in _detached(word, pos) if has(lemma, pos)), None)
             if lemma is not None:
                 found.append((lemma, pos))
@@ -84,12 +86,12 @@ class Morphology:
 def _detached(word: str, pos: str) -> Iterator[str]:
     stem, tail = word, ""
     if pos == "noun":
-        if word.endswith("ful"):  # "spoonsful" is inflected in the middle
+        if word.endswith("ful"):  # "spoonsful" is inflected inside the word
             stem, tail = word[:-3], "ful"
         elif word.endswith("ss") or len(word) <= 2:
             return
     for ending, replacement in DETACHMENT_RULES[pos]:
-        # Not so in WordNet: a single letter has no inflected forms, lest "der" be a comparative of "d".
+        # Unlike WordNet, do not inflect single letters: "der" is not the comparative of "d".
         if stem.endswith(ending) and len(stem) > len(ending) + 1:
             yield stem[: len(stem) - len(ending)] + replacement + tail
 
@@ -98,15 +100,15 @@ FORM_SCHEMA = pa.schema({"key": pa.string(), "form": pa.string(), "lemma": pa.st
 
 
 @dataclass(frozen=True, eq=False)
-class Forms:
-    """What a form is a form of, as the dictionary lists it.
+class FormTable:
+    """The forms that a dictionary lists, with their lemmas.
 
     Attributes:
-        table: one row a form and lemma (`FORM_SCHEMA`), sorted by the lower-cased form and then best first.
+        table: One row per form and lemma (`FORM_SCHEMA`), sorted by lower-cased form, best lemma first.
 
     Example:
         >>> rows = {"key": ["cats"], "form": ["cats"], "lemma": ["cat"], "pos": ["noun"]}
-        >>> Forms(pa.table(rows, schema=FORM_SCHEMA)).of("cats")
+        >>> FormTable(pa.table(rows, schema=FORM_SCHEMA)).lookup("cats")
         [('cats', 'cat', 'noun')]
     """
 
@@ -117,8 +119,8 @@ class Forms:
         keys: list[str] = self.table["key"].to_pylist()
         return keys
 
-    def of(self, key: str) -> list[tuple[str, str, str]]:
-        """(form, lemma, part of speech), as written, of the forms that are this word in lower case."""
+    def lookup(self, key: str) -> list[tuple[str, str, str]]:
+        """Find all spellings of a lower-cased form, as (form, lemma, part of speech) triples."""
         start = bisect_left(self._keys, key)
         found = self.table.slice(start, bisect_right(self._keys, key, lo=start) - start)
         if not len(found):
@@ -126,44 +128,50 @@ class Forms:
         return list(zip(*(found[name].to_pylist() for name in ("form", "lemma", "pos")), strict=True))
 
 
-def lead_to(references: pa.Table, words: pa.Array) -> pa.Table:
-    """The same references, each to a word that is defined; those that lead to none are left out.
+def resolve_references(references: pa.Table, words: pa.Array) -> pa.Table:
+    """Follow references from forms to lemmas until they reach defined words.
+
+    A lemma that is itself a form of other words is replaced by them, through chains of any length.
 
     Args:
-        references: with the columns `form` and `lemma`, and any others. A lemma that is itself but a form of other
-            words is replaced by these, however long the chain.
-        words: the defined words.
+        references: A table with the columns `form` and `lemma`, and any others.
+        words: The defined words.
+
+    Returns:
+        The references with a defined lemma, one row per form and lemma; references that reach no defined word are
+        dropped.
     """
     is_defined = pc.is_in(references["lemma"], words)
-    found, open_ends = references.filter(is_defined), references.filter(pc.invert(is_defined))
-    missing = pc.unique(open_ends["lemma"])
+    direct, indirect = references.filter(is_defined), references.filter(pc.invert(is_defined))
+    missing = pc.unique(indirect["lemma"])
     links: dict[str, list[tuple[str, bool]]] = {}
-    on_the_way = pc.is_in(references["form"], missing)
-    for form, lemma, is_end in zip(
-        references["form"].filter(on_the_way).to_pylist(),
-        references["lemma"].filter(on_the_way).to_pylist(),
-        is_defined.filter(on_the_way).to_pylist(),
+    is_link = pc.is_in(references["form"], missing)
+    for form, lemma, defined in zip(
+        references["form"].filter(is_link).to_pylist(),
+        references["lemma"].filter(is_link).to_pylist(),
+        is_defined.filter(is_link).to_pylist(),
         strict=True,
     ):
-        links.setdefault(form, []).append((lemma, is_end))
+        links.setdefault(form, []).append((lemma, defined))
     rows, lemmas = [], []
-    for row, lemma in enumerate(open_ends["lemma"].to_pylist() if links else []):
-        for end in _ends(lemma, links):
+    for row, lemma in enumerate(indirect["lemma"].to_pylist() if links else []):
+        for target in _defined_lemmas(lemma, links):
             rows.append(row)
-            lemmas.append(end)
-    chained = open_ends.take(pa.array(rows, pa.int64()))
-    chained = chained.set_column(chained.schema.get_field_index("lemma"), "lemma", pa.array(lemmas, pa.string()))
-    return pa.concat_tables([found, chained])
+            lemmas.append(target)
+    resolved = indirect.take(pa.array(rows, pa.int64()))
+    resolved = resolved.set_column(resolved.schema.get_field_index("lemma"), "lemma", pa.array(lemmas, pa.string()))
+    return pa.concat_tables([direct, resolved])
 
 
-def _ends(lemma: str, links: dict[str, list[tuple[str, bool]]]) -> list[str]:
-    ends: dict[str, None] = {}
-    seen, waiting = {lemma}, [lemma]
-    while waiting:
-        for target, is_end in links.get(waiting.pop(0), ()):
-            if is_end:
-                ends.setdefault(target)
+def _defined_lemmas(lemma: str, links: dict[str, list[tuple[str, bool]]]) -> list[str]:
+    """Breadth-first search for the defined words that an undefined lemma leads to."""
+    found: dict[str, None] = {}
+    seen, queue = {lemma}, [lemma]
+    while queue:
+        for target, is_defined in links.get(queue.pop(0), ()):
+            if is_defined:
+                found.setdefault(target)
             elif target not in seen:
                 seen.add(target)
-                waiting.append(target)
-    return list(ends)
+                queue.append(target)
+    return list(found)

@@ -1,4 +1,4 @@
-"""One dictionary as an Arrow table: what a [`Lexicon`] is made of."""
+"""A single dictionary as Arrow tables; a `Lexicon` consists of one or several."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.definitions.definition import PARTS_OF_SPEECH, Definition, Relation
-from defemb_callbacks.definitions.morphology import Forms, Morphology
+from defemb_callbacks.definitions.morphology import FormTable, Morphology
 
 DEFINITION_SCHEMA = pa.schema(
     {
@@ -33,17 +33,18 @@ RELATION_SCHEMA = pa.schema({"left": pa.string(), "right": pa.string(), "kind": 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The definitions of one dictionary, sorted by lower-cased word and then best first.
+    """The definitions of one dictionary, sorted by lower-cased word, best definition first.
 
     Attributes:
-        name: name of the dictionary; every [`Definition`] it returns carries it.
-        table: one row a definition (`DEFINITION_SCHEMA`).
-        relation_table: one row a pair of words (`RELATION_SCHEMA`).
-        content: fingerprint of what the dictionary held when it was built.
-        explicit: whether its user wrote it, so that its entries may define literal tokens.
-        morphology: how inflected forms lead to entries; `None` for dictionaries of literal forms.
-        forms: those that the dictionary lists; it is they that are asked first. `None` where it lists none.
-        removed: lower-cased words that were taken out.
+        name: The name of the dictionary, which its definitions carry as `source`.
+        table: One row per definition (`DEFINITION_SCHEMA`).
+        relation_table: One row per pair of words (`RELATION_SCHEMA`).
+        content: The fingerprint of the dictionary as it was built.
+        explicit: Whether the dictionary is a user's glossary, whose entries may define literal tokens.
+        morphology: The rules that map inflected forms to entries; `None` for dictionaries of literal forms.
+        removed: Lower-cased words that were removed.
+        forms: The inflected and variant forms that the dictionary lists, which take precedence over `morphology`;
+            `None` if it lists none.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Source:
     explicit: bool = False
     morphology: Morphology | None = field(default=None, repr=False)
     removed: frozenset[str] = field(default=frozenset(), repr=False)
-    forms: Forms | None = field(default=None, repr=False)
+    forms: FormTable | None = field(default=None, repr=False)
 
     @classmethod
     def build(
@@ -65,12 +66,12 @@ class Source:
         morphology: Morphology | None = None,
         explicit: bool = False,
     ) -> Source:
-        """Sort and check definitions and drop relations that say nothing (see [`Lexicon.from_definitions`])."""
+        """Check and sort definitions, and drop uninformative relations; see `Lexicon.from_definitions`."""
         rows = sorted(
             _checked(definitions, name), key=lambda d: (d.word.lower(), *_preference(d.tag_count, d.rank, d.pos))
         )
         if not rows:
-            raise ValueError(f"The lexicon {name!r} has no definition; give it at least one word with a gloss.")
+            raise ValueError(f"The lexicon {name!r} has no definition. Add at least one word with a gloss.")
         keys = [row.word.lower() for row in rows]
         columns: dict[str, list[Any]] = {
             column: [getattr(row, column) for row in rows] for column in DEFINITION_SCHEMA.names if column != "key"
@@ -84,20 +85,20 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with every definition, relation and removed word; not with the name."""
+        """Hex digest of the definitions, relations and removed words; independent of the name."""
         return fingerprint(self.content, *sorted(self.removed)) if self.removed else self.content
 
     @cached_property
     def _rows(self) -> dict[str, range]:
         keys = self.table["key"].to_numpy()
-        # A table that lost all of its rows has no first key to start a range at.
+        # If all rows were removed, there is no first key to start a range at.
         starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if len(keys) else np.zeros(0, np.int64)
         stops = np.append(starts[1:], len(keys))[: len(starts)]
         return {key: range(a, b) for key, a, b in zip(keys[starts], starts.tolist(), stops.tolist(), strict=True)}
 
     @cached_property
     def _columns(self) -> dict[str, list[Any]]:
-        # Reading single cells of an Arrow table costs 50 times a list access, so decode once, column by column.
+        # Reading a single cell of an Arrow table costs 50 times as much as a list access, so decode whole columns once.
         columns = {}
         for name in ("word", "gloss", "rank", "tag_count", "concept"):
             columns[name] = self.table[name].to_pylist()
@@ -107,12 +108,12 @@ class Source:
             columns[name] = values[column.indices.to_numpy()].tolist()
         columns["synonym"] = pc.list_flatten(self.table["synonyms"]).to_pylist()
         lengths = pc.list_value_length(self.table["synonyms"]).to_numpy()
-        columns["synonym_end"] = np.append(np.cumsum(lengths), 0).tolist()  # the last 0 is what row 0 finds at -1
+        columns["synonym_end"] = np.append(np.cumsum(lengths), 0).tolist()  # the last 0 is the start for row 0, at -1
         return columns
 
     @cached_property
     def words(self) -> list[str]:
-        """Every different spelling, in the order of the lower-cased words."""
+        """All spellings, without duplicates, sorted by lower-cased word."""
         return list(dict.fromkeys(self._columns["word"]))
 
     def __contains__(self, word: str) -> bool:
@@ -122,7 +123,7 @@ class Source:
         return key in self._rows or bool(self._with_lemmas(word, [], True) or self._inflected(word, ignore_case=True))
 
     def lookup(self, word: str, *, ignore_case: bool = False) -> list[Definition]:
-        """See [`Lexicon.lookup`]."""
+        """See `Lexicon.lookup`."""
         key = word.lower()
         if key in self.removed:
             return []
@@ -134,20 +135,20 @@ class Source:
         return self._definitions(rows or self._inflected(word, ignore_case))
 
     def lookup_token(self, token: str) -> list[Definition]:
-        """See [`Lexicon.lookup_token`]."""
+        """See `Lexicon.lookup_token`."""
         if not self.explicit:
             return []
         return self._definitions(self._spelled(token, self._rows.get(token.lower(), ())))
 
     def without(self, removed: frozenset[str]) -> Source:
-        """A copy without the words of these lower-cased forms, and without what only inflection would lead there."""
-        gone = pa.array(sorted(removed), pa.string())
+        """A copy without these lower-cased words; inflected forms no longer lead to them."""
+        dropped = pa.array(sorted(removed), pa.string())
         spellings = pa.array(sorted(self._spellings(removed)), pa.string())
         links = self.relation_table
         touched = pc.or_(pc.is_in(links["left"], spellings), pc.is_in(links["right"], spellings))
         return Source(
             self.name,
-            self.table.filter(pc.invert(pc.is_in(self.table["key"], gone))),
+            self.table.filter(pc.invert(pc.is_in(self.table["key"], dropped))),
             links.filter(pc.invert(touched)),
             self.content,
             self.explicit,
@@ -157,7 +158,7 @@ class Source:
         )
 
     def relations(self, words: frozenset[str] | None) -> Iterator[Relation]:
-        """See [`Lexicon.relations`]; `words` are lower-cased."""
+        """See `Lexicon.relations`; `words` are in lower case."""
         links = self.relation_table
         if words is not None:
             spellings = pa.array(sorted(self._spellings(words)), pa.string())
@@ -167,13 +168,13 @@ class Source:
         return map(Relation, links["left"].to_pylist(), links["right"].to_pylist(), kinds.to_pylist())
 
     def same_meaning(self, left: str, right: str) -> bool:
-        """Whether two words share a concept or a gloss here."""
+        """Whether two words share a concept or a gloss in this dictionary."""
         rows = [self._rows.get(word.lower()) for word in (left, right)]
         if rows[0] is None or rows[1] is None:
             return False
         gloss, concept = self._columns["gloss"], self._columns["concept"]
-        ours, theirs = ({text for r in one or () for text in (gloss[r], concept[r]) if text} for one in rows)
-        return not ours.isdisjoint(theirs)
+        first, second = ({text for r in one or () for text in (gloss[r], concept[r]) if text} for one in rows)
+        return not first.isdisjoint(second)
 
     def _spellings(self, keys: Iterable[str]) -> set[str]:
         word = self._columns["word"]
@@ -188,20 +189,21 @@ class Source:
         return any(column[row] == pos for row in self._rows.get(key, ()))
 
     def _with_lemmas(self, word: str, rows: list[int], ignore_case: bool) -> list[int]:
-        """A word's own senses, then those of what it is listed as a form of: "saw" is a tool, and seeing.
+        """The word's own senses, then those of its listed lemmas: for "saw" the tool, then the verb "see".
 
-        The spelling given comes first, then lower case: "is" is of "be" before it is "IS", the information system.
+        Exact spellings come first, then lower-case ones: "is" is a form of "be" before it is "IS", the information
+        system.
         """
-        listed = self.forms.of(word.lower()) if self.forms else []
-        spelled = self._columns["word"]
+        listed = self.forms.lookup(word.lower()) if self.forms else []
+        words = self._columns["word"]
         found: list[int] = []
-        for wanted in (word, word.lower(), None):
-            found += [row for row in rows if wanted in (None, spelled[row])]
+        for spelling in (word, word.lower(), None):
+            found += [row for row in rows if spelling in (None, words[row])]
             for form, lemma, pos in listed:
-                if wanted in (None, form):
+                if spelling in (None, form):
                     lemma_rows = self._spelled(lemma, self._rows.get(lemma.lower(), ()))
                     found += [row for row in lemma_rows if self._columns["pos"][row] == pos] or lemma_rows
-            if found and wanted == word and not ignore_case:
+            if found and spelling == word and not ignore_case:
                 break
         return list(dict.fromkeys(found))
 
@@ -211,17 +213,17 @@ class Source:
         c, found = self._columns, set()
         for lemma, pos in self.morphology.lemmas(word.lower(), self._has):
             rows = [row for row in self._rows[lemma] if c["pos"][row] == pos]
-            if not ignore_case and word.islower():  # "turkeys" are birds where case is kept
+            if not ignore_case and word.islower():  # "turkeys" are birds, not countries
                 rows = self._spelled(lemma, rows) or rows
             found.update(rows)
-        # "was" is no plural of "WA", "its" none of "IT" and "cas" none of "Ca", but "DVDs" and "dvds" are of "DVD".
+        # "was" is not a plural of "WA", nor "its" of "IT" or "cas" of "Ca"; but "DVDs" and "dvds" are plurals of "DVD".
         short = {row for row in found if _is_abbreviation(c["word"][row]) and not word.startswith(c["word"][row])}
         found = (found - short) or {row for row in short if len(c["word"][row]) > 2}
         return sorted(found, key=lambda r: _preference(c["tag_count"][r], c["rank"][r], c["pos"][r]))
 
     def _definitions(self, rows: Iterable[int]) -> list[Definition]:
         c, synonyms, ends = self._columns, self._columns["synonym"], self._columns["synonym_end"]
-        # Two spellings of one concept ("baroque", "Baroque") have one definition where case is ignored.
+        # If case is ignored, two spellings of one concept ("baroque", "Baroque") give a single definition.
         distinct: dict[Any, int] = {}
         for row in rows:
             distinct.setdefault(c["concept"][row] or row, row)
@@ -244,13 +246,13 @@ class Source:
 def _checked(definitions: Iterable[Definition], name: str) -> Iterator[Definition]:
     for definition in definitions:
         if not definition.word:
-            raise ValueError(f"The lexicon {name!r} defines an empty word: {definition}.")
+            raise ValueError(f"The lexicon {name!r} defines an empty word: {definition}. Remove this entry.")
         if not definition.gloss.strip():
-            raise ValueError(f"The lexicon {name!r} has an empty gloss for {definition.word!r}.")
+            raise ValueError(f"The lexicon {name!r} has an empty gloss for {definition.word!r}. Remove this entry.")
         if definition.pos not in PARTS_OF_SPEECH:
             raise ValueError(
-                f"The lexicon {name!r} gives {definition.word!r} the part of speech {definition.pos!r}; "
-                f"use one of {PARTS_OF_SPEECH}."
+                f"The lexicon {name!r} has an unknown part of speech for {definition.word!r}: {definition.pos!r}. "
+                f"Use one of {PARTS_OF_SPEECH}."
             )
         yield definition
 
@@ -264,7 +266,7 @@ def _is_abbreviation(word: str) -> bool:
 
 
 def _informative(relations: Iterable[Relation], keys: list[str], rows: list[Definition]) -> list[Relation]:
-    """One relation for each pair of different words that share neither a concept nor a gloss."""
+    """Keep one relation per pair of different words that share neither a concept nor a gloss."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     meanings: list[set[str]] = [set() for _ in numbers]
     words: dict[str, int] = {}
@@ -285,7 +287,7 @@ def _informative(relations: Iterable[Relation], keys: list[str], rows: list[Defi
 
 
 def table_bytes(table: pa.Table) -> bytes:
-    """The content of a table, for fingerprints."""
+    """Serialize a table, for fingerprints."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -1,4 +1,4 @@
-"""Extracts of Wiktionary in the layout of wiktextract."""
+"""Read Wiktionary extracts in wiktextract's JSON Lines format."""
 
 from defemb_callbacks.definitions.wiktionary.extract import load_wiktionary, read_wiktionary
 

@@ -1,4 +1,4 @@
-"""Extracts of Wiktionary in wiktextract's layout, as kaikki.org publishes them; kept in the cache once read."""
+"""Load Wiktionary extracts as published on kaikki.org; the parsed lexicon is cached."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ from defemb_callbacks.definitions.wiktionary.tables import WiktionaryTables
 
 logger = logging.getLogger(__name__)
 
-# Part of every cache key; to be raised when the same file comes to be read differently.
+# Part of the cache key. Increment it when a change of the reader changes the lexicon of the same file.
 READER_VERSION = "2"
-MALFORMED_SHARE = 0.01
-_NAMED = 5  # malformed lines named by number
-_HOPELESS = 1000  # a file whose first lines are all malformed is not read to its end
-_LAYOUT = (
-    'one JSON object a line, with "word", "pos", "lang_code" and "senses", as in kaikki.org-dictionary-English.jsonl'
+MAX_MALFORMED_SHARE = 0.01
+_MAX_LISTED = 5  # numbers of malformed lines in messages
+_GIVE_UP_AFTER = 1000  # lines, if all of them are malformed
+_FORMAT = (
+    'one JSON object per line with "word", "pos", "lang_code" and "senses", as in kaikki.org-dictionary-English.jsonl'
 )
 
 
 def load_wiktionary(path: Path, language: str = "en") -> Lexicon:
-    """An extract of Wiktionary, from the cache where it was read before; else see [`read_wiktionary`]."""
+    """Load a Wiktionary extract from the cache, or read it and cache it; see `read_wiktionary` for the arguments."""
     path = Path(path)
     folder = cache_root() / "wiktionary" / fingerprint(READER_VERSION, language, file_fingerprint([path]))
     return cached(folder, lambda: read_wiktionary(path, language), Lexicon.save, Lexicon.load)
 
 
 def read_wiktionary(path: Path, language: str = "en") -> Lexicon:
-    """Read an extract of Wiktionary in wiktextract's layout: JSON lines, gzipped or not, an entry each.
+    """Read a Wiktionary extract in wiktextract's format: JSON Lines, gzipped or not.
 
-    Senses keep the order of the file, but those that are obsolete, archaic, rare and the like come last, and so do
+    Senses keep the order of the file, but obsolete, archaic, rare and similar senses come last, as do the names of
     letters and other signs. Senses that only refer to another word ("plural of cat", "alternative spelling of colour",
-    "initialism of …") give that word's definitions, after the word's own; where the other word is not in the file, a
-    reference by inflection is left out, and others keep their gloss. Glosses are freed of markup and usage labels.
+    "initialism of …") are replaced by that word's definitions, after the word's own. If the other word is not in the
+    file, an inflected form is skipped, and other references keep their gloss. Markup and usage labels are removed from
+    glosses.
 
     Args:
-        path: a `.jsonl` or `.jsonl.gz` file, for example the English one of https://kaikki.org/dictionary/English/.
-        language: Wiktionary's code of the language of the words; other entries are left out. Entries that name no
-            language are read if the first one names none either.
+        path: A `.jsonl` or `.jsonl.gz` file, such as the English one at https://kaikki.org/dictionary/English/.
+        language: Wiktionary's code of the language of the words; entries of other languages are skipped. Entries
+            without a language code are read only if the first entry has none.
 
     Raises:
-        ValueError: more than 1 % of the lines are malformed, the file is truncated, or it has no definition in this
-            language; names the lines or the languages that are there.
-        OSError: the file cannot be read.
+        ValueError: If more than 1 % of the lines are malformed, the file is truncated, or it has no definition in this
+            language; names the lines or the languages found.
+        OSError: If the file cannot be read.
 
     Example:
         >>> import tempfile
@@ -75,17 +76,17 @@ def read_wiktionary(path: Path, language: str = "en") -> Lexicon:
         lines += 1
         try:
             entry = _entry(line)
-            if "word" not in entry and "redirect" in entry:  # a page that only leads to another
+            if "word" not in entry and "redirect" in entry:  # a redirect page
                 continue
             code = _language_code(entry)
             if reads_unnamed is None:
                 reads_unnamed = code == ""
-            # Records of other languages are checked too: they count among the lines.
+            # Also parse records of other languages: the share of malformed lines refers to all lines.
             record = parse_record(entry)
         except (ValueError, RecursionError):
             malformed += 1
-            first += [number] * (malformed <= _NAMED)
-            if malformed == lines == _HOPELESS:
+            first += [number] * (malformed <= _MAX_LISTED)
+            if malformed == lines == _GIVE_UP_AFTER:
                 break
             continue
         languages[code or "none"] += 1
@@ -94,16 +95,16 @@ def read_wiktionary(path: Path, language: str = "en") -> Lexicon:
     _check(path, lines, malformed, first)
     lexicon = tables.lexicon("wiktionary", Morphology() if language == "en" else None)
     if lexicon is None:
-        there = ", ".join(f"{code!r} ({count:,})" for code, count in languages.most_common(10)) or "none"
+        found = ", ".join(f"{code!r} ({count:,})" for code, count in languages.most_common(10)) or "none"
         raise ValueError(
-            f"{path} defines no word of the language {language!r}; the languages of its entries are {there}. Give an "
-            "extract of that language, or pass another language to load_wiktionary."
+            f"{path} has no definition in the language {language!r}; its entries are in {found}. Use an extract of "
+            "that language, or pass another language to load_wiktionary."
         )
     return lexicon
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, under a progress bar of the bytes read."""
+    """Yield the non-blank lines with their numbers and show a progress bar of the bytes read."""
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -119,7 +120,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     if line.strip():
                         yield number, line
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(f"{path} is truncated or damaged ({error}); download it again.") from error
+                raise ValueError(f"{path} is truncated or damaged ({error}). Download it again.") from error
             progress.update(total - progress.n)
 
 
@@ -127,11 +128,11 @@ def _entry(line: bytes) -> dict[str, Any]:
     try:
         entry = json.loads(line.decode())
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError("the record is nested too deeply") from error
     if not isinstance(entry, dict):
-        raise ValueError("it is no object")
+        raise ValueError("the record must be an object")
     if b"\\ud" in line.lower():
-        # Half of a surrogate pair is valid in JSON, but no text.
+        # An unpaired surrogate is valid JSON, but it cannot be encoded as text.
         json.dumps(entry, ensure_ascii=False).encode()
     return entry
 
@@ -139,19 +140,21 @@ def _entry(line: bytes) -> dict[str, Any]:
 def _language_code(entry: dict[str, Any]) -> str:
     code = entry.get("lang_code") or ""
     if not isinstance(code, str):
-        raise ValueError("its language code is no text")
+        raise ValueError("the language code must be a string")
     return code
 
 
 def _check(path: Path, lines: int, malformed: int, first: list[int]) -> None:
     if not lines:
-        raise ValueError(f"{path} is empty; it should hold {_LAYOUT}.")
+        raise ValueError(f"{path} is empty. It must contain {_FORMAT}.")
     if not malformed:
         return
-    named = ", ".join(map(str, first)) + (", …" if malformed > len(first) else "")
+    listed = ", ".join(map(str, first)) + (", …" if malformed > len(first) else "")
     report = (
-        f"{malformed:,} of {lines:,} lines of {path} are malformed ({'line' if malformed == 1 else 'lines'} {named})"
+        f"{malformed:,} of {lines:,} lines of {path} are malformed ({'line' if malformed == 1 else 'lines'} {listed})"
     )
-    if malformed > MALFORMED_SHARE * lines:
-        raise ValueError(f"{report}; it should hold {_LAYOUT}. Download it again, or mend or delete those lines.")
-    logger.warning("%s; they are left out.", report)
+    if malformed > MAX_MALFORMED_SHARE * lines:
+        raise ValueError(
+            f"{report}. The file must contain {_FORMAT}. Download it again, or correct or delete those lines."
+        )
+    logger.warning("%s. They are skipped.", report)

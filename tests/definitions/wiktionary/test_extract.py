@@ -188,7 +188,7 @@ def test_other_languages_are_left_out(read: Callable[..., Lexicon]) -> None:
 
 def test_a_language_that_is_not_there_names_those_that_are(read: Callable[..., Lexicon]) -> None:
     chat = {**entry("chat", "cat"), "lang_code": "fr"}
-    with pytest.raises(ValueError, match=r"no word of the language 'en'.*'fr' \(2\), 'de' \(1\).*another language"):
+    with pytest.raises(ValueError, match=r"no definition in the language 'en'.*'fr' \(2\), 'de' \(1\)"):
         read(chat, chat, {**chat, "lang_code": "de"})
 
 
@@ -243,7 +243,7 @@ def test_a_malformed_line_is_counted_and_named(tmp_path: Path, caplog: pytest.Lo
     assert "malformed (line 7)" in caplog.text
     path.write_text(lines_of(99, {7: line}))
     with pytest.raises(
-        ValueError, match=r"1 of 99 lines of .*e\.jsonl are malformed \(line 7\); it should hold one JSON"
+        ValueError, match=r"1 of 99 lines of .*e\.jsonl are malformed \(line 7\)\. The file must contain one JSON"
     ):
         read_wiktionary(path)
 
@@ -293,7 +293,7 @@ def test_a_damaged_gzip_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -
     noise = "".join(json.dumps(entry(f"w{n}", f"{rng.random()}")) + "\n" for n in range(1000))
     path = tmp_path / "e.jsonl.gz"
     path.write_bytes(damage(gzip.compress(noise.encode())))
-    with pytest.raises(ValueError, match=r"e\.jsonl\.gz is truncated or damaged .*; download it again"):
+    with pytest.raises(ValueError, match=r"e\.jsonl\.gz is truncated or damaged .*\. Download it again"):
         read_wiktionary(path)
 
 
@@ -313,19 +313,19 @@ def test_progress_is_told_in_bytes_of_the_file(
 def test_an_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text("\n")
-    with pytest.raises(ValueError, match=r"e\.jsonl is empty; it should hold one JSON object a line"):
+    with pytest.raises(ValueError, match=r"e\.jsonl is empty\. It must contain one JSON object per line"):
         read_wiktionary(path)
 
 
-def test_the_cache_keeps_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_everything(tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "e.jsonl"
     entries = [entry("kine", form_of("cow", "plural of cow")), entry("cow", "a ruminant")]
     entries += [{**entry("chat", "cat"), "lang_code": "fr"}]
     path.write_text("\n".join(map(json.dumps, entries)))
     built = load_wiktionary(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(wiktionary, "read_wiktionary", None)
-        kept = load_definitions(path)
+    written = {file: file.stat().st_mtime_ns for file in own_cache.rglob("*")}
+    kept = load_definitions(path)
+    assert {file: file.stat().st_mtime_ns for file in own_cache.rglob("*")} == written
     assert kept.fingerprint == built.fingerprint
     assert kept.lookup("kine") == built.lookup("kine") != []
     assert load_wiktionary(path, "fr").words == ("chat",)
