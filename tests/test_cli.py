@@ -86,7 +86,7 @@ def test_inspect_counts_and_measures(run, checkpoint, glossary, tokenizer) -> No
 
 def test_inspect_prints_tables(run, checkpoint, glossary) -> None:
     text = run("inspect", checkpoint, "--definitions", glossary)
-    assert "word piece                 32    6.7%" in text
+    assert "word piece   32   6.7%" in text
     assert "glossary (66 words) defines 66 of 374 words (17.6%), and 66 tokens in all." in text
     assert [line.split()[0] for line in text.splitlines()[-4:]] == ["all", "frequent", "medium", "rare"]
     assert "Rebuilt:" not in text
@@ -264,10 +264,12 @@ def test_missing_matplotlib_is_one_line_too(refused, checkpoint, glossary, tmp_p
     assert not (tmp_path / "page").exists()
 
 
-def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpoint) -> None:
+def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpoint, glossary) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["SpecialBert"]}))
-    assert "no class 'SpecialBert'. Pass --trust-remote-code" in refused("inspect", checkpoint)
+    assert "no class 'SpecialBert'. Pass --trust-remote-code" in refused(
+        "inspect", checkpoint, "--definitions", glossary
+    )
 
 
 def test_embeddings_of_another_tokenizer_are_refused(refused, checkpoint, glossary, tokenizer, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ from defemb_callbacks.new_tokens import define_new_tokens
 from defemb_callbacks.reporting.inspection import as_text, inspect_embeddings, save_inspections
 from defemb_callbacks.reporting.model_card import update_model_card
 from defemb_callbacks.reporting.summary import RebuildReport
+from defemb_callbacks.reporting.tables import text_table
 from defemb_callbacks.senses import SenseConfig, build_sense_dictionary
 from defemb_callbacks.senses.analysis import name_senses, sense_table, tokens_of_words
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
@@ -221,10 +223,8 @@ def calibrate(
     settings = {} if components is None else {"components": components}
     done = fit(model, lines, method, pooling=pooling, force=force, **settings)  # type: ignore[arg-type]
     done.model.save_pretrained(str(output))
-    changes = [
-        f"  {name.replace('_', ' '):<16}{done.before[name]:>9.3f} → {done.after[name]:.3f}" for name in done.after
-    ]
-    _echo("\n".join([done.advice.reason, "", *changes, "", f"Saved in {output}."]))
+    changes = [[name.replace("_", " "), f"{done.before[name]:.3f} → {done.after[name]:.3f}"] for name in done.after]
+    _echo("\n".join([done.advice.reason, "", textwrap.indent(text_table(changes), "  "), "", f"Saved in {output}."]))
 
 
 @app.command()

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.metrics import spectra_by_group
-from defemb_callbacks.metrics.catalog import MEANINGS
+from defemb_callbacks.metrics.catalog import CATALOG
 from defemb_callbacks.metrics.snapshot import TableSnapshot, nearest_tokens, watched_tokens
 from defemb_callbacks.reporting.figures import planes, plot_metrics, plot_projection, plot_singular_values
-from defemb_callbacks.reporting.run_files import save_pictures
+from defemb_callbacks.reporting.page import save_pictures
 from defemb_callbacks.reporting.run_record import RunRecord
 from defemb_callbacks.reporting.style import COLOURS
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
@@ -27,7 +27,7 @@ from tiny import tiny_bert, wordpiece_tokenizer
 GROUPS = ["all", "frequent", "medium", "rare"]
 
 
-TITLES = [f"{meaning.title}  ({meaning.scale})" for meaning in MEANINGS.values()]
+TITLES = [f"{meaning.title}  ({meaning.scale})" for meaning in CATALOG.values()]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def snapshots(groups: dict[str, Tensor], table: Tensor) -> dict[str, TableSnapsh
 def history() -> list[dict[str, Any]]:
     rows = []
     for step in (10, 20, 30):
-        figures = {f"defemb/{metric}/{group}": step + len(group) for metric in MEANINGS for group in GROUPS}
+        figures = {f"defemb/{metric}/{group}": step + len(group) for metric in CATALOG for group in GROUPS}
         rows.append({"step": step, "loss": 1.0} | figures)
     del rows[1]["defemb/isotropy/rare"]
     return [*rows, {"step": 30, "train_runtime": 1.0}]
@@ -102,7 +102,7 @@ def test_crosses_show_the_metrics_before_the_rebuild(history) -> None:
 
 @pytest.mark.parametrize("shown", [1, 2, 3, 5])
 def test_only_measured_metrics_have_a_panel(history, shown) -> None:
-    wanted = list(MEANINGS)[:shown]
+    wanted = list(CATALOG)[:shown]
     rows = [
         {key: row[key] for key in row if key == "step" or key.split("/")[1:2] in [[w] for w in wanted]}
         for row in history
@@ -118,7 +118,7 @@ def test_the_output_table_has_panels_of_its_own() -> None:
     assert axis.lines[0].get_ydata().tolist() == [1, 1]
     figure = plot_metrics(rows, output=True)
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2, 2]
-    assert figure.axes[0].get_title(loc="left") == "Length  (mean length of a vector)"
+    assert figure.axes[0].get_title(loc="left") == "Norm  (mean length of a vector)"
     assert "output table" in figure.legends[0].get_title().get_text()
 
 
@@ -165,11 +165,10 @@ def test_a_snapshot_knows_the_spectrum_and_a_sample(groups, table, snapshots) ->
     assert before.neighbours == {}
 
 
-def test_a_known_spectrum_is_not_computed_again(groups, table, snapshots, monkeypatch) -> None:
-    spectrum = spectra_by_group(table, groups)["all"]
-    monkeypatch.setattr("defemb_callbacks.metrics.snapshot.spectra_by_group", None)
-    taken = TableSnapshot.take(table, groups, spectrum=spectrum, metrics={"defemb/norm/all": 1.0})
-    torch.testing.assert_close(taken.spectrum, snapshots["before"].spectrum)
+def test_a_given_spectrum_is_used_as_it_is(groups, table, snapshots) -> None:
+    doubled = spectra_by_group(2 * table, groups)["all"]
+    taken = TableSnapshot.take(table, groups, spectrum=doubled, metrics={"defemb/norm/all": 1.0})
+    torch.testing.assert_close(taken.spectrum, 2 * snapshots["before"].spectrum)
     assert taken.metrics == {"defemb/norm/all": 1.0}
 
 
@@ -305,7 +304,7 @@ def test_missing_matplotlib_is_told_with_its_cure(tmp_path: Path, history, snaps
         plot_metrics(history)
     with caplog.at_level(logging.WARNING, "defemb_callbacks"):
         assert save_pictures(tmp_path / "defemb", RunRecord("A run", snapshots, vocabulary, history)) == []
-    assert "No pictures are saved; plots=False silences this." in caplog.text
+    assert "No pictures are saved. Pass plots=False to silence this warning." in caplog.text
     assert not (tmp_path / "defemb").exists()
 
 

@@ -83,7 +83,7 @@ def test_the_first_definition_in_the_text_of_one_model(plain, rebuilt) -> None:
     text = as_text([plain])
     assert text.startswith("org/plain: 476 tokens\n")
     assert f"{plain.metrics['defemb/isotropy/rare']:.4g}" in text
-    assert "Rebuilt before: 66 rows (blend)." in as_text([rebuilt])
+    assert "Rebuilt: 66 rows (blend)." in as_text([rebuilt])
 
 
 def test_several_models_stand_side_by_side(plain, rebuilt, untied) -> None:
@@ -104,9 +104,9 @@ def test_several_models_stand_side_by_side(plain, rebuilt, untied) -> None:
     widths = {len(line) for line in lines if line.startswith(("tokens", "words"))}
     assert len(widths) == 1
     # Only one of them has an output table of its own: its figures stand in its column, without a verdict.
-    output = lines.index("Length of the output embeddings (no direction is better by itself)")
+    output = lines.index("Norm of the output embeddings (neither direction is better)")
     assert lines[output + 1].split() == ["all", f"{untied.metrics['defemb/output_norm/all']:.2f}"]
-    assert "66 tokens have other embeddings than in plain." in lines
+    assert "66 tokens have different embeddings than in plain." in lines
 
 
 def test_rebuilt_tokens_are_those_that_were_written(plain, rebuilt, tokenizer) -> None:
@@ -190,7 +190,7 @@ def test_a_page_and_pictures_are_written(tmp_path: Path, plain, rebuilt, cased) 
     written = save_inspections(tmp_path / "one", [plain])
     assert sorted(path.name for path in written) == ["index.html", "projection.png", "singular_values.png"]
     page = (tmp_path / "one" / "index.html").read_text(encoding="utf-8")
-    assert "The token embeddings of <strong>plain</strong>." in page
+    assert "token embeddings of <strong>plain</strong>." in " ".join(page.split())
     save_inspections(tmp_path / "three", [plain, rebuilt, cased])
     page = (tmp_path / "three" / "index.html").read_text(encoding="utf-8")
     assert "<strong>66</strong> tokens differ" in page

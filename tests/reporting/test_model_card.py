@@ -13,11 +13,9 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, RebuildReport
 from defemb_callbacks.reporting.model_card import (
-    CITATION,
     END,
     START,
     TAG,
-    WORDNET,
     model_card_section,
     update_model_card,
 )
@@ -72,7 +70,7 @@ def test_it_says_what_was_rebuilt_and_from_what():
     assert "`wordnet`, `pets` (48,081 definitions)" in section
     assert "`ridge`: the frozen model read each definition" in section
     assert "0.157" in section
-    assert CITATION in section
+    assert "@misc{zhang2024reconsidering," in section
     assert "2408.01308" in section
     assert "loads without defemb-callbacks" in section
 
@@ -116,7 +114,7 @@ def test_the_strategy_is_told_with_its_settings(settings: dict[str, Any], expect
     [("wordnet", True), ("pets+wordnet-2", True), ("pets", False), ("mywordnet", False), ("", False)],
 )
 def test_the_licence_note_stands_where_wordnet_was_used(definitions: str, noted: bool):
-    assert (WORDNET in model_card_section(with_info(definitions=definitions))) == noted
+    assert ("WordNet®" in model_card_section(with_info(definitions=definitions))) == noted
 
 
 def test_names_of_folders_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -224,7 +222,9 @@ def test_the_card_of_a_real_checkpoint_is_kept(tmp_path: Path, minilm_dir: Path)
 )
 def test_half_a_section_is_told_and_nothing_is_written(tmp_path: Path, text: str):
     before = write(tmp_path, text)
-    with pytest.raises(ValueError, match=r"README\.md cannot be updated: needs <!-- definition-emb: start -->"):
+    with pytest.raises(
+        ValueError, match=r"README\.md cannot be updated: it must contain <!-- definition-emb: start -->"
+    ):
         update_model_card(tmp_path, REPORT)
     assert (tmp_path / "README.md").read_bytes() == before
 
@@ -237,7 +237,7 @@ def test_metadata_that_cannot_be_read_are_told_and_nothing_is_written(tmp_path: 
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"There is no folder .*nowhere.*save the model there first"):
+    with pytest.raises(FileNotFoundError, match=r"The folder .*nowhere.* does not exist. Save the model there first"):
         update_model_card(tmp_path / "nowhere", REPORT)
 
 

@@ -6,18 +6,19 @@ import itertools
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from dataclasses import replace
-from html import escape
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 import torch
+from markupsafe import escape
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from defemb_callbacks import DefinitionEMBConfig
 from defemb_callbacks.metrics import measure_table
-from defemb_callbacks.metrics.catalog import MEANINGS, OUTPUT, meaning_of, metrics_in
+from defemb_callbacks.metrics.catalog import CATALOG, OUTPUT, metric_of, metrics_in
 from defemb_callbacks.metrics.snapshot import TableSnapshot
 from defemb_callbacks.reporting.page import PAPER, render_page, stylesheet
 from defemb_callbacks.reporting.run_record import RunRecord
@@ -201,9 +202,9 @@ def test_every_figure_of_the_record_is_there_as_it_is_written(page, record) -> N
     wanted = Counter()
     for taken in record.snapshots.values():
         for key, value in taken.metrics.items():
-            wanted[meaning_of(key.split("/")[1]).write(value)] += 1
+            wanted[metric_of(key.split("/")[1]).format_value(value)] += 1
     for metric in metrics_in(record.history, OUTPUT):
-        assert f">{meaning_of(metric).title}</h3>" in page
+        assert f">{metric_of(metric).title}</h3>" in page
     for text, times in wanted.items():
         assert written[text] >= times, text
     for text in ("1,234", "567", "89", "0.25", "2,011", "60,563", "0.2028", "0.4"):
@@ -212,10 +213,10 @@ def test_every_figure_of_the_record_is_there_as_it_is_written(page, record) -> N
 
 def test_each_metric_says_what_it_means_and_which_way_is_better(reader, record) -> None:
     for metric in metrics_in([taken.metrics for taken in record.snapshots.values()]):
-        assert MEANINGS[metric].text in reader.text
+        assert CATALOG[metric].meaning in reader.text
     assert "↑ higher is better" in reader.text
-    assert "nearer to 0 is better" in reader.text
-    assert "no direction is better by itself" in reader.text
+    assert "closer to 0 is better" in reader.text
+    assert "neither direction is better" in reader.text
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_each_metric_says_what_it_means_and_which_way_is_better(reader, record) 
     ],
 )
 def test_a_change_is_judged_by_what_is_written(metric, before, after, word) -> None:
-    assert meaning_of(metric).verdict(before, after) == word
+    assert metric_of(metric).compare(before, after) == word
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_a_change_is_judged_by_what_is_written(metric, before, after, word) -> N
     ],
 )
 def test_what_is_not_zero_does_not_look_so(metric, value, text) -> None:
-    assert meaning_of(metric).write(value) == text
+    assert metric_of(metric).format_value(value) == text
 
 
 def test_verdicts_are_words_and_arrows_and_not_only_colours(page, record) -> None:
@@ -265,9 +266,9 @@ def test_what_was_done_stands_first(reader) -> None:
     assert (
         "89 of 1,234 token embeddings were rebuilt from the definitions of their words (dictionary: word<net>)" in text
     )
-    assert "up to a weight of 0.4" in text
+    assert "up to 0.4." in text
     assert "(25% of the vocabulary)" in text
-    assert f"In short, “at train end” against “{NAME}”:" in text
+    assert f"In short, “at train end” compared with “{NAME}”:" in text
     assert text.index("Rare tokens:") < text.index("All tokens:")
 
 
@@ -279,8 +280,8 @@ def test_a_replacement_is_not_called_a_turn(record) -> None:
 
 
 def test_kept_tokens_have_their_reason_in_words(reader) -> None:
-    assert "2,011 tokens were kept as they were" in reader.text
-    assert "number has digits in it" in reader.text
+    assert "2,011 tokens were kept unchanged" in reader.text
+    assert "number contains digits" in reader.text
 
 
 def test_new_neighbours_are_bold(page, record, vocabulary) -> None:
@@ -304,7 +305,8 @@ def test_the_projection_says_what_its_marks_are(reader) -> None:
 
 def test_settings_are_explained(reader) -> None:
     assert "blend_floor" not in reader.text  # not among this report's settings
-    assert "Weight of the new direction in the row of the least frequent token." in reader.text
+    [blend] = [field for field in fields(DefinitionEMBConfig) if field.name == "blend"]
+    assert blend.metadata["help"] in reader.text
     assert "0.25, 0.75" in reader.text
     assert "<counts>.tsv" in reader.text
 
@@ -358,17 +360,17 @@ def test_the_least_record_is_a_page_too(snapshots, vocabulary) -> None:
     assert "One table" in reader.text
     for absent in ("Metrics", "rebuilt tokens", "Nearest neighbours", "Settings", "In short", "better"):
         assert absent not in reader.text
-    assert "The embeddings as a picture" in reader.text
+    assert "The embeddings in two dimensions" in reader.text
     assert "Filled marks" not in reader.text
 
 
 def test_a_run_without_a_rebuild_is_told_so(record) -> None:
     watched = {name: record.snapshots[name] for name in ("at train start", "at train end")}
     reader = Reader(render_page(replace(record, report=None, rebuilt=None, snapshots=watched)))
-    assert "The token embeddings at train start and at train end ." in reader.text
+    assert "This page shows the token embeddings at train start and at train end ." in reader.text
     assert "before the rebuild" not in reader.text
     assert "What was rebuilt" not in reader.text
-    assert "“Better” and “worse” compare with “at train start”." in reader.text
+    assert "“Better” and “worse” are relative to “at train start”." in reader.text
 
 
 def test_a_group_that_was_measured_later_only_has_its_row(record, snapshots) -> None:
@@ -406,9 +408,9 @@ def test_models_of_other_vocabularies_are_matched_by_word(record, vocabulary) ->
     [alone] = [row for row in page.split("<tr>") if row.startswith('<th scope="row"><strong><bdi>&lt;mask&gt;<')]
     assert alone.count("<td>–</td>") == 1
     text = Reader(page).text
-    assert "The token embeddings of a and b ." in text
+    assert "This page shows the token embeddings of a and b ." in text
     assert "<yes>" in text
-    assert "have directions of their own" in text
+    assert "each panel has its own directions" in text
     # Ids of the first vocabulary mean nothing in the second: nothing is marked there.
     assert comparison.rebuilt_by_snapshot.keys() == {"a"}
 

@@ -24,7 +24,7 @@ from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.metrics.catalog import HEADLINES
 from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
 from defemb_callbacks.metrics.pairs import related_tokens
-from defemb_callbacks.reporting.run_files import save_pictures
+from defemb_callbacks.reporting.page import save_pictures
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.frequency import training_counts
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary

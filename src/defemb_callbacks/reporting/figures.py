@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.catalog import OUTPUT, meaning_of, metrics_in
+from defemb_callbacks.metrics.catalog import OUTPUT, metric_of, metrics_in
 from defemb_callbacks.metrics.snapshot import TableSnapshot
 from defemb_callbacks.reporting.style import COLOURS, LIGHT, MARKERS, SNAPSHOT_STYLES, figures
 
@@ -45,8 +45,8 @@ def plot_metrics(
         axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True).flat)
         for axis, metric in zip(axes, shown, strict=False):
             _draw_metric(axis, metric, history, before)
-            meaning = meaning_of(metric)
-            axis.set_title(f"{meaning.title}  ({meaning.scale})" if meaning.scale else meaning.title)
+            title, scale = metric_of(metric).title, metric_of(metric).scale
+            axis.set_title(f"{title}  ({scale})" if scale else title)
         for axis in axes[len(shown) :]:
             axis.remove()
         for axis in axes[max(0, len(shown) - 2) : len(shown)]:
@@ -64,7 +64,7 @@ def plot_metric(metric: str, history: Sequence[Mapping[str, Any]], before: Mappi
         axis = figure.subplots()
         _draw_metric(axis, metric, history, before)
         axis.set_xlabel("training step")
-        axis.set_ylabel(meaning_of(metric).title)
+        axis.set_ylabel(metric_of(metric).title)
     return figure
 
 

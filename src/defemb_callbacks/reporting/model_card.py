@@ -1,82 +1,58 @@
-"""A section of the model card that says what was rebuilt, and how."""
+"""The section of a model card that describes a rebuild."""
 
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from defemb_callbacks.reporting.summary import RebuildReport
+from defemb_callbacks.reporting.summary import REPORTED_METRICS, RebuildReport
+from defemb_callbacks.reporting.tables import markdown_table
 
 START, END = "<!-- definition-emb: start -->", "<!-- definition-emb: end -->"
 TAG = "definition-emb"
-METHODS = {
-    "ridge": "the frozen model read each definition, and a linear map from what it read to its own embeddings was "
-    "solved in closed form (cross-fitted ridge regression), so that the new vector of a token comes from a map that "
-    "never saw the old one",
-}
 
-# Of the headings in the report's table.
-LEGEND = {
-    "isotropy": "I(E), in (0, 1], higher is more isotropic",
-    "avg cosine": "mean over all pairs of rows, lower is more isotropic",
-    "eff. rank": "number of directions in use",
-    "norm": "mean length of the rows",
-    "relation AUC": "how well the cosine tells words that the dictionary relates from others, 0.5 is chance",
-}
-LOADING = (
-    "The new rows are part of the weights: the checkpoint loads without defemb-callbacks. What was written is noted in "
-    "`config.json`, under `definition_emb`."
+# Markdown, so nothing is escaped.
+TEMPLATES = Environment(
+    loader=PackageLoader("defemb_callbacks.reporting"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
 )
-CITATION = """```bibtex
-@misc{zhang2024reconsidering,
-  title = {Reconsidering Degeneration of Token Embeddings with Definitions
-           for Encoder-based Pre-trained Language Models},
-  author = {Zhang, Ying and Li, Dongyuan and Okumura, Manabu},
-  year = {2024},
-  eprint = {2408.01308},
-  archivePrefix = {arXiv},
-  url = {https://arxiv.org/abs/2408.01308}
-}
-```"""
-WORDNET = (
-    "The definitions are those of WordNet®, a lexical database of Princeton University, used under the "
-    "[WordNet licence](https://wordnet.princeton.edu/license-and-commercial-use). The checkpoint holds vectors that "
-    "were computed from them, no text."
-)
+SHOWN_TERMS = 20
 
 
 def update_model_card(folder: str | Path, report: RebuildReport) -> Path:
-    """Write what was rebuilt into the model card of a checkpoint, its `README.md`.
+    """Describe a rebuild in the model card of a checkpoint, its `README.md`.
 
-    The section stands between two comments, and a second call replaces it; everything else stays as it is. The metadata
-    get the tag `definition-emb` and, if there is none, a `library_name`; only where one of them is missing does
-    huggingface_hub write them anew, without the comments in them.
+    The section is enclosed in two comments. A second call replaces it, and everything else stays as it is. The tag
+    `definition-emb` is added to the metadata, and a `library_name` if there is none; only then does huggingface_hub
+    rewrite the metadata, which drops comments in them.
 
-    Of the Trainer, `save_model` leaves the card alone, but `create_model_card` and `push_to_hub` write it anew: call
-    this after them. To upload everything at once, do what `push_to_hub` does, with this in between::
+    `Trainer.save_model` does not touch the card, but `create_model_card` and `push_to_hub` overwrite it: call this
+    function after them. To upload everything at once, do what `push_to_hub` does, with this call in between:
 
-        trainer.save_model()
-        trainer.create_model_card()
-        update_model_card(args.output_dir, callback.report)
-        HfApi().upload_folder(repo_id=…, folder_path=args.output_dir, ignore_patterns=["_*", "checkpoint-*"])
+    ```python
+    trainer.save_model()
+    trainer.create_model_card()
+    update_model_card(args.output_dir, callback.report)
+    HfApi().upload_folder(repo_id=…, folder_path=args.output_dir, ignore_patterns=["_*", "checkpoint-*"])
+    ```
 
     Args:
-        folder: where the checkpoint was saved; a card is made if it has none.
-        report: from `DefinitionEmbeddings.apply`, or `callback.report`.
+        folder: Folder of the checkpoint. A card is created if it has none.
+        report: Report from `DefinitionEmbeddings.apply`, or `callback.report`.
 
     Returns:
         The path of the card.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a card with metadata that huggingface_hub cannot read, or with one of the two comments only.
-        yaml.YAMLError: a card with metadata that are no YAML.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If huggingface_hub cannot read the metadata, or the card contains only one of the two comments.
+        yaml.YAMLError: If the metadata are not valid YAML.
 
     Example:
         >>> import tempfile
@@ -88,11 +64,10 @@ def update_model_card(folder: str | Path, report: RebuildReport) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {str(folder)!r}; save the model there first.")
+        raise FileNotFoundError(f"The folder {str(folder)!r} does not exist. Save the model there first.")
     path = folder / REPOCARD_NAME
-    content = f"---\nlibrary_name: transformers\n---\n\n# {folder.resolve().name}\n"
-    if path.is_file():
-        content = path.read_bytes().decode("utf-8-sig")  # as text, its line breaks would be changed
+    # read_text would convert line breaks.
+    content = path.read_bytes().decode("utf-8-sig") if path.is_file() else _new_card(folder.resolve().name)
     try:
         card = ModelCard(content)
         text = _with_section(card.text, model_card_section(report))
@@ -109,10 +84,10 @@ def update_model_card(folder: str | Path, report: RebuildReport) -> Path:
 
 
 def model_card_section(report: RebuildReport) -> str:
-    """What was rebuilt, from which dictionary, how, with which effect, and how to cite it: Markdown under a heading.
+    """Describe a rebuild in Markdown: what was rebuilt, from which dictionary, how, its effect, and how to cite it.
 
     Args:
-        report: from `DefinitionEmbeddings.apply`, or `callback.report`.
+        report: Report from `DefinitionEmbeddings.apply`, or `callback.report`.
 
     Example:
         >>> from defemb_callbacks.reporting.summary import GroupSummary
@@ -120,80 +95,40 @@ def model_card_section(report: RebuildReport) -> str:
         >>> model_card_section(report).splitlines()[0]
         '## Token embeddings rebuilt from definitions'
     """
-    table = report.group_table()
-    paragraphs = [
-        "## New tokens from definitions" if report.terms else "## Token embeddings rebuilt from definitions",
-        _what_was_done(report),
-        _markdown_table(_term_table(report)) if report.terms else "",
-        "\n".join(_facts(report)),
-        _markdown_table(table),
-        _legend(table[0]),
-        LOADING,
-        WORDNET if any(re.fullmatch(r"wordnet(-\d+)?", name) for name in _dictionaries(report)) else "",
-        "If you use this, please cite the paper:",
-        CITATION,
-    ]
-    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    headers, rows = report.group_table()
+    info, total = report.info, report.groups["all"]
+    dictionaries = info["definitions"].split("+") if info.get("definitions") else []
+    return TEMPLATES.get_template("model_card_section.md.jinja").render(
+        new_terms=f"{sum(term.is_new for term in report.terms):,}",
+        rebuilt=f"{total.rebuilt:,}",
+        tokens=f"{total.tokens:,}",
+        term_table=_term_table(report) if report.terms else "",
+        model=info["model"] if _is_hub_id(info.get("model", "")) else "",
+        dictionaries=dictionaries,
+        definitions_read=info.get("definitions_read"),
+        method=info.get("method"),
+        r_squared=info.get("r_squared"),
+        settings=info.get("settings"),
+        group_table=markdown_table(rows, headers),
+        metrics=[metric for metric in REPORTED_METRICS if metric.column in headers],
+        has_wordnet=any(re.fullmatch(r"wordnet(-\d+)?", name) for name in dictionaries),
+    )
 
 
-def _what_was_done(report: RebuildReport) -> str:
-    by = "by the library defemb-callbacks, after the idea of [DefinitionEMB](https://arxiv.org/abs/2408.01308)."
-    if report.terms:
-        number = sum(term.is_new for term in report.terms)
-        return f"{number:,} terms were added to the vocabulary, with embeddings made from their definitions, {by}"
-    total = report.groups["all"]
-    return f"{total.rebuilt:,} of {total.tokens:,} token embeddings were rebuilt from dictionary definitions, {by}"
+def _new_card(name: str) -> str:
+    template = files("defemb_callbacks.reporting").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
+    data = ModelCardData(library_name="transformers", tags=[TAG])
+    return ModelCard.from_template(data, template_str=template, name=name).content
 
 
-def _term_table(report: RebuildReport, shown: int = 20) -> list[list[str]]:
-    rows = [[term.term, ", ".join(map(str, term.tokens.values())), term.made_of] for term in report.terms[:shown]]
-    more = len(report.terms) - shown
-    return [["term", "token", "row made of"], *rows, *([[f"… and {more:,} more", "", ""]] if more > 0 else [])]
-
-
-def _facts(report: RebuildReport) -> list[str]:
-    info = report.info
-    facts = []
-    if _is_hub_id(info.get("model", "")):
-        facts.append(f"- **Embeddings of:** `{info['model']}`")
-    if dictionaries := _dictionaries(report):
-        names = ", ".join(f"`{name}`" for name in dictionaries)
-        number = f" ({info['definitions_read']:,} definitions)" if "definitions_read" in info else ""
-        facts.append(f"- **Dictionary:** {names}{number}")
-    if method := info.get("method"):
-        what = f": {METHODS[method]}" if method in METHODS else ""
-        facts.append(f"- **Method:** `{method}`{what}")
-    if "r_squared" in info:
-        facts.append(f"- **Share of the old rows' variation that definitions explain:** {info['r_squared']:.3f}")
-    if settings := info.get("settings"):
-        facts.append(f"- **Strategy:** `{settings['strategy']}`: {_strategy(settings)}")
-    return facts
-
-
-def _strategy(settings: dict[str, Any]) -> str:
-    if settings["strategy"] == "blend":
-        lightest, heaviest = settings["blend"] * settings["blend_floor"], settings["blend"]
-        what = (
-            "each row was turned towards its new vector and kept its length; the new vector's weight grows from "
-            f"{lightest:.2f} for the most frequent token to {heaviest:.2f} for the least frequent one"
-        )
-    else:
-        scaled = ", scaled to the typical length of its frequency group" if settings["rescale"] else ""
-        what = f"each row is the new vector{scaled}"
-    if settings["alpha"] < 1:
-        what += f"; only the least frequent {settings['alpha']:.0%} of the tokens with a definition"
-    if settings["only_training_tokens"]:
-        what += "; only tokens of the training data"
-    return what
-
-
-def _dictionaries(report: RebuildReport) -> list[str]:
-    names = report.info.get("definitions", "")
-    return names.split("+") if names else []
+def _term_table(report: RebuildReport) -> str:
+    headers, rows = report.term_table(SHOWN_TERMS)
+    more = len(report.terms) - SHOWN_TERMS
+    return markdown_table([*rows, *([[f"… and {more:,} more", "", ""]] if more > 0 else [])], headers, align="<")
 
 
 def _is_hub_id(name: str) -> bool:
-    # The name of somebody's folder tells a reader nothing, and should not be published.
+    # The path of a local folder is useless to readers and may be private.
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -201,19 +136,8 @@ def _is_hub_id(name: str) -> bool:
     return not Path(name).exists()
 
 
-def _markdown_table(cells: list[list[str]]) -> str:
-    heading, *rows = cells
-    lines = [heading, [":--", *["--:"] * (len(heading) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _legend(headings: list[str]) -> str:
-    meanings = [f"*{heading}*: {meaning}" for heading, meaning in LEGEND.items() if heading in headings]
-    return f"By token frequency, just before → just after the rebuild: {'; '.join(meanings)}." if meanings else ""
-
-
 def _with_section(text: str, section: str) -> str:
-    """The text with the section in place of an earlier one, or at the end."""
+    """Replace the section in the text, or append it."""
     line_break = "\r\n" if "\r\n" in text else "\n"
     section = f"{START}\n{section}\n{END}".replace("\n", line_break)
     found = re.findall(f"{START}|{END}", text)
@@ -221,6 +145,9 @@ def _with_section(text: str, section: str) -> str:
         gap = "" if not text or text.endswith("\n") else line_break
         return f"{text}{gap}{line_break}{section}{line_break}"
     if found != [START, END]:
-        raise ValueError(f"needs {START} and, after it, {END}, each once, or neither; has {', '.join(found)}")
+        raise ValueError(
+            f"it must contain {START} and, after it, {END}, each once, or neither of them, but it contains "
+            f"{', '.join(found)}. Remove these comments and the section between them."
+        )
     before, rest = text.split(START)
     return before + section + rest.split(END)[1]

@@ -1,25 +1,29 @@
-"""What a rebuild did, for people and for programs."""
+"""What a rebuild changed, as a value, as JSON and as a table of text."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Heading, metric and format of the columns before → after.
-COLUMNS = (
-    ("isotropy", "isotropy", "{:.3f}"),
-    ("avg cosine", "average_cosine", "{:.3f}"),
-    ("eff. rank", "effective_rank", "{:.0f}"),
-    ("norm", "norm", "{:.2f}"),
-    ("relation AUC", "relation_auc", "{:.3f}"),
-)
+from defemb_callbacks.metrics.catalog import CATALOG
+from defemb_callbacks.reporting.tables import text_table
+
+# Metrics with a column "before → after".
+REPORTED_METRICS = tuple(metric for metric in CATALOG.values() if metric.column)
 
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """Tokens of a frequency group: all, those with a definition, those rebuilt, and the mean weight of the new rows."""
+    """What was rebuilt in one frequency group.
+
+    Attributes:
+        tokens: Number of tokens.
+        defined: Number of tokens with a definition.
+        rebuilt: Number of tokens whose rows were written.
+        weight: Mean weight of the new rows.
+    """
 
     tokens: int
     defined: int
@@ -29,16 +33,16 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class TermSummary:
-    """A term that `define_new_tokens` was given, and what became of it.
+    """What `define_new_tokens` did with one term.
 
     Attributes:
-        term: as given.
-        tokens: its tokens and their ids, the one at the start of a word first.
-        is_new: whether the tokens were added, and not only rebuilt.
-        definitions: how many its row was made of.
-        pieces: what the tokenizer cut it into before.
-        weight: share of the definitions in the new row; the rest is the sub-tokens' (of a token that was there: its old
-            row's).
+        term: The term as given.
+        tokens: Its tokens and their ids, the word-initial form first.
+        is_new: Whether its tokens were added; otherwise they existed and were rebuilt.
+        definitions: Number of definitions that its row was computed from.
+        pieces: Tokens that the tokenizer split it into before.
+        weight: Share of the definitions in the new row. The rest comes from the sub-tokens or, for an existing token,
+            from its old row.
     """
 
     term: str
@@ -49,11 +53,11 @@ class TermSummary:
     weight: float
 
     @property
-    def made_of(self) -> str:
-        """In words: what is in the row, in which shares.
+    def composition(self) -> str:
+        """What the new row consists of, in words.
 
         Example:
-            >>> TermSummary("lynx", {"lynx": 9}, True, 2, ("ly", "##nx"), 0.9).made_of
+            >>> TermSummary("lynx", {"lynx": 9}, True, 2, ("ly", "##nx"), 0.9).composition
             '90% 2 definitions, 10% sub-tokens'
         """
         number = f"{self.definitions} definition{'' if self.definitions == 1 else 's'}"
@@ -63,16 +67,17 @@ class TermSummary:
 
 @dataclass(frozen=True)
 class RebuildReport:
-    """What was rebuilt, what was not and why, and the metrics of the table before and after.
+    """Which rows were rebuilt, which were not and why, and the metrics of the table before and after.
 
-    `print(report)` shows a table; `report.to_dict()` is plain JSON.
+    `print(report)` shows a table, `report.to_dict()` returns plain JSON.
 
     Attributes:
-        groups: summary of "all", "frequent", "medium" and "rare".
-        skipped: the tokens that kept their rows, by reason.
-        before, after: metrics, `defemb/<metric>/<group>`.
-        info: how the embeddings were built and applied.
-        terms: of `define_new_tokens`: what became of each term; `skipped` names terms then.
+        groups: Summaries of the groups `"all"`, `"frequent"`, `"medium"` and `"rare"`.
+        skipped: Tokens that kept their rows, by reason. From `define_new_tokens`: terms without a definition.
+        before: Metrics before the rebuild, by key `defemb/<metric>/<group>`.
+        after: Metrics after the rebuild, by the same keys.
+        info: How the embeddings were built and applied.
+        terms: What `define_new_tokens` did with each term.
 
     Example:
         >>> report = RebuildReport({"all": GroupSummary(3, 2, 2, 0.25)}, {"number": ("1990",)}, {}, {}, {})
@@ -84,7 +89,7 @@ class RebuildReport:
         group  tokens  defined  rebuilt  new weight
         all         3        2        2        0.25
         <BLANKLINE>
-        Kept as they were: 1
+        Kept unchanged: 1
           number  1  1990
     """
 
@@ -101,70 +106,74 @@ class RebuildReport:
         return self.groups["all"].rebuilt
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, the skipped tokens included."""
+        """Return the report as plain JSON, including all skipped tokens."""
         return asdict(self)
 
     def to_json(self) -> str:
-        """The same as text."""
+        """Return the report as a JSON string."""
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def __str__(self) -> str:
+        lines = self._term_lines() if self.terms or "new_tokens" in self.info else [self._first_line()]
+        if self.info.get("r_squared") is not None:
+            lines.append(f"Held-out R² of rows predicted from definitions: {self.info['r_squared']:.3f}.")
+        headers, rows = self.group_table()
+        lines += ["", text_table(rows, headers)]
+        if self.skipped:
+            title = "Without a definition" if self.terms else "Kept unchanged"
+            by_number = sorted(self.skipped.items(), key=lambda item: -len(item[1]))
+            reasons = [[reason, f"{len(tokens):,}", _examples(tokens)] for reason, tokens in by_number]
+            lines += ["", f"{title}: {sum(map(len, self.skipped.values())):,}"]
+            lines.append(textwrap.indent(text_table(reasons, align="<><"), "  "))
+        return "\n".join(lines)
+
+    def _first_line(self) -> str:
         total = self.groups["all"]
         source = f" ({self.info['definitions']})" if "definitions" in self.info else ""
-        lines = [f"Rebuilt {total.rebuilt:,} of {total.tokens:,} token embeddings from definitions{source}."]
-        if self.terms or "new_tokens" in self.info:
-            lines = self._term_lines()
-        if "r_squared" in self.info:
-            lines.append(f"Share of the old rows' variation that definitions explain: {self.info['r_squared']:.3f}.")
-        lines += ["", *_aligned(self.group_table())]
-        if self.skipped:
-            kept = "Not defined" if self.terms else "Kept as they were"
-            lines += ["", f"{kept}: {sum(map(len, self.skipped.values())):,}"]
-            by_number = sorted(self.skipped.items(), key=lambda item: -len(item[1]))
-            rows = [[f"  {reason}", f"{len(tokens):,}", _examples(tokens)] for reason, tokens in by_number]
-            lines += _aligned(rows, left=(0, len(rows[0]) - 1))
-        return "\n".join(lines)
+        return f"Rebuilt {total.rebuilt:,} of {total.tokens:,} token embeddings from definitions{source}."
 
     def _term_lines(self, shown: int = 10) -> list[str]:
         new = [term for term in self.terms if term.is_new]
-        number = sum(len(term.tokens) for term in new)
-        lines = [f"Added {number:,} tokens for {len(new):,} terms; {len(self.terms) - len(new):,} were tokens already."]
-        table = [["term", "token", "row made of", "was"]]
-        for term in self.terms[:shown]:
-            tokens = ", ".join(map(str, term.tokens.values()))
-            table.append([term.term, tokens, term.made_of, " ".join(term.pieces)])
-        more = [f"… and {len(self.terms) - shown:,} more"] if len(self.terms) > shown else []
-        return [*lines, "", *_aligned(table, left=range(4)), *more, ""]
+        added, existing = sum(len(term.tokens) for term in new), len(self.terms) - len(new)
+        lines = [f"Added {added:,} tokens for {len(new):,} terms; {existing:,} terms already were tokens.", ""]
+        headers, rows = self.term_table(shown)
+        lines.append(
+            text_table(
+                [[*row, " ".join(term.pieces)] for row, term in zip(rows, self.terms, strict=False)],
+                [*headers, "tokens before"],
+                align="<",
+            )
+        )
+        if len(self.terms) > shown:
+            lines.append(f"… and {len(self.terms) - shown:,} more")
+        return [*lines, ""]
 
-    def group_table(self) -> list[list[str]]:
-        """Heading and rows of the table by frequency group, as text; a metric is shown as before → after."""
+    def term_table(self, shown: int) -> tuple[list[str], list[list[str]]]:
+        """Return headers and rows of a table of the first `shown` terms."""
+        rows = [[term.term, ", ".join(map(str, term.tokens.values())), term.composition] for term in self.terms[:shown]]
+        return ["term", "token", "new row"], rows
+
+    def group_table(self) -> tuple[list[str], list[list[str]]]:
+        """Return headers and rows of the table by frequency group; metrics are shown as before → after."""
         shown = [
-            column for column in COLUMNS if any(f"defemb/{column[1]}/{group}" in self.after for group in self.groups)
+            metric
+            for metric in REPORTED_METRICS
+            if any(f"defemb/{metric.name}/{group}" in self.after for group in self.groups)
         ]
-        table = [["group", "tokens", "defined", "rebuilt", "new weight", *(heading for heading, *_ in shown)]]
+        headers = ["group", "tokens", "defined", "rebuilt", "new weight", *(str(metric.column) for metric in shown)]
+        rows = []
         for name, group in self.groups.items():
-            cells = [name, f"{group.tokens:,}", f"{group.defined:,}", f"{group.rebuilt:,}", f"{group.weight:.2f}"]
-            for _, metric, form in shown:
-                key = f"defemb/{metric}/{name}"
-                known = key in self.before and key in self.after
-                cells.append(f"{form.format(self.before[key])} → {form.format(self.after[key])}" if known else "")
-            table.append(cells)
-        return table
+            row = [name, f"{group.tokens:,}", f"{group.defined:,}", f"{group.rebuilt:,}", f"{group.weight:.2f}"]
+            for metric in shown:
+                key = f"defemb/{metric.name}/{name}"
+                values = [metrics[key] for metrics in (self.before, self.after) if key in metrics]
+                row.append(" → ".join(map(metric.format_value, values)) if len(values) == 2 else "")
+            rows.append(row)
+        return headers, rows
 
 
 def _examples(tokens: tuple[str, ...], number: int = 5) -> str:
-    # From the middle of the vocabulary: the first tokens are seldom typical.
+    # From the middle of the vocabulary, because the first tokens are seldom typical.
     start = max(0, len(tokens) // 2 - number // 2)
     shown = ", ".join(repr(token)[1:-1] for token in tokens[start : start + number] if token)
     return f"{shown}, …" if shown and len(tokens) > number else shown
-
-
-def _aligned(rows: list[list[str]], left: Collection[int] = (0,)) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

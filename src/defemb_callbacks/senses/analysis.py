@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.definitions import Definition, Lexicon
 from defemb_callbacks.reconstruction.backbone import evaluating
+from defemb_callbacks.reporting.tables import text_table
 from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.model import check_model, check_tokenizer
 from defemb_callbacks.senses.sampling import layer_states
@@ -133,11 +135,13 @@ def sense_table(dictionary: SenseDictionary, named: dict[int, list[NamedSense]])
     """Format named senses as lines of text: index, share of the samples, cosine, definition."""
     lines = []
     for token, senses in named.items():
-        lines.append(f"{dictionary.vocabulary.tokens[token]}: {len(senses)} senses")
+        rows = []
         for sense in senses:
             gloss = "(no definition)" if sense.definition is None else sense.definition.gloss
-            cosine = "     " if sense.definition is None else f"{sense.cosine:5.2f}"
-            lines.append(f"  {sense.sense:>4} {sense.share:>5.0%} {cosine}  {gloss}")
+            cosine = "" if sense.definition is None else f"{sense.cosine:.2f}"
+            rows.append([str(sense.sense), f"{sense.share:.0%}", cosine, gloss])
+        lines.append(f"{dictionary.vocabulary.tokens[token]}: {len(senses)} senses")
+        lines.append(textwrap.indent(text_table(rows, align=">>><"), "  "))
     return "\n".join(lines)
 
 
