@@ -175,19 +175,20 @@ def test_interval_over_seeds_is_that_of_a_t_test() -> None:
 
 def test_interval_of_many_examples_is_that_of_the_normal_distribution() -> None:
     draw = np.random.default_rng(1)
-    examples = draw.normal(0.1, 1, 2000)
-    half = norm.ppf(0.975) * examples.std() / 2000**0.5
+    examples = draw.normal(0.1, 1, 500)
+    half = norm.ppf(0.975) * examples.std() / 500**0.5
     expected = (examples.mean() - half, examples.mean() + half)
-    assert paired_interval(examples[None]) == pytest.approx(expected, abs=0.03 * half)
+    assert paired_interval(examples[None]) == pytest.approx(expected, abs=0.05 * half)
     # Seeds that all say the same add nothing; those that differ widen it.
-    assert paired_interval(np.repeat(examples[None], 5, axis=0)) == pytest.approx(expected, abs=0.03 * half)
+    assert paired_interval(np.repeat(examples[None], 5, axis=0)) == pytest.approx(expected, abs=0.05 * half)
     shifts = np.array([-0.2, -0.1, 0, 0.1, 0.2])[:, None]
     low, high = paired_interval(examples[None] + shifts)
     of_seeds, of_examples = t.ppf(0.975, 4) * (shifts.var(ddof=1) / 5) ** 0.5, half
     assert high - low == pytest.approx(2 * np.hypot(of_seeds, of_examples), rel=0.05)
 
 
-def test_interval_covers_the_truth() -> None:
+def test_interval_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("intervals.DRAWS", 1000)
     draw = np.random.default_rng(2)
     for seeds, noise in ((2, 0.0), (5, 0.0), (5, 1.0)):
         covered = 0
