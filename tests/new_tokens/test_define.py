@@ -158,7 +158,7 @@ def test_one_without_any_definition_is_made_of_its_pieces(tokenizer, model):
     made, expected = read_table(model)[-1] - centre, table[pieces].mean(dim=0) - centre
     assert torch.cosine_similarity(made, expected, dim=0) == pytest.approx(1.0, abs=1e-5)
     assert report.terms[0].weight == 0
-    assert report.terms[0].made_of == "100% sub-tokens"
+    assert report.terms[0].composition == "100% sub-tokens"
 
 
 def test_length_is_that_of_the_expected_group(tokenizer, model):
@@ -224,10 +224,10 @@ def test_a_lexicon_and_a_dict_bring_their_synonyms(tokenizer, model):
 def test_the_report_is_for_people_and_programs(tokenizer, model):
     report = define_new_tokens(model, tokenizer, {**TERMS, "cat": "a feline", "the": None}, tiny_glossary())
     shown = str(report)
-    assert shown.startswith("Added 3 tokens for 3 terms; 1 were tokens already.")
+    assert shown.startswith("Added 3 tokens for 3 terms; 1 terms already were tokens.")
     assert "2 definitions" in shown
     assert "l ##y ##n ##x" in shown
-    assert "Not defined: 1" in shown
+    assert "Without a definition: 1" in shown
     assert report.rebuilt == 4
     assert report.to_dict()["terms"][0]["term"] == "lynx"
     assert report.groups["all"].tokens == len(tokenizer) - 9  # special and unused ones
@@ -284,7 +284,7 @@ def test_embeddings_without_a_map_or_constructor(tokenizer, model, tmp_path):
     config, lexicon = DefinitionEMBConfig(), load_definitions(tiny_glossary())
     lynx = [Term("lynx", (Definition("lynx", "a cat"),))]
     old = replace(build_definition_embeddings(model, tokenizer, tiny_glossary()), feature_map=None)
-    with pytest.raises(ValueError, match=r"no map for new words.*anew"):
+    with pytest.raises(ValueError, match=r"no map for new words.*Build them again"):
         rows_from_definitions(model, tokenizer, lynx, old, config, lexicon)
     learned = replace(old, info={"method": "learned"})
     nowhere = DefinitionEMBConfig(method="learned", constructor={"save_to": str(tmp_path)})
@@ -310,12 +310,12 @@ def test_a_tokenizer_that_does_not_fit(model):
 def test_an_adapted_model(tokenizer, model):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
-    with pytest.raises(ValueError, match=r"PEFT model.*base model first"):
+    with pytest.raises(ValueError, match=r"PEFT model cannot grow\. Define new tokens in the base model first"):
         define_new_tokens(adapted, tokenizer, TERMS, tiny_glossary())
 
 
 def test_a_wrapped_model(tokenizer, model):
-    with pytest.raises(ValueError, match="inside DataParallel"):
+    with pytest.raises(ValueError, match="wrapped in DataParallel"):
         define_new_tokens(nn.DataParallel(model), tokenizer, TERMS, tiny_glossary())
 
 
@@ -337,7 +337,7 @@ def test_a_quantized_output_table(tokenizer):
 def test_an_output_table_of_other_tokens(tokenizer):
     model = tiny_bert(tokenizer, BertForMaskedLM, tie_word_embeddings=False)
     model.get_output_embeddings().weight = nn.Parameter(torch.zeros(7, 32))
-    with pytest.raises(ValueError, match="The output table has 7 rows"):
+    with pytest.raises(ValueError, match="The output table has 7 rows, but the input table has"):
         define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
 
 
@@ -371,7 +371,7 @@ def test_a_sentence_transformer_is_refused_with_the_cure(tokenizer, model):
     class Pooled(nn.Module):
         transformers_model = model
 
-    with pytest.raises(ValueError, match=r"define new tokens in model\.transformers_model"):
+    with pytest.raises(ValueError, match=r"Pass `model\.transformers_model`"):
         define_new_tokens(Pooled(), tokenizer, TERMS, tiny_glossary())
 
 
@@ -402,6 +402,27 @@ def test_both_tokens_of_a_term_are_defined_anew(family: str):
     assert len(again.tokens) == 2
     assert not again.is_new
     assert (read_table(model) != rows).any(dim=1).nonzero().flatten().tolist() == sorted(again.tokens.values())
+
+
+def test_the_row_without_a_leading_space_differs_by_the_mean_offset_of_such_pairs():
+    tokenizer = byte_bpe_tokenizer()
+    model = tiny_model(GPT2LMHeadModel, tokenizer)
+    vocabulary, weight = read_vocabulary(tokenizer), embedding_weight(model)
+    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
+    pairs = [
+        (index, ids[word])
+        for index, word in enumerate(vocabulary.words)
+        if word in ids and word != vocabulary.tokens[index]
+    ]
+    assert len(pairs) >= 30
+    offset = torch.linspace(-1.0, 2.0, weight.shape[1])
+    with torch.no_grad():
+        for spaced, bare in pairs:
+            weight[bare] = weight[spaced] + offset
+    (term,) = define_new_tokens(model, tokenizer, {"lynx": "a wild cat"}, tiny_glossary()).terms
+    assert list(term.tokens) == [" lynx", "lynx"]
+    spaced, bare = term.tokens.values()
+    torch.testing.assert_close(read_table(model)[bare], read_table(model)[spaced] + offset)
 
 
 def test_when_no_term_can_be_a_token_all_are_reported():

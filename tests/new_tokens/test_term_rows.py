@@ -7,11 +7,11 @@ import torch
 
 from defemb_callbacks.new_tokens.term_rows import (
     WEIGHTS,
-    at_length,
     bare_offset,
     best_mixture,
     mixed_directions,
     piece_means,
+    scale_like,
 )
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from tiny import byte_bpe_tokenizer
@@ -55,7 +55,7 @@ def test_neither_length_counts():
 
 def test_length_is_the_median_distance_from_the_centre():
     centre, like = drawn(8), drawn(21, 8, seed=1)
-    made = at_length(drawn(4, 8, seed=2), like, centre)
+    made = scale_like(drawn(4, 8, seed=2), like, centre)
     expected = (like - centre).norm(dim=1).median().expand(4)
     torch.testing.assert_close((made - centre).norm(dim=1), expected)
 

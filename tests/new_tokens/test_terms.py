@@ -34,7 +34,9 @@ def test_case_is_the_users():
 
 
 def test_best_definitions_only():
-    assert glosses(read_terms({"cat": ["a pet", "a fan", "a whip"]}, DICTIONARY, max_definitions=2)) == {"cat": ["a pet", "a fan"]}
+    assert glosses(read_terms({"cat": ["a pet", "a fan", "a whip"]}, DICTIONARY, max_definitions=2)) == {
+        "cat": ["a pet", "a fan"]
+    }
 
 
 def test_space_around_a_term_is_dropped():

@@ -234,9 +234,9 @@ def test_a_special_token_is_refused(special: str):
 
 
 def test_two_terms_that_are_one_token_are_refused():
-    with pytest.raises(ValueError, match="'IgG' and 'igg' are one token"):
+    with pytest.raises(ValueError, match="'IgG' and 'igg' are the same token"):
         plan(wordpiece_tokenizer(), "IgG", "igg")
-    with pytest.raises(ValueError, match="'Cat' and 'cat' are one token"):
+    with pytest.raises(ValueError, match="'Cat' and 'cat' are the same token"):
         plan(wordpiece_tokenizer(), "Cat", "cat")
 
 

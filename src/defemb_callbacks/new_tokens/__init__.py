@@ -1,4 +1,4 @@
-"""Terms that a tokenizer does not have, as tokens whose rows are made from their definitions."""
+"""New tokens: terms that become tokens of a tokenizer, with embeddings made from their definitions."""
 
 from defemb_callbacks.new_tokens.define import define_new_tokens
 

@@ -1,4 +1,4 @@
-"""New tokens with rows made from their definitions, in a tokenizer and a model that stay ordinary ones."""
+"""Define new tokens: plan the tokens, predict their rows, grow the model, write the rows, extend the tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor, rows_from_definitions
-from defemb_callbacks.new_tokens.growth import check_model, grown, tables_of, write_bias
+from defemb_callbacks.new_tokens.growth import check_model, resized, tables_of, write_bias
 from defemb_callbacks.new_tokens.term_rows import TermRows, expected_rank, term_rows
 from defemb_callbacks.new_tokens.terms import Term, TermSource, read_terms
 from defemb_callbacks.new_tokens.token_forms import split_without_itself
@@ -36,32 +36,32 @@ def define_new_tokens(
     definitions: Any = "wordnet",
     config: DefinitionEMBConfig | None = None,
 ) -> RebuildReport:
-    """Add terms to a tokenizer, and give their rows what their definitions say.
+    """Add terms to a tokenizer, and initialize their embeddings from their definitions.
 
-    A map from definitions to rows is fitted on the words of the vocabulary (`build_definition_embeddings`, whose cache
-    this shares) and applied to the definitions of the terms. How much of a new row comes from the term's sub-tokens
-    besides is decided by the vocabulary's own words, treated as if they were new. Rows get the length of tokens of
-    `config.new_token_group`, in every table of the model; an output table that is not tied has a map of its own.
+    A map from definitions to rows is fitted on the words of the vocabulary (by `build_definition_embeddings`, with the
+    same cache) and applied to the definitions of the terms. A new row mixes this prediction with the mean of the term's
+    sub-tokens; the weight is the one that works best for words of the vocabulary, treated as new. Rows get the median
+    length of `config.new_token_group`, in every table of the model; an untied output table has its own map.
 
-    A term that is a token already is rebuilt, as `config.strategy` says. One without a definition of its own is looked
-    up in `definitions`; if it is not there either, its row is that of its sub-tokens. Terms that cannot be tokens are
-    reported with the reason. If anything fails, model and tokenizer are as before.
+    A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
+    `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
+    reported with the reason. If a step fails, model and tokenizer are left unchanged.
 
     Args:
-        model: any model, before it is wrapped, sharded or given adapters; its tables grow.
-        tokenizer: the model's own; the terms are added to it, see `plan_tokens`.
-        terms: `{term: definition, or a list of them, or None}`, a list of terms, a `Lexicon`, or a glossary file. For
-            `{"definition": …, "synonyms": […]}` in place of a definition the synonyms are read with it.
-        definitions: the dictionary that the map is fitted on; all that `load_definitions` takes.
-        config: settings.
+        model: Any model that is not wrapped, sharded or adapted yet. Its tables grow.
+        tokenizer: The model's tokenizer, to which the terms are added; see `plan_tokens`.
+        terms: `{term: definition, or a list of them, or None}`, a list of terms, a `Lexicon`, or a glossary file. A
+            definition may be `{"definition": …, "synonyms": […]}`; synonyms are encoded with the definition.
+        definitions: The dictionary to fit on; any source that `load_definitions` accepts.
+        config: Settings; defaults if `None`.
 
     Returns:
-        What became of each term, and the metrics of the input table before and after.
+        The tokens and the composition of each term, and the metrics of the input table before and after.
 
     Raises:
-        ValueError: an empty definition; a term that is empty, doubled, a special token or has control characters; a
-            model that does not fit the tokenizer, is wrapped, read-only or has adapters.
-        TypeError: a table that cannot be written, as it is quantized.
+        ValueError: If a definition is empty; a term is empty, repeated, a special token or contains control characters;
+            or the model does not fit the tokenizer, is wrapped, read-only or has adapters.
+        TypeError: If a table is quantized, so that it cannot be written.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -91,10 +91,21 @@ def define_new_tokens(
 def plan_new_tokens(
     tokenizer: PreTrainedTokenizerBase, terms: TermSource, dictionary: Lexicon, config: DefinitionEMBConfig
 ) -> TokenPlan:
-    """What `define_new_tokens` will add to a tokenizer; the errors are those of `read_terms` and `plan_tokens`."""
+    """Plan the tokens that `define_new_tokens` adds to a tokenizer.
+
+    Args:
+        tokenizer: The tokenizer; not changed.
+        terms: See `define_new_tokens`.
+        dictionary: The dictionary for terms without a definition.
+        config: Settings.
+
+    Raises:
+        ValueError: If a term or a definition is invalid; see `read_terms` and `plan_tokens`.
+        TypeError: If the terms have another type; see `read_terms`.
+    """
     uncased = read_vocabulary(tokenizer).uncased
-    read = read_terms(terms, dictionary, ignore_case=uncased, most=config.definitions_per_token)
-    return plan_tokens(tokenizer, read, dictionary.words)
+    defined = read_terms(terms, dictionary, ignore_case=uncased, max_definitions=config.definitions_per_token)
+    return plan_tokens(tokenizer, defined, dictionary.words)
 
 
 def new_token_embeddings(
@@ -104,16 +115,27 @@ def new_token_embeddings(
     config: DefinitionEMBConfig,
     ready: Mapping[TableName, DefinitionEmbeddings] | None = None,
 ) -> dict[TableName, DefinitionEmbeddings]:
-    """The embeddings, with their maps, of each table of a model: those at hand, from the cache, or built."""
-    found: dict[TableName, DefinitionEmbeddings] = {}
+    """Return the definition embeddings of each table of a model: those given, from the cache, or built.
+
+    Args:
+        model: The model.
+        plan: From `plan_new_tokens`.
+        dictionary: The dictionary to fit on.
+        config: Settings.
+        ready: Embeddings that were built before, by table.
+
+    Raises:
+        ValueError: If the given embeddings were built for another tokenizer.
+    """
+    embeddings: dict[TableName, DefinitionEmbeddings] = {}
     for table in tables_of(model):
         if ready and table in ready:
-            found[table] = ready[table]
+            embeddings[table] = ready[table]
             vocabulary = read_vocabulary(plan.before, len(embedding_weight(model, table)))
-            found[table].check_tokenizer(vocabulary)
+            embeddings[table].check_tokenizer(vocabulary)
         else:
-            found[table] = build_keeping_constructor(model, plan.before, dictionary, replace(config, table=table))
-    return found
+            embeddings[table] = build_keeping_constructor(model, plan.before, dictionary, replace(config, table=table))
+    return embeddings
 
 
 def write_new_tokens(
@@ -123,58 +145,68 @@ def write_new_tokens(
     dictionary: Lexicon,
     config: DefinitionEMBConfig,
 ) -> RebuildReport:
-    """Let a model's tables grow by the tokens of a plan, and write their rows.
+    """Grow a model's tables by the tokens of a plan, and write their rows.
 
     Args:
-        model: see `define_new_tokens`.
-        plan: from `plan_new_tokens`; whether the tokenizer is extended already makes no difference.
-        embeddings: from `new_token_embeddings`.
-        dictionary: from which they were built.
-        config: settings.
+        model: See `define_new_tokens`.
+        plan: From `plan_new_tokens`. The tokenizer may or may not be extended already.
+        embeddings: From `new_token_embeddings`.
+        dictionary: The dictionary that they were built from.
+        config: Settings.
+
+    Returns:
+        The report of `define_new_tokens`.
     """
     check_model(model)
     terms = [token.term for token in plan.tokens]
     size = max([len(embedding_weight(model)), *(index + 1 for token in plan.tokens for index in token.ids)])
-    made: dict[TableName, TermRows] = {}
+    rows_of: dict[TableName, TermRows] = {}
     for table, built in embeddings.items():
         settings = replace(config, table=table)
-        rows = rows_from_definitions(model, plan.before, terms, built, settings, dictionary)
+        predicted = rows_from_definitions(model, plan.before, terms, built, settings, dictionary)
         splits = split_without_itself(plan.before, built.ids)
-        found = made[table] = term_rows(read_table(model, table).cpu(), plan.tokens, rows, splits, built, settings)
+        rows = rows_of[table] = term_rows(
+            read_table(model, table).cpu(), plan.tokens, predicted, splits, built, settings
+        )
         weight = embedding_weight(model, table)
-        check_rows(found.ids, found.rows.to(weight.dtype), size=size, width=weight.shape[1])
+        check_rows(rows.ids, rows.rows.to(weight.dtype), size=size, width=weight.shape[1])
     groups = frequency_groups(expected_rank(read_vocabulary(plan.after, size), config), config.group_edges)
-    # Of the same groups, as far as they have rows yet.
-    earlier = {name: members[members < len(embedding_weight(model))] for name, members in groups.items()}
+    # The same groups without the new tokens, which have no rows yet.
+    old_groups = {name: members[members < len(embedding_weight(model))] for name, members in groups.items()}
     pairs = embeddings[INPUT].pairs
-    before = TableMeasure(earlier, pairs=pairs).measure(read_table(model))
+    before = TableMeasure(old_groups, pairs=pairs).measure(read_table(model))
     new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
-    with grown(model, size, made[INPUT].ids):
-        for table, found in made.items():
-            write_rows(model, found.ids, found.rows, table)
-        write_bias(model, new, earlier[config.new_token_group])
+    with resized(model, size, rows_of[INPUT].ids):
+        for table, rows in rows_of.items():
+            write_rows(model, rows.ids, rows.rows, table)
+        write_bias(model, new, old_groups[config.new_token_group])
         after = TableMeasure(groups, pairs=pairs).measure(read_table(model))
-        report = _report(plan, made, groups, embeddings[INPUT].info, before, after)
+        report = _report(plan, rows_of, groups, embeddings[INPUT].info, before, after)
         added = {term.text: term_fingerprint(term, config) for term in plan.terms}
         write_new_tokens_record(model, {**(read_new_tokens_record(model) or {}), **added})
     return report
 
 
 def term_fingerprint(term: Term, config: DefinitionEMBConfig) -> str:
-    """Short hex string of a term, its definitions and the settings, by which a model knows that it has its row."""
+    """Return a short hex string of a term, its definitions and the settings; a model records it for each row.
+
+    Args:
+        term: The term.
+        config: Settings.
+    """
     read = json.dumps([(definition.gloss, definition.synonyms) for definition in term.definitions])
     return fingerprint(term.text, read, config.build_fingerprint, config.new_token_group)[:8]
 
 
 def _report(
     plan: TokenPlan,
-    made: Mapping[TableName, TermRows],
+    rows_of: Mapping[TableName, TermRows],
     groups: Mapping[str, Tensor],
     info: dict[str, Any],
     before: dict[str, float],
     after: dict[str, float],
 ) -> RebuildReport:
-    rows = made[INPUT]
+    rows = rows_of[INPUT]
     weights = rows.weights.tolist()
     weight_of_token = {index: weight for token, weight in zip(plan.tokens, weights, strict=True) for index in token.ids}
 
@@ -183,7 +215,7 @@ def _report(
         weight = sum(weight_of_token[index] for index in written) / max(len(written), 1)
         return GroupSummary(tokens=len(members), defined=len(written), rebuilt=len(written), weight=weight)
 
-    mixtures = {table: asdict(found.mixture) for table, found in made.items() if found.mixture is not None}
+    mixtures = {table: asdict(found.mixture) for table, found in rows_of.items() if found.mixture is not None}
     return RebuildReport(
         groups={name: summary(members) for name, members in groups.items()},
         skipped=plan.refused,

@@ -1,4 +1,4 @@
-"""What makes rows of the definitions of words that are no tokens: the map of the closed form, or a trained model."""
+"""Rows for words outside the vocabulary, from their definitions: by the ridge map, or by a trained constructor."""
 
 from __future__ import annotations
 
@@ -25,10 +25,17 @@ from defemb_callbacks.weights.distributed import this_process
 def build_keeping_constructor(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: Lexicon, config: DefinitionEMBConfig
 ) -> DefinitionEmbeddings:
-    """`build_definition_embeddings`; a constructor that is trained for it is kept, to read other words too."""
+    """Build definition embeddings as `build_definition_embeddings` does, and keep the constructor if one is trained.
+
+    Args:
+        model: The model.
+        tokenizer: The model's tokenizer.
+        dictionary: The dictionary to fit on.
+        config: Settings.
+    """
     if config.method == "learned":
-        where = constructor_folder(model, tokenizer, dictionary, config)
-        constructor = {**config.constructor_config.to_dict(), "save_to": str(where)}
+        folder = constructor_folder(model, tokenizer, dictionary, config)
+        constructor = {**config.constructor_config.to_dict(), "save_to": str(folder)}
         config = replace(config, constructor=constructor)
     return build_definition_embeddings(model, tokenizer, dictionary, config)
 
@@ -36,9 +43,15 @@ def build_keeping_constructor(
 def constructor_folder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: Lexicon, config: DefinitionEMBConfig
 ) -> Path:
-    """Where a trained constructor is kept: below `constructor={"save_to": …}`, else in the cache.
+    """Return the folder of a trained constructor: in `constructor={"save_to": …}` if that is set, else in the cache.
 
-    Its name is made of all that the constructor depends on, so that none is taken for another.
+    Its name is a fingerprint of all that the constructor depends on.
+
+    Args:
+        model: The model that was copied.
+        tokenizer: The model's tokenizer.
+        dictionary: The dictionary that the constructor was trained on.
+        config: Settings.
     """
     key = fingerprint(
         fingerprint_weights(model, config.table),
@@ -47,9 +60,9 @@ def constructor_folder(
         config.build_fingerprint,
         *learning_conditions(model, config, this_process().num_processes),
     )
-    chosen = config.constructor_config.save_to
-    if chosen is not None:
-        return Path(chosen) / key
+    save_to = config.constructor_config.save_to
+    if save_to is not None:
+        return Path(save_to) / key
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     return root / "constructors" / f"{key}-kept"
 
@@ -62,18 +75,19 @@ def rows_from_definitions(
     config: DefinitionEMBConfig,
     dictionary: Lexicon,
 ) -> Tensor:
-    """What the definitions of each term give, (n, d) float32; zeros for a term without any.
+    """Predict the row of each term from its definitions, (n, d) float32; zeros for a term without definitions.
 
     Args:
-        model: that the embeddings were built for, as it was then.
-        tokenizer: without the terms.
-        terms: any.
-        embeddings: of the table in question, from `build_keeping_constructor`.
-        config: with which they were built, the table included.
-        dictionary: from which they were built.
+        model: The model that the embeddings were built for, unchanged.
+        tokenizer: The tokenizer without the terms.
+        terms: The terms.
+        embeddings: Embeddings of the table to predict, from `build_keeping_constructor`.
+        config: The settings, including the table, that they were built with.
+        dictionary: The dictionary that they were built from.
 
     Raises:
-        ValueError: the embeddings have neither a map nor a constructor that was kept.
+        ValueError: If the embeddings have no feature map.
+        FileNotFoundError: If they are learned and their constructor was not kept.
     """
     rows = torch.zeros(len(terms), embeddings.rows.shape[1])
     defined = [position for position, term in enumerate(terms) if term.definitions]
@@ -89,7 +103,7 @@ def rows_from_definitions(
         rows[defined] = read_definitions(model, tokenizer, folder, words, definitions, **settings)
         return rows
     if embeddings.feature_map is None:
-        raise ValueError("These embeddings have no map for new words: an earlier version built them. Build them anew.")
+        raise ValueError("These embeddings have no map for new words: an older version built them. Build them again.")
     texts = definition_texts(words, definitions, tokenizer, max_length)
     features = word_features(
         model, tokenizer, texts, embeddings.info["features"], batch_size=batch_size, precision=config.precision
@@ -98,10 +112,14 @@ def rows_from_definitions(
     return rows
 
 
-def comparable_words(embeddings: DefinitionEmbeddings, config: DefinitionEMBConfig) -> Tensor:
-    """Which words' vectors were made without their own rows, as those of new words are: (n,) bool.
+def out_of_sample(embeddings: DefinitionEmbeddings, config: DefinitionEMBConfig) -> Tensor:
+    """Mark the words whose rows were predicted without seeing their pretrained rows, as for new words: (n,) bool.
 
-    All of the closed form's, as it is cross-fitted; of a constructor's those that were held out.
+    These are all words for ridge, which is cross-fitted, and the held-out words for a learned constructor.
+
+    Args:
+        embeddings: The embeddings.
+        config: The settings that they were built with.
     """
     if embeddings.info.get("method") == "learned":
         return held_out_words(len(embeddings.ids), config.constructor_config.held_out)

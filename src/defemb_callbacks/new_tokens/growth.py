@@ -1,4 +1,4 @@
-"""The tables of a model as they grow by new tokens."""
+"""Grow the embedding tables and the output bias of a model for new tokens, and undo it if a step fails."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ from defemb_callbacks.weights.sharding import is_sharded
 
 
 def check_model(model: PreTrainedModel) -> None:
-    """Refuse a model whose tables cannot grow.
+    """Check that the tables of a model can grow.
+
+    Args:
+        model: The model.
 
     Raises:
-        ValueError: it is wrapped, sharded, has adapters, is read-only (made under `torch.inference_mode()`), or its
-            tables differ in length.
-        TypeError: a table is quantized, or there is none.
+        ValueError: If the model is wrapped, sharded, has adapters or is read-only (created under
+            `torch.inference_mode()`), or its tables differ in length.
+        TypeError: If a table is quantized, or there is none.
     """
     if bare_model(model) is not model:
-        raise ValueError(f"The model is inside {type(model).__name__}; define new tokens before it is wrapped.")
+        raise ValueError(f"The model is wrapped in {type(model).__name__}. Define new tokens before wrapping it.")
     if transformers_model(model) is not model:
         raise ValueError(
-            f"{type(model).__name__} has its tables in a model inside; define new tokens in model.transformers_model."
+            f"{type(model).__name__} contains the model that has the tables. Pass `model.transformers_model`."
         )
     if hasattr(model, "peft_config"):
         raise ValueError(
-            "This is a PEFT model, whose tables cannot grow. Define new tokens in the base model first, then add the "
-            "adapters, with the embeddings in modules_to_save if the new rows are to be trained and saved with them."
+            "The tables of a PEFT model cannot grow. Define new tokens in the base model first, then add the adapters; "
+            "list the embeddings in modules_to_save to train and save the new rows with them."
         )
     weight = embedding_weight(model)
     if is_sharded(weight) or weight.is_meta:
         raise ValueError(
-            "The model is spread over processes, and its tables cannot grow there. Define new tokens beforehand, with "
+            "The tables of a sharded model cannot grow. Define new tokens beforehand, with "
             "`defemb define MODEL GLOSSARY --output DIR`, and load model and tokenizer from DIR."
         )
     head: Any = model.get_output_embeddings()
@@ -53,21 +56,26 @@ def check_model(model: PreTrainedModel) -> None:
     if head is not None and not (isinstance(output, Tensor) and output.is_floating_point()):
         kind = output.dtype if isinstance(output, Tensor) else type(head).__name__
         raise TypeError(
-            f"The output embeddings cannot be written ({kind}). Load the model with them in a floating-point type, "
-            "e.g. keep them out of the quantization config."
+            f"The output embeddings cannot be written ({kind}). Load them in a floating-point dtype, "
+            "e.g. exclude them in the quantization config."
         )
     if weight.is_inference() or (output is not None and output.is_inference()):
         raise ValueError(
-            "The embeddings are read-only, as the model was made under torch.inference_mode(). Load it outside of that."
+            "The embeddings are read-only because the model was created under torch.inference_mode(). Load the model "
+            "outside of it."
         )
     if output is not None and len(output) != len(weight):
         raise ValueError(
-            f"The output table has {len(output)} rows, the input table {len(weight)}; new tokens need a row in both."
+            f"The output table has {len(output)} rows, but the input table has {len(weight)}. New tokens need a row in "
+            "both: resize them to the same length."
         )
 
 
 def tables_of(model: PreTrainedModel) -> list[TableName]:
-    """Every table that has rows of its own: "input", and "decoder" and "output" where they are not tied to it.
+    """Return the tables with separate weights: "input", and "decoder" and "output" if they are not tied to another.
+
+    Args:
+        model: The model.
 
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -90,56 +98,56 @@ def tables_of(model: PreTrainedModel) -> list[TableName]:
 
 
 @contextlib.contextmanager
-def grown(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None]:
-    """Let all tables have `size` rows, unless they have more; if the block fails, the model is as it was.
+def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None]:
+    """Context manager that grows all tables to at least `size` rows, and restores the model if the block fails.
 
     Args:
-        model: whose tables are to grow.
-        size: rows that are needed.
+        model: The model.
+        size: Number of rows that are needed.
         written: (n,) int64, tokens whose rows and biases the block may write.
     """
-    earlier = len(embedding_weight(model))
-    there = written[written < earlier]
-    rows = {table: embedding_weight(model, table).detach()[there.to(model.device)] for table in tables_of(model)}
+    old_size = len(embedding_weight(model))
+    existing = written[written < old_size]
+    rows = {table: embedding_weight(model, table).detach()[existing.to(model.device)] for table in tables_of(model)}
     bias = _output_bias(model)
-    biases = None if bias is None else bias.detach()[there.to(bias.device)]
-    note = read_new_tokens_record(model)
+    biases = None if bias is None else bias.detach()[existing.to(bias.device)]
+    record = read_new_tokens_record(model)
     try:
-        if size > earlier:
+        if size > old_size:
             _resize(model, size)
         yield
     except BaseException:
-        if len(embedding_weight(model)) != earlier:
-            _resize(model, earlier)
+        if len(embedding_weight(model)) != old_size:
+            _resize(model, old_size)
         for table, old in rows.items():
-            write_rows(model, there, old, table)
+            write_rows(model, existing, old, table)
         bias = _output_bias(model)
         if bias is not None and biases is not None:
             with torch.no_grad():
-                bias[there.to(bias.device)] = biases
-        write_new_tokens_record(model, note)
+                bias[existing.to(bias.device)] = biases
+        write_new_tokens_record(model, record)
         raise
 
 
 def _resize(model: PreTrainedModel, size: int) -> None:
-    earlier = len(embedding_weight(model))
-    # The new rows will be written: nothing need be drawn from the old ones' distribution.
+    old_size = len(embedding_weight(model))
+    # The new rows will be overwritten, so they need no initialization.
     model.resize_token_embeddings(size, mean_resizing=False)
-    # transformers forgets what the configs of T5Gemma's two parts say, and could not load it again.
+    # transformers does not update the configs of T5Gemma's encoder and decoder, and could not load the checkpoint.
     for name in model.config.sub_configs:
         part = getattr(model.config, name)
-        if getattr(part, "vocab_size", None) == earlier:
+        if getattr(part, "vocab_size", None) == old_size:
             part.vocab_size = size
 
 
 @torch.no_grad()
 def write_bias(model: PreTrainedModel, ids: Tensor, like: Tensor) -> None:
-    """Give new logits, where their layer has a bias, that of tokens of the expected frequency (median), and not 0.
+    """Set the output bias of new tokens to the median bias of tokens with the expected frequency, if there is one.
 
     Args:
-        model: any.
+        model: The model.
         ids: (n,) int64, new tokens.
-        like: (m,) int64, tokens of the expected frequency.
+        like: (m,) int64, tokens with the expected frequency.
     """
     bias = _output_bias(model)
     if bias is not None:

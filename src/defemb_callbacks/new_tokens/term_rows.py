@@ -1,4 +1,4 @@
-"""The rows that terms get in one table."""
+"""Compute the rows of terms in one table: definitions mixed with sub-tokens, scaled to a typical length."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.embeddings.apply import group_numbers
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.blending import written_rows
-from defemb_callbacks.new_tokens.definition_rows import comparable_words
+from defemb_callbacks.new_tokens.definition_rows import out_of_sample
 from defemb_callbacks.new_tokens.token_plan import TermToken
-from defemb_callbacks.vocabulary.frequency import GROUPS, configured_rank, frequency_groups, frequency_rank, rarity
+from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 
 
 @dataclass(frozen=True)
 class TermRows:
-    """Rows for the tokens of some terms.
+    """Rows of the tokens of a list of terms.
 
     Attributes:
-        ids: (m,) int64, each token of each term.
-        rows: (m, d) float32.
-        weights: (n,) float64, for each term: the share of its definitions in its row.
-        mixture: how the share was chosen for new tokens; `None` where no word of the vocabulary could tell.
+        ids: (m,) int64, all tokens of all terms.
+        rows: (m, d) float32, their rows.
+        weights: (n,) float64, the weight of the definitions in the row of each term.
+        mixture: How the weight was chosen for new tokens; `None` if no word of the vocabulary could be used.
     """
 
     ids: Tensor
@@ -42,15 +43,15 @@ def term_rows(
     embeddings: DefinitionEmbeddings,
     config: DefinitionEMBConfig,
 ) -> TermRows:
-    """Rows of new tokens, made of definitions and sub-tokens; of tokens that were there, blended or replaced.
+    """Compute rows for new tokens from definitions and sub-tokens, and blend or replace those of existing tokens.
 
     Args:
-        table: (vocabulary, d) float32, as it is before.
-        tokens: those to get rows.
-        from_definitions: (n, d) float32, what the definitions of each give; anything for a term without.
-        splits: of each word of `embeddings`, its sub-tokens without itself; from `split_without_itself`.
-        embeddings: of this table, before it grew.
-        config: settings.
+        table: (vocabulary, d) float32, before any change.
+        tokens: The terms with their tokens.
+        from_definitions: (n, d) float32, the rows predicted from definitions; ignored for terms without definitions.
+        splits: Sub-tokens of each word of `embeddings` as if it were not a token; from `split_without_itself`.
+        embeddings: Embeddings of this table, before it grew.
+        config: Settings.
     """
     vocabulary = embeddings.vocabulary
     rank = expected_rank(vocabulary, config)
@@ -59,21 +60,21 @@ def term_rows(
     mixture = _mixture(table, splits, embeddings, config, centre)
 
     pieces = piece_means(table, [token.pieces for token in tokens])
-    share = 1.0 if mixture is None else mixture.weight
+    weight = 1.0 if mixture is None else mixture.weight
     weights = torch.tensor(
-        [(share if token.pieces else 1.0) if token.term.definitions else 0.0 for token in tokens], dtype=torch.float64
+        [(weight if token.pieces else 1.0) if token.term.definitions else 0.0 for token in tokens], dtype=torch.float64
     )
     directions = mixed_directions(from_definitions, pieces, weights, centre)
-    rows = at_length(directions, table[groups[config.new_token_group]], centre)
-    old = torch.tensor([position for position, token in enumerate(tokens) if not token.is_new], dtype=torch.int64)
-    if len(old):
-        there = torch.tensor([tokens[position].word for position in old.tolist()])
-        rows[old], weights[old] = written_rows(
+    rows = scale_like(directions, table[groups[config.new_token_group]], centre)
+    existing = torch.tensor([position for position, token in enumerate(tokens) if not token.is_new], dtype=torch.int64)
+    if len(existing):
+        existing_ids = torch.tensor([tokens[position].word for position in existing.tolist()])
+        rows[existing], weights[existing] = written_rows(
             config,
-            old=table[there],
-            new=from_definitions[old],
-            rarity=rarity(rank)[there],
-            groups=_group_of(groups, len(rank))[there],
+            old=table[existing_ids],
+            new=from_definitions[existing],
+            rarity=rarity(rank)[existing_ids],
+            groups=group_numbers(groups, len(rank))[existing_ids],
             centre=centre,
         )
     offset = bare_offset(table, vocabulary)
@@ -83,7 +84,14 @@ def term_rows(
 
 
 def expected_rank(vocabulary: Vocabulary, config: DefinitionEMBConfig) -> Tensor:
-    """`configured_rank`; but vocabulary order instead of counts of training data, which has none of new tokens yet."""
+    """Return the frequency rank of each token, as `configured_rank` does, but never from counts of training data.
+
+    New tokens have no counts yet, so `frequency="training_data"` falls back to vocabulary order.
+
+    Args:
+        vocabulary: The tokens.
+        config: Settings.
+    """
     if config.frequency == "training_data":
         return frequency_rank(vocabulary)
     return configured_rank(vocabulary, config)
@@ -96,37 +104,30 @@ def _mixture(
     config: DefinitionEMBConfig,
     centre: Tensor,
 ) -> Mixture | None:
-    comparable = comparable_words(embeddings, config)
-    chosen = torch.tensor([bool(split) for split in splits]) & comparable
+    chosen = torch.tensor([bool(split) for split in splits]) & out_of_sample(embeddings, config)
     if not chosen.any():
         return None
     pieces = piece_means(table, [split for split, wanted in zip(splits, chosen.tolist(), strict=True) if wanted])
     return best_mixture(embeddings.rows[chosen], pieces, table[embeddings.ids[chosen]], centre)
 
 
-def _group_of(groups: dict[str, Tensor], size: int) -> Tensor:
-    group = torch.zeros(size, dtype=torch.int64)
-    for number, name in enumerate(GROUPS):
-        group[groups[name]] = number
-    return group
-
-
+# The candidates for the weight of the definition.
 WEIGHTS = tuple(step / 20 for step in range(21))
 
-# Below, a mean over differences of pairs says more of the pairs than of a space.
-FEWEST_PAIRS = 30
+# With fewer pairs, the mean difference between their rows is too noisy.
+MIN_PAIRS = 30
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How much of a new row comes from its definition, and what the choice rests on.
+    """The weight of the definition in a new row, and the measurements that it was chosen by.
 
     Attributes:
-        weight: of the definition; the rest is the sub-tokens'.
-        cosine: mean cosine of such rows, less the table's mean, to the pretrained ones, over words of the vocabulary.
-        definition_cosine: the same of definitions alone.
-        piece_cosine: the same of sub-tokens alone.
-        words: how many words that was measured on.
+        weight: Weight of the definition; the sub-tokens have the rest.
+        cosine: Mean centered cosine similarity of such rows to the pretrained ones, over words of the vocabulary.
+        definition_cosine: The same for definitions alone.
+        piece_cosine: The same for sub-tokens alone.
+        words: Number of words that were measured.
     """
 
     weight: float
@@ -137,11 +138,11 @@ class Mixture:
 
 
 def best_mixture(rows: Tensor, pieces: Tensor, old: Tensor, centre: Tensor) -> Mixture:
-    """The weight at which words of the vocabulary, treated as if they were new, come nearest to their own rows.
+    """Choose the weight at which words of the vocabulary, treated as new, are most similar to their own rows.
 
     Args:
-        rows: (n, d) what their definitions give, from maps that have not seen their rows.
-        pieces: (n, d) the means of what they would be cut into.
+        rows: (n, d) rows predicted from their definitions, out of sample.
+        pieces: (n, d) mean rows of their sub-tokens.
         old: (n, d) their pretrained rows.
         centre: (d,) mean of the table.
 
@@ -159,15 +160,15 @@ def best_mixture(rows: Tensor, pieces: Tensor, old: Tensor, centre: Tensor) -> M
 
 
 def mixed_directions(rows: Tensor, pieces: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
-    """Weighted sums, (n, d), of the directions in which two sets of rows deviate from the centre.
+    """Mix the directions in which two sets of rows deviate from the centre, (n, d).
 
-    Directions and not rows, as regression shrinks the ones and averaging the others.
+    Directions are mixed instead of rows because regression shrinks the former rows and averaging the latter.
 
     Args:
-        rows: (n, d).
-        pieces: (n, d).
-        weights: (n,) of the first; 1 takes nothing of the second.
-        centre: (d,).
+        rows: (n, d), predicted from definitions.
+        pieces: (n, d), means of sub-tokens.
+        weights: (n,) weight of `rows`; at 1 `pieces` is ignored.
+        centre: (d,) mean of the table.
 
     Example:
         >>> rows, pieces = torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 2.0]])
@@ -178,23 +179,27 @@ def mixed_directions(rows: Tensor, pieces: Tensor, weights: Tensor, centre: Tens
     return weights * _unit(rows - centre) + (1 - weights) * _unit(pieces - centre)
 
 
-def at_length(directions: Tensor, like: Tensor, centre: Tensor) -> Tensor:
-    """Rows, (n, d), that deviate from the centre in these directions, as far as other rows typically (median) do.
+def scale_like(directions: Tensor, like: Tensor, centre: Tensor) -> Tensor:
+    """Return rows, (n, d), that deviate from the centre in these directions by the median distance of other rows.
 
     Args:
-        directions: (n, d), any length.
-        like: (m, d) rows of tokens of the expected frequency.
+        directions: (n, d), of any length.
+        like: (m, d) rows of tokens with the expected frequency.
         centre: (d,) mean of the table.
 
     Example:
-        >>> at_length(torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.zeros(2))
+        >>> scale_like(torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.zeros(2))
         tensor([[2., 0.]])
     """
     return centre + (like - centre).norm(dim=1).median() * _unit(directions)
 
 
 def piece_means(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
-    """The mean row of each list of tokens, (n, d); zeros for an empty list.
+    """Return the mean row of each list of tokens, (n, d); zeros for an empty list.
+
+    Args:
+        table: (vocabulary, d) floating-point.
+        pieces: n lists of token ids.
 
     Example:
         >>> piece_means(torch.tensor([[1.0], [3.0]]), [[0, 1], []]).tolist()
@@ -208,10 +213,14 @@ def piece_means(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:
 
 
 def bare_offset(table: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """What a word's row changes by, on average, where no space comes before it: (d,).
+    """Return the mean difference between the rows of a word without and with a leading space: (d,).
 
-    Byte-level BPE and SentencePiece have many a word twice, as `Ġword` and `word`. Zeros where there are fewer than 30
-    such pairs.
+    Byte-level BPE and SentencePiece vocabularies contain many words twice, as `Ġword` and `word`. With fewer than 30
+    such pairs the result is zero.
+
+    Args:
+        table: (vocabulary, d) floating-point.
+        vocabulary: The tokens.
 
     Example:
         >>> vocabulary = Vocabulary(("cat", "dog"), ("cat", "dog"), (None, None), uncased=True)
@@ -224,7 +233,7 @@ def bare_offset(table: Tensor, vocabulary: Vocabulary) -> Tensor:
         for index, word in enumerate(vocabulary.words)
         if word is not None and word != vocabulary.tokens[index] and word in ids
     ]
-    if len(pairs) < FEWEST_PAIRS:
+    if len(pairs) < MIN_PAIRS:
         return torch.zeros(table.shape[1], dtype=table.dtype)
     spaced, bare = torch.tensor(pairs).T
     return (table[bare] - table[spaced]).mean(dim=0)

@@ -1,4 +1,4 @@
-"""The terms that are to become tokens, and what defines each of them."""
+"""Read the terms to add and their definitions from a dict, a list, a file or a `Lexicon`, and validate them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TermSource: TypeAlias = Mapping[str, Gloss | Sequence[Gloss] | None] | Sequence[
 
 @dataclass(frozen=True)
 class Term:
-    """A word or phrase, and its definitions, best first; none where nobody defines it.
+    """A word or phrase with its definitions, best first; empty if neither the user nor the dictionary defines it.
 
     Example:
         >>> Term("pembrolizumab", (Definition("pembrolizumab", "a monoclonal antibody"),)).text
@@ -27,22 +27,25 @@ class Term:
     definitions: tuple[Definition, ...] = ()
 
 
-def read_terms(source: TermSource, dictionary: Lexicon, *, ignore_case: bool = False, most: int = 8) -> list[Term]:
-    """Terms in the order in which they are given.
+def read_terms(
+    source: TermSource, dictionary: Lexicon, *, ignore_case: bool = False, max_definitions: int = 8
+) -> list[Term]:
+    """Read terms, in the order in which they are given.
 
-    A term's own definitions stand alone. One without any is looked up in the dictionary.
+    A term's own definitions replace those of the dictionary, which defines terms that come without any.
 
     Args:
         source: `{term: definition, or a list of them, or None}`; a list of terms without definitions; a `Lexicon`; or a
-            `.tsv`, `.csv` or `.json` file, as `load_definitions` reads them. Definitions may bring synonyms, as there.
-        dictionary: for the terms that come without a definition.
-        ignore_case: look a term up in any spelling, for uncased tokenizers.
-        most: definitions of a term from each dictionary.
+            `.tsv`, `.csv` or `.json` file, as `load_definitions` reads them, with synonyms if there are any.
+        dictionary: Dictionary for the terms that come without a definition.
+        ignore_case: Whether to ignore case when terms are looked up, for uncased tokenizers.
+        max_definitions: Maximum number of definitions of a term from each dictionary.
 
     Raises:
-        ValueError: no term at all, an empty term or definition, a term twice, or with control characters.
-        TypeError: a term that is no string, or defined by something else than these.
-        FileNotFoundError: no such file.
+        ValueError: If there is no term, a term or definition is empty, or a term is repeated or contains control
+            characters.
+        TypeError: If a term is not a string, or a definition has another type.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> pets = load_definitions({"cat": "a small feline"})
@@ -51,44 +54,51 @@ def read_terms(source: TermSource, dictionary: Lexicon, *, ignore_case: bool = F
         [('lynx', ['a wild cat with tufted ears']), ('cat', ['a small feline']), ('ounce', [])]
     """
     if isinstance(source, str | os.PathLike | Lexicon):
-        own: Lexicon | None = load_definitions(source)
-        names: Iterable[object] = own.words if own else ()
+        given: Lexicon | None = load_definitions(source)
+        names: Iterable[object] = given.words if given else ()
     elif isinstance(source, Mapping):
         names = list(source)
         defined = {term: glosses for term, glosses in source.items() if glosses is not None}
-        own = load_definitions(defined) if defined else None
+        given = load_definitions(defined) if defined else None
     elif isinstance(source, Sequence):
-        names, own = source, None
+        names, given = source, None
     else:
-        raise TypeError(f"New tokens are a dict {{term: definition}}, a list of terms or a file, not {source!r}.")
+        raise TypeError(f"New tokens must be a dict {{term: definition}}, a list of terms or a file, got {source!r}.")
     terms: dict[str, Term] = {}
     for name in names:
-        text = checked_term(name)
+        text = clean_term(name)
         if text in terms:
-            raise ValueError(f"The term {text!r} is given twice; give it once, with all its definitions in a list.")
-        # Exactly so: "CAR" may be defined beside "car".
-        found = [] if own is None else [found for found in own.lookup(text) if found.word == text]
+            raise ValueError(f"The term {text!r} is given twice. Give it once, with all its definitions in a list.")
+        # Case-sensitive: "CAR" and "car" may both be defined.
+        found = [] if given is None else [found for found in given.lookup(text) if found.word == text]
         found = found or dictionary.lookup(text, ignore_case=ignore_case)
-        terms[text] = Term(text, tuple(definition for definition in found if definition.rank <= most))
+        terms[text] = Term(text, tuple(definition for definition in found if definition.rank <= max_definitions))
     if not terms:
-        raise ValueError("There are no new tokens to define; give at least one term.")
+        raise ValueError("There are no new tokens to define. Give at least one term.")
     return list(terms.values())
 
 
-def checked_term(name: object) -> str:
-    """A term without the space around it: `TypeError` or `ValueError` where it can be no token.
+def clean_term(name: object) -> str:
+    """Strip the white space around a term, and check that it can be a token.
+
+    Args:
+        name: The term.
+
+    Raises:
+        TypeError: If it is not a string.
+        ValueError: If it is empty or contains control characters.
 
     Example:
-        >>> checked_term(" CAR T cell ")
+        >>> clean_term(" CAR T cell ")
         'CAR T cell'
     """
     if not isinstance(name, str):
-        raise TypeError(f"The term {name!r} is no string but a {type(name).__name__}; write it as one.")
+        raise TypeError(f"Terms must be strings, got {name!r} ({type(name).__name__}). Quote it.")
     text = name.strip()
     if not text:
-        raise ValueError(f"The term {name!r} is empty or nothing but white space; delete it.")
-    # Cc: control characters, line breaks among them; Cf: invisible ones; Cs: half of a character.
-    odd = next((char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs")), None)
-    if odd is not None:
-        raise ValueError(f"The term {name!r} holds the control character {odd!r}; take it out.")
+        raise ValueError(f"The term {name!r} is empty or only white space. Delete it.")
+    # Cc: control characters, including line breaks; Cf: invisible formatting characters; Cs: unpaired surrogates.
+    control = next((char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs")), None)
+    if control is not None:
+        raise ValueError(f"The term {name!r} contains the control character {control!r}. Remove it.")
     return text

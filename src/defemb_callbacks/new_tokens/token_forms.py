@@ -1,4 +1,4 @@
-"""How a term is written as a token, by the kind of the tokenizer's model."""
+"""The forms of a term as a token of a WordPiece, BPE or Unigram tokenizer, and the split of a word into sub-tokens."""
 
 from __future__ import annotations
 
@@ -14,26 +14,38 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
-# How much likelier than its sub-tokens a new piece of a Unigram model is: any less is lost in rounding, and with any
-# more it would be preferred within longer words, which are to be cut as before.
+# How much more likely a new Unigram piece is than its sub-tokens. Less is lost in rounding; more would also change how
+# longer words are split.
 MARGIN = 0.01
 
-# What stands before and behind words. Unigram models may have pieces of a word's end and a mark, such as T5's "4)".
+# Text before and after words. Unigram models may have pieces that join a word's end and punctuation, such as T5's "4)".
 OPENING, CLOSING = ("", "▁(", '▁"', "-"), ("", *".,;:!?)]}\"'-/%")
 
 
 @dataclass(frozen=True)
 class Form:
-    """A token to be added: its text as the tokenizer has it, and where it stands."""
+    """A token to add.
+
+    Attributes:
+        text: Its text in the vocabulary.
+        place: "word" for the token at the start of a word, "bare" for the one without a leading space.
+        single_word: Whether it matches only whole words; see `AddedToken`.
+        score: Log-probability of a Unigram piece; `None` for an added token.
+    """
 
     text: str
     place: Literal["word", "bare"]
     single_word: bool = False
-    score: float | None = None  # of a piece of a Unigram model
+    score: float | None = None
 
 
-class Candidates:
-    """The forms that a term may take, best first, by the kind of the tokenizer's model."""
+class FormCandidates:
+    """The forms that a term may take in a tokenizer, in order of preference.
+
+    Args:
+        tokenizer: The tokenizer; not changed.
+        words: Known words besides those of the vocabulary, whose beginning a BPE form must not match.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> None:
         self.tokenizer = tokenizer
@@ -41,30 +53,39 @@ class Candidates:
         self.words: list[str] = []
         self.scores: dict[str, float] = {}
         if self.kind == "BPE":
-            own = (word for word in read_vocabulary(tokenizer).words if word is not None)
-            self.words = sorted({*own, *words})
+            vocabulary = (word for word in read_vocabulary(tokenizer).words if word is not None)
+            self.words = sorted({*vocabulary, *words})
         if self.kind == "Unigram":
             self.scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
             self.lowest = min(self.scores.values())
 
-    def of(self, text: str) -> list[list[Form]]:
-        """Alternatives, each a list of forms to be added together."""
+    def alternatives(self, text: str) -> list[list[Form]]:
+        """Return the alternatives for a term, best first; each is a list of forms to add together.
+
+        Args:
+            text: The term.
+        """
         if self.kind == "Unigram":
-            return self._pieces_of_unigram(text)
+            return self._unigram_alternatives(text)
         if self.kind != "BPE":
             return [[Form(text, "word", single_word=True)]]
         spaced, bare = Form(f" {text}", "word"), Form(text, "bare", single_word=True)
-        if known_id(self.tokenizer, text) is not None:  # a word piece, whose row is not the term's
+        if known_id(self.tokenizer, text) is not None:  # a word piece with the same spelling, which keeps its row
             return [[spaced]]
-        # The alphabet of byte-level BPE decodes letters like "ö" wrongly in added tokens, unless a space is with them.
-        return [[bare], [spaced]] if self._begins_others(text) else [[spaced, bare], [spaced], [bare]]
+        # Byte-level BPE decodes added tokens with letters like "ö" wrongly unless they contain a space.
+        return [[bare], [spaced]] if self._is_prefix(text) else [[spaced, bare], [spaced], [bare]]
 
     def pieces(self, text: str) -> tuple[int, ...]:
-        """What the tokenizer cuts the term into at the start of a word, but for what it does not know."""
+        """Return the sub-tokens of a term at the start of a word, without unknown tokens.
+
+        Args:
+            text: The term.
+        """
         ids = self.tokenizer(at_word_start(self.tokenizer, text), add_special_tokens=False)["input_ids"]
         return tuple(int(index) for index in ids if index != self.tokenizer.unk_token_id)
 
-    def _begins_others(self, text: str) -> bool:
+    def _is_prefix(self, text: str) -> bool:
+        """Whether a known word continues the term with a letter or digit."""
         for word in self.words[bisect_right(self.words, text) :]:
             if not word.startswith(text):
                 return False
@@ -72,20 +93,22 @@ class Candidates:
                 return True
         return False
 
-    def _pieces_of_unigram(self, text: str) -> list[list[Form]]:
+    def _unigram_alternatives(self, text: str) -> list[list[Form]]:
         backend = self.tokenizer.backend_tokenizer
-        written = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        cut = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(written)] if backend.pre_tokenizer else []
-        if len(cut) != 1:  # what is cut before the model sees it can be no piece of it
+        normalized = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        parts = (
+            [part for part, _ in backend.pre_tokenizer.pre_tokenize_str(normalized)] if backend.pre_tokenizer else []
+        )
+        if len(parts) != 1:  # split by the pre-tokenizer, so it cannot be a piece of the model
             return []
-        bare = cut[0].removeprefix("▁")
-        word = Form(cut[0], "word", score=self._score(cut[0], ("",)))
-        if bare in self.scores:  # a piece already, which keeps its score
+        bare = parts[0].removeprefix("▁")
+        word = Form(parts[0], "word", score=self._score(parts[0], ("",)))
+        if bare in self.scores:  # already a piece, which keeps its score
             return [[word]]
         return [[word, Form(bare, "bare", score=self._score(bare, OPENING))], [word]]
 
     def _score(self, piece: str, before: Sequence[str]) -> float:
-        """The log-probability at which a piece is just preferred to what it is cut into, alone and beside marks."""
+        """The log-probability at which a piece is just preferred to its sub-tokens, alone and next to punctuation."""
         gains = (
             self._likelihood(first + piece + last) - self._likelihood(first) - self._likelihood(last)
             for first in before
@@ -94,46 +117,70 @@ class Candidates:
         return max(gains) + MARGIN
 
     def _likelihood(self, text: str) -> float:
-        found = self.tokenizer.backend_tokenizer.model.tokenize(text) if text else []
-        # What is not known costs 10 more than the least likely piece; source: sentencepiece, kUnkPenalty.
-        return sum(self.scores.get(part.value, self.lowest - 10) for part in found)
+        parts = self.tokenizer.backend_tokenizer.model.tokenize(text) if text else []
+        # The unknown token costs 10 more than the least likely piece; source: sentencepiece, kUnkPenalty.
+        return sum(self.scores.get(part.value, self.lowest - 10) for part in parts)
 
 
 def model_kind(tokenizer: PreTrainedTokenizerBase) -> str:
-    """ "WordPiece", "BPE", "Unigram" or "WordLevel"; "" for a tokenizer that is written in Python."""
+    """Return "WordPiece", "BPE", "Unigram" or "WordLevel"; "" for a slow tokenizer.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     return type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else ""
 
 
 def at_word_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A text as it stands where a word begins."""
-    # Elsewhere the tokenizer marks the start of a word by itself.
+    """Return a text with a leading space if the tokenizer needs one to recognize the start of a word.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+    """
+    # Other kinds mark the start of a word themselves.
     return f" {text}" if model_kind(tokenizer) == "BPE" else text
 
 
 def known_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The id of an entry of the vocabulary; `None` where it has none of that text."""
+    """Return the id of a token, or `None` if the vocabulary does not contain it.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The token's text in the vocabulary.
+    """
     index = tokenizer.convert_tokens_to_ids(text)
     assert not isinstance(index, list)
     return None if index == tokenizer.unk_token_id and text != tokenizer.unk_token else index
 
 
 def id_of(tokenizer: PreTrainedTokenizerBase, form: Form) -> int:
-    """The id of a form that was added."""
+    """Return the id of a form that was added to a tokenizer.
+
+    Args:
+        tokenizer: The tokenizer with the form.
+        form: The form.
+    """
     index = known_id(tokenizer, form.text)
-    if index is None:  # the vocabulary has it as it is normalized
+    if index is None:  # the vocabulary contains its normalized text
         index = known_id(tokenizer, tokenizer.backend_tokenizer.normalizer.normalize_str(form.text))
     assert index is not None
     return index
 
 
 def add_forms(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> None:
-    """Add tokens to a tokenizer, in place: pieces to its Unigram model, all others as added tokens."""
+    """Add tokens to a tokenizer in place: pieces to its Unigram model, all others as added tokens.
+
+    Args:
+        tokenizer: The tokenizer to change.
+        forms: The tokens.
+    """
     pieces = [(form.text, form.score) for form in forms if form.score is not None]
     if pieces:
         backend = tokenizer.backend_tokenizer
         state = json.loads(backend.to_str())["model"]
         vocabulary = [(piece, score) for piece, score in state["vocab"]]
-        # A Unigram model counts its pieces: added tokens behind them become pieces, at their own ids, too.
+        # Ids of Unigram pieces are contiguous, so added tokens behind them become pieces too and keep their ids.
         behind = sorted((index, token) for token, index in tokenizer.get_vocab().items() if index >= len(vocabulary))
         lowest = min(score for _, score in vocabulary)
         vocabulary += [(token, lowest) for _, token in behind]
@@ -150,21 +197,22 @@ def add_forms(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> None
         tokenizer.add_tokens(added)
 
 
+# A tenth of the words is removed from the vocabulary at a time.
 PARTS = 10
 
 
 def split_without_itself(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[list[int]]:
-    """The sub-tokens of tokens that are whole words, as if these were missing from the vocabulary.
+    """Split tokens that are whole words as if they were missing from the vocabulary.
 
-    A tenth of the words is taken out of a copy of the tokenizer's model at a time, for BPE the last merge that makes
-    the word. The sub-tokens say how well such words are described by them, as if they had come new.
+    For WordPiece and Unigram the words are removed from a copy of the tokenizer's model, a tenth of them at a time; for
+    BPE the last merge of the word is undone.
 
     Args:
-        tokenizer: any; of one without a `tokenizers` model of a known kind nothing can be taken out.
+        tokenizer: The tokenizer; not changed. Slow tokenizers and other kinds of models split nothing.
         ids: (n,) int64, tokens of its vocabulary.
 
     Returns:
-        n lists of token ids; empty where a word cannot be cut.
+        n lists of token ids; empty if a word cannot be split.
 
     Example:
         >>> import torch
@@ -180,7 +228,7 @@ def split_without_itself(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> lis
     state = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer.is_fast else {}
     known, unknown = tokenizer.get_vocab(), tokenizer.unk_token
     if state.get("type") == "BPE":
-        pieces = _before_the_last_merge(state["merges"], tokens)
+        pieces = _undo_last_merge(state["merges"], tokens)
     elif state.get("type") in ("WordPiece", "Unigram"):
         pieces = [[] for _ in tokens]
         for part in range(min(PARTS, len(tokens))):
@@ -189,8 +237,8 @@ def split_without_itself(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> lis
     else:
         pieces = [[] for _ in tokens]
     return [
-        [known[piece] for piece in found] if all(piece in known and piece != unknown for piece in found) else []
-        for found in pieces
+        [known[piece] for piece in split] if all(piece in known and piece != unknown for piece in split) else []
+        for split in pieces
     ]
 
 
@@ -207,7 +255,7 @@ def _without(state: dict[str, Any], words: set[str]) -> Any:
     return models.Unigram(kept, unk_id=position, byte_fallback=state.get("byte_fallback", False))
 
 
-def _before_the_last_merge(merges: Sequence[Any], tokens: Sequence[str]) -> list[list[str]]:
+def _undo_last_merge(merges: Sequence[Any], tokens: Sequence[str]) -> list[list[str]]:
     wanted = set(tokens)
     halves: dict[str, list[str]] = {}
     for merge in merges:

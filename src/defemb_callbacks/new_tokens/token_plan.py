@@ -1,4 +1,4 @@
-"""Terms as tokens of any tokenizer: found at the start of a word in running text, and decoded to the same text."""
+"""Plan which tokens terms become, and check that they match in running text and decode to the same text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from defemb_callbacks.new_tokens.terms import Term
 from defemb_callbacks.new_tokens.token_forms import (
-    Candidates,
     Form,
+    FormCandidates,
     add_forms,
     at_word_start,
     id_of,
@@ -19,24 +19,24 @@ from defemb_callbacks.new_tokens.token_forms import (
     model_kind,
 )
 
-# What a form must survive: alone, in running text, before punctuation and in brackets.
+# Each form is checked alone, in running text, before punctuation and in brackets.
 CONTEXTS = ("{}", "the {} is", "of {}.", "({})")
-NO_TOKEN = "cut apart by this tokenizer, or decoded to another text"
-NOT_DEFINED = "a token already, without a definition"
-NOTHING_KNOWN = "neither a definition nor sub-tokens"
+NO_TOKEN = "split by the tokenizer, or decoded to another text"
+NOT_DEFINED = "already a token, and without a definition"
+NOTHING_KNOWN = "neither a definition nor known sub-tokens"
 
 
 @dataclass(frozen=True)
 class TermToken:
-    """A term and the tokens that stand for it.
+    """A term and its tokens.
 
     Attributes:
-        term: with its definitions.
-        word: id of the token at the start of a word.
-        bare: id of the token where no space comes before, at the start of a text or in brackets, for tokenizers that
-            tell the two apart; `None` elsewhere.
-        is_new: whether the tokens are, and not only their rows.
-        pieces: ids of what the term was cut into; the token itself where it is not new.
+        term: The term with its definitions.
+        word: Id of the token at the start of a word.
+        bare: Id of the token without a leading space, at the start of a text or in brackets, if the tokenizer
+            distinguishes the two; else `None`.
+        is_new: Whether the tokens are added, rather than only their rows rebuilt.
+        pieces: Ids of the term's sub-tokens before; the token itself if it is not new.
     """
 
     term: Term
@@ -47,21 +47,21 @@ class TermToken:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All tokens of the term, the one at the start of a word first."""
+        """The ids of the term's tokens, the one at the start of a word first."""
         return (self.word,) if self.bare is None else (self.word, self.bare)
 
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """Which tokens terms become, worked out on copies: nothing is changed before `extend`.
+    """The tokens that terms become. It is computed on copies; only `extend` changes the tokenizer.
 
     Attributes:
-        before: the tokenizer without the new tokens.
-        after: the tokenizer with them.
-        terms: all that were given.
-        tokens: a token or two for each term that gets a row.
-        refused: terms that get no row, by reason.
-        forms: of the new tokens, in the order of their ids.
+        before: Copy of the tokenizer without the new tokens.
+        after: Copy of the tokenizer with them.
+        terms: All given terms.
+        tokens: The terms that get a row, with their tokens.
+        refused: The terms that get no row, by reason.
+        forms: The forms of the new tokens, in the order of their ids.
     """
 
     before: PreTrainedTokenizerBase
@@ -72,28 +72,35 @@ class TokenPlan:
     forms: tuple[Form, ...]
 
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Add the new tokens to the tokenizer that the plan was made for."""
+        """Add the new tokens to the tokenizer that was planned for.
+
+        Args:
+            tokenizer: The tokenizer to change.
+        """
         add_forms(tokenizer, self.forms)
 
 
 def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words: Iterable[str] = ()) -> TokenPlan:
-    """Work out which tokens terms become.
+    """Plan which tokens terms become.
 
-    WordPiece, and any tokenizer whose text shows no spaces, gets added tokens that match whole words. BPE, where the
-    space is a part of the token, gets one with the space and one without it; where the term begins other words that are
-    known, only the one without, as none with a space can be kept from matching the beginning of a longer word. Unigram
-    models get pieces of their own, just likely enough to be preferred to the sub-tokens: added tokens would leave
-    spaces before whatever follows them.
+    WordPiece tokenizers, and others whose tokens contain no spaces, get added tokens that match whole words. BPE
+    tokenizers, whose tokens include the leading space, get one token with the space and one without it; but only the
+    one without if the term is the beginning of other known words, because an added token with a space also matches
+    there. Unigram tokenizers get new pieces, just likely enough to be preferred to the sub-tokens: after added tokens
+    they would insert spaces.
 
-    Each form is tried out: text with the term must contain it, and decode to the same text as it did before, or better.
+    Each form is tested: text with the term must contain it, and must decode to the text, or as it did before.
 
     Args:
-        tokenizer: stays as it is.
-        terms: see `read_terms`.
-        words: known words besides those of the vocabulary.
+        tokenizer: The tokenizer; not changed.
+        terms: The terms; see `read_terms`.
+        words: Known words besides those of the vocabulary.
+
+    Returns:
+        The plan.
 
     Raises:
-        ValueError: a term that is a special token, or two that are the same token.
+        ValueError: If a term is a special token, or two terms are the same token.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -111,27 +118,27 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
         (['[UNK]', 'lynx'], ['[UNK]', '[UNK]'])
     """
     before = copy.deepcopy(tokenizer)
-    _refuse_special(before, terms)
-    _refuse_doubles(before, terms)
+    _check_not_special(before, terms)
+    _check_distinct(before, terms)
     existing = {term.text: single_token(before, term.text) for term in terms}
-    candidates = Candidates(before, words)
+    candidates = FormCandidates(before, words)
     options: dict[str, list[list[Form]]] = {}
     reasons: dict[str, str] = {}
     for term in terms:
         if existing[term.text] is None and (term.definitions or candidates.pieces(term.text)):
-            options[term.text] = candidates.of(term.text)
+            options[term.text] = candidates.alternatives(term.text)
         elif not term.definitions:
             reasons[term.text] = NOTHING_KNOWN if existing[term.text] is None else NOT_DEFINED
     chosen: dict[str, list[Form]] = {}
     after, added = copy.deepcopy(before), list[Form]()
-    while waiting := {text: ways[0] for text, ways in options.items() if text not in chosen and ways}:
-        after, added = copy.deepcopy(before), [form for forms in waiting.values() for form in forms]
+    while trial := {text: ways[0] for text, ways in options.items() if text not in chosen and ways}:
+        after, added = copy.deepcopy(before), [form for forms in trial.values() for form in forms]
         add_forms(after, added)
-        good = _round_trips(before, after, waiting)
-        chosen |= {text: forms for text, forms in waiting.items() if text in good}
+        passed = _round_trips(before, after, trial)
+        chosen |= {text: forms for text, forms in trial.items() if text in passed}
         options = {text: ways[1:] for text, ways in options.items()}
     forms = [form for text in options for form in chosen.get(text, ())]
-    if forms != added:  # some of the last ones tried are not, or not all that are wanted
+    if forms != added:  # the last trial contains others, or not all
         after = copy.deepcopy(before)
         add_forms(after, forms)
 
@@ -141,7 +148,7 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
         if term.text in reasons:
             continue
         if index is not None:
-            tokens.append(TermToken(term, index, _bare_beside(before, term.text, index), False, (index,)))
+            tokens.append(TermToken(term, index, _existing_bare(before, term.text, index), False, (index,)))
         elif term.text in chosen:
             ids = {form.place: id_of(after, form) for form in chosen[term.text]}
             word, bare = (ids["word"], ids.get("bare")) if "word" in ids else (ids["bare"], None)
@@ -156,7 +163,11 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
 
 
 def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The token that a text is at the start of a word, or literally; `None` where it takes several.
+    """Return the single token of a text at the start of a word, or of this spelling; `None` if it has several.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -169,12 +180,12 @@ def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
     ids = tokenizer(at_word_start(tokenizer, text), add_special_tokens=False)["input_ids"]
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return int(ids[0])
-    # Without its mark a word of BPE or Unigram is but a word piece.
+    # For BPE and Unigram, a token without the start-of-word mark is a word piece.
     return None if model_kind(tokenizer) in ("BPE", "Unigram") else known_id(tokenizer, text)
 
 
-def _bare_beside(tokenizer: PreTrainedTokenizerBase, text: str, word: int) -> int | None:
-    """The bare token of a term that was added earlier: such two have successive ids, and no word piece is meant."""
+def _existing_bare(tokenizer: PreTrainedTokenizerBase, text: str, word: int) -> int | None:
+    """The bare token of a term that was added earlier: its id follows the word's, unlike that of a word piece."""
     bare = known_id(tokenizer, text) if model_kind(tokenizer) in ("BPE", "Unigram") else None
     return bare if bare == word + 1 else None
 
@@ -182,38 +193,40 @@ def _bare_beside(tokenizer: PreTrainedTokenizerBase, text: str, word: int) -> in
 def _round_trips(
     before: PreTrainedTokenizerBase, trial: PreTrainedTokenizerBase, forms: dict[str, list[Form]]
 ) -> set[str]:
-    """The terms that are found, in at least one form, in running text, and decoded no worse than before."""
+    """The terms of which a form matches in running text, and whose text is decoded as well as before."""
     names = list(forms)
     texts = [context.format(name) for name in names for context in CONTEXTS]
-    cut, was_cut = (tokenizer(texts, add_special_tokens=False)["input_ids"] for tokenizer in (trial, before))
+    ids, ids_before = (tokenizer(texts, add_special_tokens=False)["input_ids"] for tokenizer in (trial, before))
     same = [
-        made in (text, old) or model_kind(before) not in ("BPE", "Unigram")
-        for text, made, old in zip(texts, trial.batch_decode(cut), before.batch_decode(was_cut), strict=True)
+        decoded in (text, decoded_before) or model_kind(before) not in ("BPE", "Unigram")
+        for text, decoded, decoded_before in zip(
+            texts, trial.batch_decode(ids), before.batch_decode(ids_before), strict=True
+        )
     ]
-    good = set()
+    passed = set()
     for position, name in enumerate(names):
         part = slice(position * len(CONTEXTS), (position + 1) * len(CONTEXTS))
-        in_text = cut[part][1]
+        in_text = ids[part][1]
         if all(same[part]) and any(id_of(trial, form) in in_text for form in forms[name]):
-            good.add(name)
-    return good
+            passed.add(name)
+    return passed
 
 
-def _refuse_special(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term]) -> None:
+def _check_not_special(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term]) -> None:
     added = tokenizer.added_tokens_decoder.values()
     special = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
     for term in terms:
         if term.text in special:
-            raise ValueError(f"{term.text!r} is a special token of this tokenizer; give the term another name.")
+            raise ValueError(f"{term.text!r} is a special token of this tokenizer. Give the term another name.")
 
 
-def _refuse_doubles(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term]) -> None:
+def _check_distinct(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term]) -> None:
     normalizer = tokenizer.backend_tokenizer.normalizer if tokenizer.is_fast else None
     seen: dict[str, str] = {}
     for term in terms:
         first = seen.setdefault(normalizer.normalize_str(term.text) if normalizer else term.text, term.text)
         if first != term.text:
             raise ValueError(
-                f"The terms {first!r} and {term.text!r} are one token for this tokenizer; give one of them, with all "
-                "definitions in a list."
+                f"The terms {first!r} and {term.text!r} are the same token for this tokenizer. Give one of them, with "
+                "all definitions in a list."
             )
