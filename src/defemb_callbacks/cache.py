@@ -1,4 +1,4 @@
-"""Keep a value in a folder, safe against crashes, races and damaged files."""
+"""Cache values in folders, safe against crashes, concurrent processes and damaged files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def cache_root() -> Path:
-    """The folder of all caches: `$DEFEMB_CACHE`, else `defemb` in the Hugging Face home.
+    """The folder of all caches: `$DEFEMB_CACHE`, by default `defemb` in the Hugging Face home.
 
     Example:
         >>> cache_root().is_absolute()
@@ -38,7 +38,7 @@ def fingerprint(*parts: str | bytes | Path) -> str:
     """Hex digest (128 bits) of strings, bytes and the contents of files.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: If a file cannot be read.
 
     Example:
         >>> fingerprint("ab", "c") == fingerprint("a", "bc")
@@ -47,7 +47,7 @@ def fingerprint(*parts: str | bytes | Path) -> str:
     digest = blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Path):
-            # A fixed-length digest stands for the file, so that no content can imitate the next part.
+            # Use a digest of fixed length for the file, so that its content cannot imitate the next part.
             kind, data = b"p", bytes.fromhex(_checksum(part))
         else:
             kind, data = (b"s", part.encode()) if isinstance(part, str) else (b"b", part)
@@ -57,7 +57,7 @@ def fingerprint(*parts: str | bytes | Path) -> str:
 
 
 def file_fingerprint(paths: Iterable[Path]) -> str:
-    """Fingerprint of the names and contents of files, whatever folder and order they come in.
+    """Fingerprint of the names and contents of files, independent of their folder and order.
 
     Example:
         >>> len(file_fingerprint([]))
@@ -68,17 +68,18 @@ def file_fingerprint(paths: Iterable[Path]) -> str:
 
 
 def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]) -> T:
-    """Return the value kept in `folder`, building and keeping it first if need be.
+    """Load the value cached in `folder`, or build it and cache it.
 
-    Processes that ask at once build once: the others wait at a lock beside the folder. What is kept is used only if it
-    is byte by byte what was written; otherwise it is deleted with a warning and built anew. Reading takes no lock and
-    needs no write access. Where nothing can be written, the built value is returned with a warning.
+    Only one of several concurrent processes builds the value; the others wait for a lock file next to the folder. An
+    entry is used only if its files are unchanged since they were written; otherwise it is deleted with a warning and
+    built again. Reading takes no lock and needs no write access. If the folder cannot be written, the value is built
+    and returned with a warning.
 
     Args:
-        folder: where the value is kept; put everything that the value depends on into its name.
-        build: makes the value; its errors are the caller's.
-        save: writes the value into an existing, empty folder.
-        load: reads it back.
+        folder: The folder of the value. Its name must include a fingerprint of everything that the value depends on.
+        build: Builds the value. Its errors are not caught.
+        save: Writes the value into an existing, empty folder.
+        load: Reads the value from the folder.
 
     Example:
         >>> import tempfile
@@ -93,9 +94,9 @@ def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None]
     if verify_manifest(folder) is None:
         try:
             return load(folder)
-        # Whole, yet not what `load` expects: which error that gives is up to the file format.
+        # The files are intact, but not in the format that `load` expects; the error depends on the format.
         except Exception:
-            logger.warning("The cache entry %s is whole but cannot be read; it is built anew.", folder, exc_info=True)
+            logger.warning("The cache entry %s is intact but cannot be read. It is built again.", folder, exc_info=True)
             unreadable: str | None = "it cannot be read"
     else:
         unreadable = None
@@ -103,42 +104,42 @@ def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    # NotImplementedError is filelock's word for file systems without locks.
+    # filelock raises NotImplementedError on file systems without locks.
     except (OSError, NotImplementedError) as error:
-        logger.warning("The cache entry %s cannot be written (%s); what is built is not kept.", folder, error)
+        logger.warning("The cache entry %s cannot be written (%s). The value is not cached.", folder, error)
         return build()
     try:
         problem = unreadable or verify_manifest(folder)
-        if problem is None:  # somebody else built it while this process waited
+        if problem is None:  # another process has built it in the meantime
             return load(folder)
         value = build()
         try:
-            _discard_remains(folder, problem)
+            _discard_damaged(folder, problem)
             _store(value, save, folder)
         except OSError as error:
-            logger.warning("The cache entry %s cannot be written (%s); what was built is not kept.", folder, error)
+            logger.warning("The cache entry %s cannot be written (%s). The value is not cached.", folder, error)
         return value
     finally:
         lock.release()
 
 
 def write_manifest(folder: Path) -> None:
-    """Record size and checksum of every file below `folder` in its `manifest.json`, and flush all of them to disk.
+    """Write the size and checksum of every file below `folder` to its `manifest.json`, and flush all files to disk.
 
-    Call it after the last file is written: a folder with a manifest that holds was written to its end.
+    Call it after writing the last file: a folder with a valid manifest is complete.
 
     Raises:
-        OSError: a file cannot be read, or the disk is full.
+        OSError: If a file cannot be read, or the disk is full.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "rows.bin").write_bytes(b"1234")
         ...     write_manifest(Path(folder))
-        ...     whole = verify_manifest(Path(folder))
+        ...     intact = verify_manifest(Path(folder))
         ...     _ = Path(folder, "rows.bin").write_bytes(b"12")
-        ...     torn = verify_manifest(Path(folder))
-        >>> whole, torn
+        ...     truncated = verify_manifest(Path(folder))
+        >>> intact, truncated
         (None, 'rows.bin has 2 bytes instead of 4')
     """
     files = {}
@@ -153,7 +154,10 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_manifest(folder: Path) -> str | None:
-    """Compare a folder with its `manifest.json`: `None` if it is whole, else what is wrong with it.
+    """Compare a folder with its `manifest.json`.
+
+    Returns:
+        `None` if the folder is intact, otherwise a description of the problem.
 
     Example:
         >>> verify_manifest(Path("/no/such/folder"))
@@ -181,13 +185,16 @@ def verify_manifest(folder: Path) -> str | None:
     return None
 
 
-def _discard_remains(folder: Path, problem: str) -> None:
-    """Delete a damaged entry and what killed builders left; the caller holds the lock, so nobody is writing."""
+def _discard_damaged(folder: Path, problem: str) -> None:
+    """Delete a damaged entry and the temporary folders of killed processes.
+
+    The caller must hold the lock, so that no other process is writing.
+    """
     for remains in folder.parent.glob(f"{glob.escape(_temporary_prefix(folder))}*"):
         shutil.rmtree(remains)
     if not os.path.lexists(folder):
         return
-    logger.warning("The cache entry %s is damaged (%s); it is deleted and built anew.", folder, problem)
+    logger.warning("The cache entry %s is damaged (%s). It is deleted and built again.", folder, problem)
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder)
     else:
@@ -199,7 +206,7 @@ def _store(value: T, save: Callable[[T, Path], None], folder: Path) -> None:
     try:
         save(value, temporary)
         write_manifest(temporary)
-        # mkdtemp makes private folders; a cache may be shared by a group, so follow the parent folder.
+        # mkdtemp creates private folders. A cache may be shared by a group, so copy the parent folder's permissions.
         temporary.chmod(folder.parent.stat().st_mode & 0o777)
         os.replace(temporary, folder)
         _flush(folder.parent)
@@ -217,10 +224,10 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _flush(path: Path) -> None:
-    """Force a file, or the list of names in a folder, to disk."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open folders, and does not need to
+    """Flush a file, or the entries of a folder, to disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders and need not flush them
         return
-    # Windows flushes only what is open for writing.
+    # Windows flushes only files that are open for writing.
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Reader of WordNet through the `wn` library (extra `wordnet`), which downloads it once."""
+"""Read WordNet through the `wn` library (extra `wordnet`), which downloads it once."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# WordNet 3.0, the release that the database files of Debian hold.
+# WordNet 3.0, the same release as Debian's database files.
 SPECIFIER = "omw-en:1.4"
 _PARTS = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 _KINDS = frozenset(POINTERS.values())
 
 
 def open_wordnet(specifier: str = SPECIFIER) -> wn.Wordnet:
-    """WordNet as the `wn` library keeps it; the main process downloads it where it is missing.
+    """Open the `wn` library's WordNet; the main process downloads it if necessary.
 
     Raises:
-        FileNotFoundError: the library is not installed, or the download failed. Every process raises it.
+        FileNotFoundError: If the library is not installed or the download failed; raised on every process.
     """
     try:
         import wn
     except ImportError as error:
         raise FileNotFoundError("the `wn` library is not installed") from error
-    import httpx  # what wn downloads with; it lets some of httpx's errors through
+    import httpx  # used by wn for downloads; wn does not catch all of its errors
 
     failure: Exception | None = None
     wordnet: wn.Wordnet | None = None
-    # An error that left this block would leave the other processes waiting for the main one.
+    # Catch errors inside the block, otherwise the other processes would wait forever for the main process.
     with PartialState().main_process_first():
         try:
             wordnet = _installed(specifier)
@@ -58,21 +58,21 @@ def _installed(specifier: str) -> wn.Wordnet | None:
 
     if not wn.lexicons(lexicon=specifier):
         return None
-    # Without `expand` the library would look for relations in other languages' wordnets.
+    # By default, the library would also look for relations in wordnets of other languages.
     return wn.Wordnet(specifier, expand="")
 
 
-def describe(wordnet: wn.Wordnet) -> str:
-    """What is read of it depends on this: the releases it is made of and the library."""
+def wordnet_version(wordnet: wn.Wordnet) -> str:
+    """The versions of the library and of its lexicons, for the cache key."""
     import wn
 
     return " ".join([wn.__version__, *(lexicon.specifier() for lexicon in wordnet.lexicons())])
 
 
 def read_wordnet(wordnet: wn.Wordnet) -> Lexicon:
-    """The same lexicon as from the database files, as far as the release in the library holds the same data.
+    """Build the same lexicon as from the database files, as far as the library's release has the same data.
 
-    Slower than the database files: the library asks its own database word by word.
+    This is slower than reading the database files, as the library queries its database for each word.
     """
     words = wordnet.words()
     exceptions: dict[str, dict[str, list[str]]] = {}

@@ -1,6 +1,6 @@
-"""Reader of the WordNet database files.
+"""Read the WordNet database files.
 
-The format is that of the manual pages wndb(5WN), wninput(5WN), senseidx(5WN), cntlist(5WN) and lexnames(5WN) of
+The format is described in the manual pages wndb(5WN), wninput(5WN), senseidx(5WN), cntlist(5WN) and lexnames(5WN) of
 WordNet 3.0; see https://wordnet.princeton.edu/documentation.
 """
 
@@ -26,7 +26,7 @@ FILES = (
     "cntlist.rev",
 )
 
-# By number. Debian's wordnet-base does not carry the file lexnames.
+# Indexed by number, as Debian's wordnet-base lacks the file lexnames.
 CATEGORIES = (
     *("adj.all", "adj.pert", "adv.all"),
     *("noun.Tops", "noun.act", "noun.animal", "noun.artifact", "noun.attribute", "noun.body", "noun.cognition"),
@@ -38,8 +38,8 @@ CATEGORIES = (
     *("verb.social", "verb.stative", "verb.weather", "adj.ppl"),
 )
 
-# Named as in WN-LMF, so that the `wn` library gives the same relations. Of a pointer and its reflection one is enough.
-# Usage domains ("ethnic slur", "trademark") are left out: they say how a word is used, not what it means.
+# Named as in WN-LMF, so that the `wn` library gives the same relations. Reverse pointers are left out as redundant,
+# and so are usage domains ("ethnic slur", "trademark"), which describe how a word is used, not what it means.
 POINTERS = {
     "!": "antonym",
     "@": "hypernym",
@@ -61,15 +61,16 @@ POINTERS = {
 }
 _POS = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 _TYPE_NUMBERS = {"n": 1, "v": 2, "a": 3, "r": 4, "s": 5}
-_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective may stand
+_MARKER = re.compile(r"\((?:a|p|ip)\)$")  # the syntactic position of an adjective
 
-# An example opens with a quote after punctuation. Other quotes, as in `the phrase "make strides"`, define something.
+# An example starts with a quote after punctuation. Other quotes, as in `the phrase "make strides"`, are part of the
+# definition.
 _EXAMPLE = re.compile(r'[;:,.)]\s*"')
 _LEAD_IN = re.compile(r"(?:[;,:\s]|\b(?:as in )?e\.g\.)+$")
 
 
 class Pointer(NamedTuple):
-    """A link between synsets, or between two of their words (counted from 1; 0 stands for all words)."""
+    """A link between synsets, or between two of their words (counted from 1; 0 means all words)."""
 
     kind: str
     synset: tuple[str, int]
@@ -80,10 +81,10 @@ class Pointer(NamedTuple):
 class Synset(NamedTuple):
     """One line of a data file."""
 
-    type: str  # n, v, a, r or s, the satellite of another adjective
+    type: str  # n, v, a, r, or s for the satellite of another adjective
     offset: int
     category: int
-    first_word: str  # as in the file, with its marker: so it stands in the sense keys of satellites
+    first_word: str  # as in the file, with its marker, as it is part of the sense keys of satellites
     words: tuple[str, ...]
     lexical_ids: tuple[int, ...]
     pointers: tuple[Pointer, ...]
@@ -91,16 +92,16 @@ class Synset(NamedTuple):
 
     @property
     def key(self) -> tuple[str, int]:
-        """What pointers call it: they do not tell satellites from other adjectives."""
+        """The key used by pointers, which do not distinguish satellites from other adjectives."""
         return ("a" if self.type == "s" else self.type), self.offset
 
 
 def read_wordnet(folder: Path) -> Lexicon:
-    """Parse the WordNet database files of a folder; some seconds for WordNet 3.0.
+    """Parse the WordNet database files of a folder, which takes some seconds for WordNet 3.0.
 
     Raises:
-        ValueError: a file is not in the format of wndb(5WN), or the files do not belong together; names file and line.
-        OSError: a file cannot be read.
+        ValueError: If a file is not in the format of wndb(5WN), named with its line, or if the files are inconsistent.
+        OSError: If a file cannot be read.
     """
     with _no_garbage_collection():
         synsets = {synset.key: synset for part in PARTS for synset in _parse(folder / f"data.{part}", _synset)}
@@ -121,13 +122,13 @@ def read_wordnet(folder: Path) -> Lexicon:
             )
         except KeyError as error:
             raise ValueError(
-                f"The WordNet files in {folder} do not belong together: one refers to {error}, which another lacks. "
-                "Install them anew, all of one release."
+                f"The WordNet files in {folder} are inconsistent: one refers to {error}, which another one lacks. "
+                "Install all files again, from one release."
             ) from error
 
 
 def definition_of(gloss: str) -> str:
-    """A gloss without its usage examples and what follows them.
+    """Remove the usage examples and everything after them from a gloss.
 
     Example:
         >>> definition_of('a small cat; "the kitten; it purred"; "kittens" (young cats)')
@@ -138,18 +139,18 @@ def definition_of(gloss: str) -> str:
     definition = gloss
     for example in _EXAMPLE.finditer(gloss):
         before = gloss[: example.start() + 1]
-        if before.count("(") <= before.count(")"):  # within parentheses a quote belongs to the definition
+        if before.count("(") <= before.count(")"):  # a quote in parentheses is part of the definition
             definition = before
             break
     if definition.count('"') % 2:
-        # An example that lost its opening quote, as in `focus once again; The physicist refocused the light beam"`.
+        # An example without its opening quote, as in `focus once again; The physicist refocused the light beam"`.
         definition = (definition.rpartition(";")[0] or definition).replace('"', "")
     return _LEAD_IN.sub("", definition).strip()
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Two million tuples without a cycle: looking for cycles among them again and again takes a third of the time."""
+    """Disable garbage collection: scanning millions of tuples without cycles would take a third of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -162,21 +163,21 @@ def _no_garbage_collection() -> Iterator[None]:
 def _parse(path: Path, parse_line: Callable[[str], T]) -> Iterator[T]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
-            if line.startswith("  "):  # the licence, at the head of data and index files
+            if line.startswith("  "):  # the license at the top of data and index files
                 continue
             try:
                 yield parse_line(line)
             except (ValueError, IndexError, KeyError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not in the WordNet database format ({error!r}): {line[:80]!r}. "
-                    "Install the files anew."
+                    "Install the files again."
                 ) from error
 
 
 def _synset(line: str) -> Synset:
     fields, bar, gloss = line.partition(" | ")
     if not bar:
-        raise ValueError("there is no gloss")
+        raise ValueError("the gloss is missing")
     offset, category, kind, word_count, *rest = fields.split()
     end = 2 * int(word_count, 16)
     pointers = tuple(
@@ -209,7 +210,7 @@ def _sense_count(line: str) -> tuple[str, int]:
 def _exception(line: str) -> tuple[str, list[str]]:
     form, *lemmas = (field.replace("_", " ") for field in line.split())
     if not lemmas:
-        raise ValueError("there is no lemma")
+        raise ValueError("the lemma is missing")
     return form, lemmas
 
 
@@ -235,9 +236,9 @@ def _definitions(
 
 
 def _sense_key(lemma: str, lexical_id: int, synset: Synset, head: Synset | None) -> str:
-    """What senseidx(5WN) calls a sense; a satellite's key names the first word of its head."""
-    of_head = f"{head.first_word.lower()}:{head.lexical_ids[0]:02d}" if head else ":"
-    key = f"{lemma}%{_TYPE_NUMBERS[synset.type]}:{synset.category:02d}:{lexical_id:02d}:{of_head}"
+    """The key of a sense in senseidx(5WN); the key of a satellite ends with the first word of its head."""
+    suffix = f"{head.first_word.lower()}:{head.lexical_ids[0]:02d}" if head else ":"
+    key = f"{lemma}%{_TYPE_NUMBERS[synset.type]}:{synset.category:02d}:{lexical_id:02d}:{suffix}"
     return key.replace(" ", "_")
 
 

@@ -1,4 +1,4 @@
-"""Finds WordNet on this machine and keeps what was read of it in the cache."""
+"""Load WordNet from its database files or the `wn` library; the parsed lexicon is cached."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from defemb_callbacks.definitions.lexicon import Lexicon
 logger = logging.getLogger(__name__)
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
-# Part of every cache key; to be raised when the same files come to be read differently.
+# Part of the cache key. Increment it when a change of the readers changes the lexicon of the same files.
 READER_VERSION = "1"
 
 
 def load_wordnet() -> Lexicon:
-    """WordNet 3.0, from the cache where it was read before.
+    """Load WordNet 3.0 from the cache, or read it and cache it.
 
-    It comes without the words of the closed classes, of which it has homographs only ([`CLOSED_CLASS_WORDS`]).
-    Looks for the database files ([`find_wordnet`]), then asks the `wn` library, which downloads WordNet once.
+    Database files (`find_wordnet`) take precedence over the `wn` library, which downloads WordNet once. Closed-class
+    words are removed, as WordNet defines only homographs of them (`CLOSED_CLASS_WORDS`).
 
     Raises:
-        FileNotFoundError: WordNet is nowhere; names the cures.
-        ValueError: the files found are damaged.
+        FileNotFoundError: If WordNet is not found; names the ways to install it.
+        ValueError: If the database files are damaged.
     """
     folder = find_wordnet()
     if folder is not None:
         content = file_fingerprint(folder / name for name in wndb.FILES)
-        return _kept(content, lambda: wndb.read_wordnet(folder))
-    # With it comes accelerate, whose import takes longer than to load a cached WordNet.
+        return _cached_lexicon(content, lambda: wndb.read_wordnet(folder))
+    # Imported here because it imports accelerate, which takes longer than loading the cached WordNet.
     from defemb_callbacks.definitions import wn_backend
 
     try:
         wordnet = wn_backend.open_wordnet()
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"WordNet was not found: $WORDNET_DIR is not set, its database files are not in {DEBIAN_FOLDER}, and "
-            f"{error}. Do one of these: set WORDNET_DIR to a folder with the WordNet 3.0 database files; "
-            '`apt-get install wordnet-base`; `pip install "defemb-callbacks[wordnet]"` on a machine with network.'
+            f"WordNet was not found: $WORDNET_DIR is not set, {DEBIAN_FOLDER} has no database files, and {error}. "
+            "Do one of these: set WORDNET_DIR to a folder with the WordNet 3.0 database files; "
+            '`apt-get install wordnet-base`; `pip install "defemb-callbacks[wordnet]"`, which needs network access.'
         ) from error
-    return _kept(wn_backend.describe(wordnet), lambda: wn_backend.read_wordnet(wordnet))
+    return _cached_lexicon(wn_backend.wordnet_version(wordnet), lambda: wn_backend.read_wordnet(wordnet))
 
 
 def find_wordnet() -> Path | None:
-    """The folder of the WordNet database files: `$WORDNET_DIR`, else where Debian's `wordnet-base` puts them.
+    """Find the folder of the WordNet database files: `$WORDNET_DIR` or that of Debian's `wordnet-base`.
 
     Raises:
-        FileNotFoundError: `$WORDNET_DIR` is set, but lacks files; names them.
+        FileNotFoundError: If `$WORDNET_DIR` is set but files are missing there; names them.
     """
     chosen = os.environ.get("WORDNET_DIR")
     folder = Path(chosen).expanduser() if chosen else DEBIAN_FOLDER
@@ -58,12 +58,12 @@ def find_wordnet() -> Path | None:
     if chosen and missing:
         raise FileNotFoundError(
             f"$WORDNET_DIR is {chosen!r}, where {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing. "
-            "Set it to a folder with the WordNet 3.0 database files, or unset it."
+            "Set it to a folder with all WordNet 3.0 database files, or unset it."
         )
     return None if missing else folder
 
 
-def _kept(content: str, read: Callable[[], Lexicon]) -> Lexicon:
+def _cached_lexicon(content: str, read: Callable[[], Lexicon]) -> Lexicon:
     def build() -> Lexicon:
         logger.info("Reading WordNet; this is done once.")
         return read().without(CLOSED_CLASS_WORDS)
@@ -72,9 +72,9 @@ def _kept(content: str, read: Callable[[], Lexicon]) -> Lexicon:
     return cached(folder, build, Lexicon.save, Lexicon.load)
 
 
-# WordNet covers nouns, verbs, adjectives and adverbs. What it says of "in" (the inch, indium), "he" (helium), "us" (the
-# United States) or "who" (the World Health Organization) is right of those homographs and wrong of the word that
-# text is full of. Dictionaries that define the closed classes themselves are not filtered.
+# WordNet covers nouns, verbs, adjectives and adverbs only. Its definitions of "in" (inch, indium), "he" (helium), "us"
+# (United States) or "who" (World Health Organization) belong to homographs and are wrong for the frequent words.
+# Dictionaries that define closed-class words are not filtered.
 CLOSED_CLASS_WORDS = frozenset(
     """
     a an the this that these those
