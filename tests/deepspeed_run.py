@@ -1,4 +1,4 @@
-"""What test_deepspeed runs in a process of its own: DeepSpeed on the CPU, several Trainers one after the other."""
+"""Script that `weights/test_deepspeed.py` runs in its own process: several Trainers with DeepSpeed on the CPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def settings(stage: int, **more: Any) -> dict[str, Any]:
 
 
 def trained(folder: Path, checkpoint: Path, stage: int, late: bool, **callback: Any) -> dict[str, Any]:
-    """A Trainer: tables when it is made, when training begins, after the first step, and as they are saved."""
+    """Train, and return the table at the start and end of training, after the first step, and as saved."""
     tokenizer = wordpiece_tokenizer()
     found: dict[str, Any] = {}
 
@@ -76,7 +76,7 @@ def trained(folder: Path, checkpoint: Path, stage: int, late: bool, **callback: 
 
 
 def in_bfloat16(stage: int) -> dict[str, Any]:
-    """Rows written into a prepared bfloat16 model, whose optimizer trains float32 copies."""
+    """Write rows into a prepared bfloat16 model, whose optimizer trains float32 copies."""
     import deepspeed
 
     model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification).bfloat16()
@@ -109,7 +109,7 @@ def main(folder: Path) -> None:
             name = f"zero{stage}-{'late' if late else 'init'}"
             outcomes[name] = trained(folder / name, folder / "checkpoint", stage, late)
     outcomes["zero3-data"] = trained(folder / "data", folder / "checkpoint", 3, False, frequency="training_data")
-    # TrainingArguments hold on to the sharding of what is loaded after them.
+    # TrainingArguments would otherwise shard every model that is loaded after them.
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()
@@ -119,7 +119,7 @@ def main(folder: Path) -> None:
         save_file(tensors, folder / f"{name}.safetensors")
         plain = {key: value for key, value in outcome.items() if key not in tensors}
         (folder / f"{name}.json").write_text(json.dumps(plain))
-    # Its threads, or gloo's, now and then keep a process from ending that is done.
+    # DeepSpeed's or gloo's threads occasionally keep a finished process from exiting.
     sys.stdout.flush()
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Work in a forked process: what tests of faults kill, limit or wait for."""
+"""Run functions in forked processes, which tests kill or limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def forked(work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def result_of(work: Callable[[], Any]) -> Any:
-    """What a forked process returns, or its error; a limit set in there is gone afterwards."""
+    """Return the result of `work` in a forked process, or its error as text; limits set there end with it."""
 
     def run(connection: Any) -> None:
         try:

@@ -1,6 +1,6 @@
-"""What each process of a launch runs for test_distributed: one case after the other, and what came out, on disk.
+"""Script that each process of `weights/test_distributed.py` runs: all cases in turn, with results written to disk.
 
-A launch costs ten seconds of imports, so there is one for each number of processes.
+A launch takes ten seconds for imports, so there is only one for each number of processes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from defemb_callbacks.weights.config_record import read_record
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
 from defemb_callbacks.weights.rows import read_table, write_rows
 from defemb_callbacks.weights.sharding import whole, write_into
-from launching import CONFIGS, fsdp_environment, leave_together
+from launching import CONFIGS, exit_together, fsdp_environment
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
-Outcome = dict[str, Any]  # tensors, or plain JSON
+Outcome = dict[str, Any]  # tensors and JSON values
 IDS = torch.tensor([7, 3, 470, 100])
 RATE = 0.5
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -51,11 +51,11 @@ def new_rows(width: int = 32) -> Tensor:
 
 
 def trained(model: nn.Module, steps: int = 1) -> list[Tensor]:
-    """The table after each step of gradient descent on the same sentences on every process."""
+    """Return the table after each step of gradient descent, on the same sentences on every process."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     batch = tiny_dataset(wordpiece_tokenizer(), 4)[:]
     ids = torch.tensor(batch["input_ids"])
-    ids[:, 1] = IDS  # rows that were written get gradients
+    ids[:, 1] = IDS  # gives the written rows gradients
     tables = []
     for _ in range(steps):
         model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.square().mean().backward()
@@ -71,7 +71,7 @@ def metrics_of(model: nn.Module) -> dict[str, float]:
 
 
 def sharded(model: nn.Module) -> nn.Module:
-    """As accelerate does for FSDP2: layers, then the rest of the model, in place."""
+    """Shard in place, as accelerate does for FSDP2: the layers, then the rest of the model."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     for module in list(model.modules()):
         if isinstance(module, BertLayer):
@@ -81,7 +81,7 @@ def sharded(model: nn.Module) -> nn.Module:
 
 
 def ddp(folder: Path, frequency: str) -> Outcome:
-    """A real Trainer: its tables at init, at train begin and at the end."""
+    """Train with a Trainer, and return the table when it is created, when training starts and at the end."""
     found: Outcome = {}
 
     class Look(TrainerCallback):
@@ -116,12 +116,12 @@ def ddp_training_data(folder: Path) -> Outcome:
 
 
 def fsdp_tied(folder: Path) -> Outcome:
-    """Written after sharding, where one parameter is the input and the output table."""
+    """Rows written after sharding, with tied input and output tables."""
     model = sharded(tiny_bert(wordpiece_tokenizer(), BertForMaskedLM))
     assert isinstance(model.get_input_embeddings().weight, DTensor)
     write_rows(model, IDS, new_rows())
     written, metrics = read_table(model), metrics_of(model)
-    with torch.no_grad():  # afterwards FSDP2 keeps the whole table, which is not what is trained
+    with torch.no_grad():  # afterwards FSDP2 keeps the unsharded table, which is not the one that is trained
         logits = model(input_ids=IDS[None]).logits
     write_rows(model, IDS, 2 * new_rows())
     tables = trained(model, 2)
@@ -129,14 +129,14 @@ def fsdp_tied(folder: Path) -> Outcome:
 
 
 def fsdp_untied(folder: Path) -> Outcome:
-    """Rows of the output table alone, by columns too: tensor parallelism shards either way."""
+    """Rows of the output table only, also sharded by columns, as tensor parallelism may do."""
     model = tiny_bert(wordpiece_tokenizer(), BertForMaskedLM, tie_word_embeddings=False)
     sharded(model)
     write_rows(model, IDS, new_rows(), "output")
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     by_column = nn.Parameter(distribute_tensor(torch.zeros(476, 5), mesh, [Shard(1)]))
     write_into(by_column, IDS, new_rows(5))
-    small = nn.Parameter(distribute_tensor(torch.zeros(2, 5), mesh, [Shard(0)]))  # of three processes one has none
+    small = nn.Parameter(distribute_tensor(torch.zeros(2, 5), mesh, [Shard(0)]))  # one of three processes has no rows
     write_into(small, torch.tensor([1]), torch.ones(1, 5))
     return {
         "input": read_table(model),
@@ -149,7 +149,7 @@ def fsdp_untied(folder: Path) -> Outcome:
 
 
 def shard_by_accelerate(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
-    """Shard in place as an accelerator with this plugin does; on CPUs it would take DDP instead."""
+    """Shard in place, as an `Accelerator` with this plugin does; on CPUs it would use DDP instead."""
     accelerator: Any = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         mixed_precision="no",
@@ -160,7 +160,7 @@ def shard_by_accelerate(model: nn.Module, plugin: FullyShardedDataParallelPlugin
 
 
 def fsdp_of_the_file(folder: Path) -> Outcome:
-    """The layers sharded as `accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml` says."""
+    """Layers sharded as with `accelerate launch --config_file examples/accelerate_configs/fsdp2.yaml`."""
     environment = fsdp_environment(CONFIGS / "fsdp2.yaml")
     os.environ |= environment
     try:
@@ -175,7 +175,7 @@ def fsdp_of_the_file(folder: Path) -> Outcome:
 
 
 def awaited(folder: Path) -> Outcome:
-    """accelerate's FSDP2 with `cpu_ram_efficient_loading`: only the main process has weights when rows are written."""
+    """FSDP2 with `cpu_ram_efficient_loading`: only the main process has weights when rows are written."""
     tokenizer = wordpiece_tokenizer()
     checkpoint = folder / "checkpoint"
     on_main_process(lambda: tiny_bert(tokenizer, BertForSequenceClassification).save_pretrained(checkpoint))
@@ -183,7 +183,7 @@ def awaited(folder: Path) -> Outcome:
     try:
         model = BertForSequenceClassification.from_pretrained(checkpoint).eval()
         if torch.distributed.get_rank() != 0:
-            # transformers 5.24 leaves only those there that the checkpoint lacks, other versions all.
+            # transformers 5.24 leaves only weights that the checkpoint lacks on the meta device, other versions all.
             for module in model.modules():
                 for name, weight in module.named_parameters(recurse=False):
                     setattr(module, name, nn.Parameter(weight.to("meta")))
@@ -193,7 +193,7 @@ def awaited(folder: Path) -> Outcome:
             fsdp_version=2, auto_wrap_policy="no_wrap", cpu_ram_efficient_loading=True
         )
         shard_by_accelerate(model, plugin)
-        # A second model of the same weights, made after sharding (`model_init`): its rows are in the cache.
+        # A second model with the same weights, created after sharding (`model_init`): its rows are in the cache.
         second = sharded(tiny_bert(tokenizer, BertForSequenceClassification))
         again = build_definition_embeddings(second, tokenizer, tiny_glossary())
         other = sharded(tiny_bert(tokenizer, BertForSequenceClassification, hidden_size=16))
@@ -234,7 +234,7 @@ def adapted(name: str) -> Any:
 
 
 def together(folder: Path) -> Outcome:
-    """A build that all processes share, and one that fails on all."""
+    """A build shared by all processes, and errors raised on all of them."""
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
     read = [0]
@@ -270,7 +270,7 @@ CASES: dict[int, list[Callable[[Path], Outcome]]] = {
 
 
 def dying(folder: Path) -> None:
-    """The last process is killed while all read definitions."""
+    """Kill the last process while all encode definitions."""
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
 
@@ -297,7 +297,7 @@ def main(folder: Path) -> None:
         save_file(tensors, own / f"{rank}.safetensors")
         plain = {name: value for name, value in outcome.items() if name not in tensors}
         (own / f"{rank}.json").write_text(json.dumps(plain))
-    leave_together(folder)
+    exit_together(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several processes: how tests start them, and how these end."""
+"""Launch scripts in several processes, and end those processes together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 
 CONFIGS = Path(__file__).resolve().parents[1] / "examples" / "accelerate_configs"
 
-# What torch says when gloo's threads outlive the interpreter, now and then, of a process that is done (pytorch issue
+# torch occasionally prints this when gloo's threads outlive the interpreter of a finished process (pytorch issue
 # 190489).
 ABORTED_AT_EXIT = "terminate called without an active exception"
 
@@ -23,10 +23,10 @@ ABORTED_AT_EXIT = "terminate called without an active exception"
 def torchrun(
     *arguments: str, processes: int = 2, options: Sequence[str] = (), env: Mapping[str, str] | None = None, **how: Any
 ) -> str:
-    """Run a script, or `-m module`, in processes of one thread each, one of them without a launch; what they printed.
+    """Run a script, or `-m module`, and return its output; each process uses one thread.
 
-    Scripts of ours end by `leave_together`. Those of users cannot: with `attempts=2` they are started once more where
-    torch has aborted them at their end.
+    A single process is started directly, without torchrun. Our own scripts end with `exit_together`. Others cannot:
+    with `attempts=2` they are run again if torch aborts them at exit.
     """
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), *options]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
@@ -34,8 +34,8 @@ def torchrun(
 
 
 def accelerate_launch(*arguments: str, processes: int = 2, **how: Any) -> str:
-    """The same by `accelerate launch`: what they printed and logged. The script has to be told to stay on the CPU."""
-    # As its "CPU", accelerate would start a single process and leave the others to mpirun.
+    """Run a script with `accelerate launch`; return its output and logs. The script itself must choose the CPU."""
+    # With `--cpu`, accelerate starts a single process and leaves the others to mpirun.
     launch = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", "0"]
     done = _run(["-m", "accelerate.commands.launch", *launch, *arguments], {}, **how)
     return done.stdout + done.stderr
@@ -56,11 +56,11 @@ def _run(
     return done
 
 
-def leave_together(folder: Path) -> None:
-    """End this process of a launch, when all others are done too, without tearing the interpreter down.
+def exit_together(folder: Path) -> None:
+    """Wait until all processes of the launch are done, then exit without interpreter shutdown.
 
-    Destroying the group first does not keep gloo's threads from aborting the process. No process leaves while another
-    may still hear from it.
+    Destroying the process group first does not keep gloo's threads from aborting the process. No process exits while
+    another one may still communicate with it.
     """
     (folder / f"done-{os.environ['RANK']}").touch()
     while len(list(folder.glob("done-*"))) < int(os.environ["WORLD_SIZE"]):
@@ -71,7 +71,7 @@ def leave_together(folder: Path) -> None:
 
 
 def fsdp_environment(path: Path) -> dict[str, str]:
-    """What `accelerate launch --config_file` tells its processes of FSDP."""
+    """Return the FSDP variables that `accelerate launch --config_file` sets in its processes."""
     arguments, _, _ = _validate_launch_command(
         launch_command_parser().parse_args(["--config_file", str(path), "script"])
     )

@@ -1,4 +1,4 @@
-"""A tiny WordNet, written in the format of wndb(5WN)."""
+"""A tiny WordNet in the format of wndb(5WN)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """A synset of the tiny WordNet; pointers name their target and, optionally, source and target word."""
+    """A synset; its pointers are (symbol, name of the target[, source and target word numbers])."""
 
     name: str
     part: str
@@ -49,7 +49,7 @@ TYPES = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 
 
 def write_wordnet(folder: Path) -> Path:
-    """Write SYNSETS in the format of wndb(5WN), every synset at the byte offset that its line and its pointers name."""
+    """Write `SYNSETS` in the format of wndb(5WN), each synset at the byte offset that refers to it."""
     folder.mkdir()
 
     def text(line: Line, offsets: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Reads back what TensorBoard, W&B, MLflow and trackio have written on this machine, all as the same kind of list."""
+"""Read the local files of TensorBoard, W&B, MLflow and trackio into one format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass
 class Run:
-    """One run of a tracker: `points[key]` are (global step, value, the tracker's own number of the row)."""
+    """A run of a tracker; `points[key]` is a list of (global step, value, the tracker's own row number)."""
 
     project: str
     points: dict[str, list[tuple[int, float, int]]] = field(default_factory=dict)
@@ -23,14 +23,14 @@ class Run:
         self.points.setdefault(key, []).append((step, value, row))
 
     def add_row(self, figures: dict[str, Any], row: int) -> None:
-        """For trackers that leave the step to the x-axis `train/global_step`."""
+        """Add a row of a tracker that logs the step as the metric `train/global_step`."""
         step = figures.pop("train/global_step")
         for key, value in figures.items():
             self.add(key, step, value, row)
 
 
 def read_tensorboard(folder: Path) -> list[Run]:
-    """A run is a folder with event files, its project the folder that the Trainer got as `output_dir`."""
+    """A run is a folder with event files; its project is the Trainer's `output_dir`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     runs = []
@@ -66,7 +66,7 @@ def read_wandb(folder: Path) -> list[Run]:
 
 
 def _leveldb_records(data: bytes, offset: int) -> Iterator[bytes]:
-    """LevelDB's log format: blocks of 32 KiB, in them pieces of records (checksum, length, kind: 1 whole, 4 last)."""
+    """Parse LevelDB's log format: 32 KiB blocks of record fragments (checksum, length, type: 1 full, 4 last)."""
     position, record = 0, b""
     while position < len(data):
         left = 32768 - (position + offset) % 32768
@@ -98,7 +98,7 @@ def read_mlflow(folder: Path) -> list[Run]:
 
 
 def read_trackio(folder: Path) -> list[Run]:
-    """A project is an SQLite file; its reader in trackio itself is bound to one folder for each process."""
+    """A project is an SQLite file; trackio's own reader is bound to one folder per process."""
     runs = []
     for path in sorted(folder.glob("*.db")):
         with sqlite3.connect(path) as database:

@@ -14,7 +14,7 @@ import pytest
 from transformers import BertForSequenceClassification, PrinterCallback, Trainer
 
 from defemb_callbacks import DefinitionEMBCallback, EmbeddingMonitorCallback
-from launching import leave_together, torchrun
+from launching import exit_together, torchrun
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 4}
@@ -111,7 +111,7 @@ def worker(folder: Path) -> None:
         )
         assert trainer.args.world_size == 2
         trainer.train()
-    leave_together(folder)
+    exit_together(folder)
 
 
 @pytest.mark.slow

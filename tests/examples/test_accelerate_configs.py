@@ -78,10 +78,10 @@ def test_two_processes_really_are_launched(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from accelerate import PartialState\n"
-        "from launching import leave_together\n"
+        "from launching import exit_together\n"
         "state = PartialState(cpu=True)  # as TrainingArguments(use_cpu=True) does\n"
         "print(f'process {state.process_index} of {state.num_processes}, {state.backend}', flush=True)\n"
-        "leave_together(Path(sys.argv[1]))\n"
+        "exit_together(Path(sys.argv[1]))\n"
     )
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(CONFIGS / "cpu_2_processes.yaml"), str(script), str(tmp_path)]

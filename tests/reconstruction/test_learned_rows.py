@@ -33,7 +33,7 @@ from defemb_callbacks.reconstruction.constructor.training import isolated_traini
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
-from launching import leave_together, torchrun
+from launching import exit_together, torchrun
 from runs import forward_calls, losses
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
@@ -426,7 +426,7 @@ def worker(folder: Path, tokens: int) -> None:
     (folder / f"info-{rank}.json").write_text(json.dumps(learned.info))
     torch.save(learned.rows, folder / f"rows-{rank}.pt")
     if torch.distributed.is_initialized():
-        leave_together(folder)
+        exit_together(folder)
 
 
 @pytest.mark.slow
