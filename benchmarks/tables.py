@@ -1,4 +1,4 @@
-"""Writes the README's tables from the JSON in `benchmarks/results/`, between `<!-- table NAME -->` and `<!-- end -->`.
+"""Update the README's tables from the JSON in `benchmarks/results/`, between `<!-- table NAME -->` and `<!-- end -->`.
 
 python benchmarks/tables.py
 """
@@ -58,7 +58,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def render(text: str) -> str:
-    """The text with every table made anew from its results."""
+    """Return the text with every table generated again from its results."""
 
     def replaced(match: re.Match[str]) -> str:
         file, make = TABLES[match["name"]]

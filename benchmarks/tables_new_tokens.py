@@ -1,4 +1,4 @@
-"""The README's tables of new tokens."""
+"""Generate the README's tables of new tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from tables_common import table
 
 NEW_TOKENS = {
-    "pretrained": "pretrained (ceiling)",
+    "pretrained": "pretrained (upper bound)",
     "definition": "definitions",
     "definition with synonyms": "with synonyms",
     "sub-token mean": "sub-token mean",
@@ -26,13 +26,13 @@ def new_tokens(result: dict[str, Any]) -> str:
         for name, groups in result["similarity"].items()
     ]
     rows += [
-        [f"rank of the word's old row among {result['word_tokens']:,}, median: {group} words", *cells(ranks, "{:,.0f}")]
+        [f"median rank of the word's own row among {result['word_tokens']:,}: {group} words", *cells(ranks, "{:,.0f}")]
         for group, ranks in result["median_rank"].items()
     ]
     categories = result["categories"]
     rows.append([f"WordNet category of {categories['test_nouns']:,} nouns (accuracy)", *cells(categories["accuracy"])])
-    rows.append(["cosine to the old row, centred", *cells(result["centred_cosine"])])
-    return table([f"{result['words']:,} words held out, {result['folds']} parts", *NEW_TOKENS.values()], rows)
+    rows.append(["centred cosine to the original row", *cells(result["centred_cosine"])])
+    return table([f"{result['words']:,} held-out words, {result['folds']} folds", *NEW_TOKENS.values()], rows)
 
 
 def new_tokens_recovery(result: dict[str, Any]) -> str:
@@ -49,14 +49,14 @@ def new_tokens_recovery(result: dict[str, Any]) -> str:
 def new_tokens_speed(result: dict[str, Any]) -> str:
     speed = result["speed"]
     rows = [
-        [f"{speed['terms']:,} new terms, map in the cache, seconds", f"{speed['seconds']:.1f}"],
-        [f"memory beyond the model's {speed['model_mb']:.0f} MB, MB", f"{speed['extra_mb']:.0f}"],
+        [f"{speed['terms']:,} new terms, cached map, seconds", f"{speed['seconds']:.1f}"],
+        [f"extra memory (model: {speed['model_mb']:.0f} MB), MB", f"{speed['extra_mb']:.0f}"],
     ]
     return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
 
 
 NEW_TOKENS_LM = {
-    "not extended": "sub-tokens, nothing added",
+    "not extended": "sub-tokens (not added)",
     **{method: label for method, label in NEW_TOKENS.items() if method in ("definition", "sub-token mean")},
     "mean of the glosses' tokens": "mean of the gloss",
     "mean + covariance draw": "mean + covariance draw",
@@ -67,7 +67,7 @@ def new_tokens_lm(result: dict[str, Any]) -> str:
     spaced, behind = ([run[form]["losses"] for run in result["runs"]] for form in ("with its space", "behind a space"))
 
     def cell(runs: list[dict[str, Any]], method: str, step: int, part: str) -> str:
-        # What is not extended has no rows to train.
+        # Without added tokens there are no rows to train.
         return f"{mean(run[method][step][part] for run in runs):.2f}" if step < len(runs[0][method]) else ""
 
     shown = [(spaced, 0, part) for part in ("sentence", "before", "word", "after")]
@@ -77,6 +77,6 @@ def new_tokens_lm(result: dict[str, Any]) -> str:
         [label, *(cell(runs, method, step, part) for runs, step, part in shown)]
         for method, label in NEW_TOKENS_LM.items()
     ]
-    header = ["rows", "sentence, a character", "before the word", "the word", "after it"]
+    header = ["rows", "sentence, per character", "before the word", "the word", "after it"]
     header += [f"sentence, step {step}" for step in result["steps"][1:]]
-    return table([*header, "word behind a space: sentence", "the word"], rows)
+    return table([*header, "word after a space token: sentence", "the word"], rows)

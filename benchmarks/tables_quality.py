@@ -1,4 +1,4 @@
-"""The README's tables of what rebuilt embeddings are worth, and of the choices behind them."""
+"""Generate the README's tables of the quality of rebuilt embeddings, and of the choice of defaults."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def sst2(result: dict[str, Any]) -> str:
             rows.append(cells)
     headings = [f"all {examples['all']:,}", f"the {examples['rare']:,} with a rare rebuilt token"]
     columns = [column for heading in headings for column in (f"accuracy, {heading}", "difference [95 %]")]
-    return table(["sentences", "rows", "new to old rows, cosine", *columns], rows)
+    return table(["sentences", "rows", "cosine of new to old rows", *columns], rows)
 
 
 def features(result: dict[str, Any]) -> str:
     rows = [
         [name, f"{row['r_squared']:.3f}", f"{row['centred_cosine']:.3f}"] for name, row in result["features"].items()
     ]
-    return table(["features of a definition", "held-out R²", "centred cosine to the old row"], rows)
+    return table(["features of a definition", "held-out R²", "centred cosine to the original row"], rows)
 
 
 def definitions(result: dict[str, Any]) -> str:
@@ -70,7 +70,7 @@ def definitions(result: dict[str, Any]) -> str:
         [number, f"{row['r_squared']:.3f}", f"{row['centred_cosine']:.3f}", f"{row['tokens']:,}"]
         for number, row in result["definitions_per_token"].items()
     ]
-    return table(["definitions a word, at most", "held-out R²", "centred cosine", "tokens to encode"], rows)
+    return table(["max. definitions per word", "held-out R²", "centred cosine", "tokens to encode"], rows)
 
 
 def weights(result: dict[str, Any]) -> str:
@@ -92,7 +92,9 @@ def dictionaries(result: dict[str, Any]) -> str:
         [name, f"{found[name]['defined']:,}", f"{found[name]['centred_cosine']:.3f}"]
         for name in ("WordNet", "Wiktionary 2015", "both")
     ]
-    return table(["dictionaries", "tokens defined", f"centred cosine on {found['words']:,} words of both"], rows)
+    return table(
+        ["dictionaries", "tokens defined", f"centred cosine on {found['words']:,} words defined by both"], rows
+    )
 
 
 def coverage(result: dict[str, Any]) -> str:
@@ -112,6 +114,14 @@ def learned(result: dict[str, Any]) -> str:
             row, size = found[setup], f"{found['words'] - found['held_out']:,}"
             first = row.get("eval_loss", [])[:1] if part == "some" else []
             curve = f"{1000 * first[0][1]:.3f} → {1000 * row['eval_loss'][-1][1]:.3f}" if first else ""
-            rows.append([size, setup, f"{row['centred_cosine']:.3f}", f"{row['seconds'] / 60:.1f} min", curve])
-    header = ["words to learn from", "method", "centred cosine, words held out", "time"]
-    return table([*header, "their loss × 1000, at a tenth and at the end"], rows)
+            rows.append(
+                [
+                    size,
+                    setup.replace("head drawn at random", "random head"),
+                    f"{row['centred_cosine']:.3f}",
+                    f"{row['seconds'] / 60:.1f} min",
+                    curve,
+                ]
+            )
+    header = ["training words", "method", "centred cosine, held-out words", "time"]
+    return table([*header, "held-out loss × 1000, after 10 % and at the end"], rows)

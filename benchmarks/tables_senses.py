@@ -1,4 +1,4 @@
-"""The README's tables of sentence embeddings and of senses."""
+"""Generate the README's tables of sentence embeddings and of senses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from typing import Any
 
 from tables_common import table
 
-POOLINGS = {"static": "static table", "layer:3": "layer 3", "layer:5": "layer 5", "first_last": "first and last layer"}
+POOLINGS = {
+    "static": "static embeddings",
+    "layer:3": "layer 3",
+    "layer:5": "layer 5",
+    "first_last": "first and last layer",
+}
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -20,7 +25,7 @@ def sentence(result: dict[str, Any]) -> str:
         best = max(shown)
         cells = [f"**{score:.3f}**" if score == best else f"{score:.3f}" for score in shown]
         rows.append([POOLINGS.get(pooling, f"{pooling} layer"), *cells, found["advice"]["verdict"]])
-    header = ["mean over", "raw", "whitening", "to 256", "to 128", "top 10 removed"]
+    header = ["pooling", "raw", "whitening", "to 256", "to 128", "top 10 removed"]
     return table([*header, "flow (principal)", "flow (paper)", "flow (code)", "advice"], rows)
 
 
@@ -28,14 +33,14 @@ def sentence_cost(result: dict[str, Any]) -> str:
     fit, encode, stream = result["fit_seconds"], result["encode"]["ratio"], result["stream"]
     flows = [value for name, value in fit.items() if name.startswith("flow")]
     rows = [
-        [f"fit to {fit['sentences']:,} vectors of {fit['width']}: whitening", f"{fit['whitening']:.2f} s"],
-        ["the same: flows", f"{min(flows):.0f} to {max(flows):.0f} s"],
+        [f"fit to {fit['sentences']:,} vectors of width {fit['width']}: whitening", f"{fit['whitening']:.2f} s"],
+        ["the same, flows", f"{min(flows):.0f} to {max(flows):.0f} s"],
         [
             f"whitening of a stream of {stream['vectors']:,} × {stream['width']}: extra memory",
             f"{stream['extra_mb']:.0f} MB",
         ],
-        ["time to encode, as a multiple of the time without: whitening", f"{encode['whitening']:.2f}"],
-        ["the same: flow (principal)", f"{encode['flow principal']:.2f}"],
+        ["encoding time relative to no calibration: whitening", f"{encode['whitening']:.2f}"],
+        ["the same, flow (principal)", f"{encode['flow principal']:.2f}"],
     ]
     return table(["all-MiniLM-L6-v2, 2 CPU cores", "measured"], rows)
 
@@ -63,8 +68,14 @@ def senses(result: dict[str, Any]) -> str:
         rows.append([name, *cells, f"{layers:.1f} M", f"{size:.0f}", f"{faster:.2f}"])
     settings = found["settings"]
     what = f"SST-2, {settings['max_train_samples']:,} sentences, {len(runs)} seed{'s' * (len(runs) > 1)}"
-    header = [what, "accuracy", "less the teacher's", "parameters without table", "MB on disk, senses in float16"]
-    return table([*header, "times the teacher's speed"], rows)
+    header = [
+        what,
+        "accuracy",
+        "difference to the teacher",
+        "parameters without embeddings",
+        "MB on disk, senses in float16",
+    ]
+    return table([*header, "speed relative to the teacher"], rows)
 
 
 def senses_cost(result: dict[str, Any]) -> str:
@@ -72,7 +83,7 @@ def senses_cost(result: dict[str, Any]) -> str:
     runs = result["distillation"]["runs"]
     rows = [
         [
-            f"reading {build['tokens']:,} tokens: share of the bare forward pass's speed",
+            f"reading {build['tokens']:,} tokens: speed relative to the bare forward pass",
             f"{build['share_of_bare']:.2f}",
         ],
         [
@@ -80,15 +91,15 @@ def senses_cost(result: dict[str, Any]) -> str:
             f"{build['tokens_with_senses']:,} tokens in all), seconds",
             f"{build['clustering_seconds']:.0f}",
         ],
-        ["memory of the states that are kept, MB", f"{build['states_mb']:.0f}"],
-        ["forward pass with senses, as a multiple of that without", f"{lookup['ratio']:.3f}"],
+        ["memory of the sampled states, MB", f"{build['states_mb']:.0f}"],
+        ["forward pass: time with senses relative to without", f"{lookup['ratio']:.3f}"],
     ]
     for storage in ("float32", "float16", "product"):
         size = runs[0]["bytes"][f"dictionary, {storage}"] / 1e6
         score = runs[0]["dictionary_accuracy"][storage]
         rows.append(
             [
-                f"SST-2's dictionary in {storage}, first seed: MB, and the teacher's accuracy with it",
+                f"SST-2 dictionary in {storage}, first seed: MB, accuracy of the teacher with it",
                 f"{size:.1f}, {score:.4f}",
             ]
         )
@@ -97,16 +108,15 @@ def senses_cost(result: dict[str, Any]) -> str:
 
 def senses_wic(result: dict[str, Any]) -> str:
     rows = []
-    for part, texts in (("wic", "without the pairs"), ("wic_with_pairs", "with the pairs' contexts")):
+    for part, texts in (("wic", "text without the pairs"), ("wic_with_pairs", "text with the pairs")):
         for name, row in result[part].items():
             if isinstance(row, dict) and "auc" in row and not (name == "raw" and rows):
                 right = [f"{row[key]:.3f}" if key in row else "" for key in ("accuracy", "accuracy_same_token")]
                 number = f"{row['mean_senses_of_targets']:.1f}" if "mean_senses_of_targets" in row else ""
                 known = "" if name == "raw" else texts
-                rows.append(
-                    ["states themselves" if name == "raw" else name, known, number, *right, f"{row['auc']:.3f}"]
-                )
+                label = "hidden states" if name == "raw" else name.replace(", the nearest", ", Euclidean")
+                rows.append([label, known, number, *right, f"{row['auc']:.3f}"])
     found = result["wic"]
-    one = f"of the {found['pairs_of_one_token']:,} with one token"
-    header = [f"Word in Context, {found['pairs']:,} pairs", "dictionary of text", "senses of a target"]
+    one = f"accuracy, {found['pairs_of_one_token']:,} single-token pairs"
+    header = [f"Word in Context, {found['pairs']:,} pairs", "dictionary built from", "senses per target"]
     return table([*header, 'accuracy of "same sense"', one, "AUC of the cosine"], rows)
