@@ -136,7 +136,7 @@ def build(
         embeddings.save_pretrained(output)
     info = embeddings.info
     # A learned constructor without held-out words has no R².
-    explained = f"; R² against the old rows: {info['r_squared']:.3f}" if info["r_squared"] else ""
+    explained = f"; held-out R²: {info['r_squared']:.3f}" if info["r_squared"] else ""
     table = "" if config.table == "input" else f" --table {config.table}"
     strategy = "" if paper is None else " --strategy replace --no-rescale"
     _echo(
