@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from defemb_callbacks.metrics.catalog import CATALOG
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -58,6 +60,14 @@ def test_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> Non
     tables = importlib.import_module("tables")
     assert len(re.findall(r"<!-- table \w+ -->", README)) == len(tables.TABLES)
     assert tables.render(README) == README, "run `python benchmarks/tables.py`"
+
+
+def test_the_table_of_metrics_is_that_of_the_catalog() -> None:
+    [table] = re.findall(r"\| key `defemb/…` .*\n\|[-|]+\|\n((?:\|.*\n)+)", README)
+    rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in table.splitlines()]
+    assert rows == [
+        [f"`{metric.name}`", metric.title, metric.definition, metric.better or ""] for metric in CATALOG.values()
+    ]
 
 
 def test_links_lead_somewhere() -> None:
