@@ -267,7 +267,7 @@ COUNTS = torch.ones(476, dtype=torch.int64)
         ({}, _with_nan, {}, None, "NaN"),
         ({}, None, {"frequency": "training_data"}, None, "needs the token counts"),
         ({}, None, {"only_training_tokens": True}, None, "`only_training_tokens=True` needs the token counts"),
-        ({}, None, {"frequency": "training_data"}, COUNTS[:-1], r"counts has shape \(475,\)"),
+        ({}, None, {"frequency": "training_data"}, COUNTS[:-1], r"`counts` must have shape .*, got \(475,\)"),
         ({}, None, {"only_training_tokens": True}, COUNTS[:-1], r"`counts` has shape \(475,\)"),
     ],
 )

@@ -148,13 +148,6 @@ def test_merged_dictionaries_have_an_equal_say(model, tokenizer, monkeypatch) ->
     torch.testing.assert_close(merged, (first + second) / 2)
 
 
-def test_definitions_per_token_counts_within_each_dictionary(tokenizer) -> None:
-    lexicon = load_definitions([{"dog": ["one", "two", "three"]}, {"dog": ["four", "five"]}])
-    found = definitions_of_tokens(read_vocabulary(tokenizer), lexicon, most=2)
-    [glosses] = [[definition.gloss for definition in definitions] for definitions in found.values()]
-    assert glosses == ["one", "two", "four", "five"]
-
-
 def test_related_tokens_are_those_of_the_dictionary(tokenizer) -> None:
     words = ("dog", "animal", "cat", "violin")
     lexicon = Lexicon.from_definitions(
@@ -311,22 +304,3 @@ def test_definitions_are_cut_at_what_the_model_can_read(model: PreTrainedModel, 
     longer = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=5000))
     assert longer.info["tokens_encoded"] == short.info["tokens_encoded"] == most  # one text, which all three share
     assert torch.equal(longer.rows, short.rows)
-
-
-@pytest.mark.parametrize("make", [wordpiece_tokenizer, byte_bpe_tokenizer])
-def test_a_glossary_joins_what_other_dictionaries_say_of_a_word(make: Any) -> None:
-    # In a WordPiece vocabulary the literal token is the word itself; it must not silence the other source.
-    vocabulary = read_vocabulary(make())
-    other = Lexicon.from_definitions([Definition("cat", "a feline")], name="other")
-    found = definitions_of_tokens(vocabulary, Lexicon.merge([other, load_definitions({"cat": "a pet"})]), most=8)
-    [index] = [index for index, word in enumerate(vocabulary.words) if word == "cat"]
-    assert [(each.source, each.gloss) for each in found[index]] == [("other", "a feline"), ("glossary", "a pet")]
-
-
-def test_the_literal_token_is_defined_by_its_own_entry() -> None:
-    tokenizer = byte_bpe_tokenizer()
-    both = load_definitions({"Ġcat": "the token", "cat": "the word", "dog": "another word"})
-    found = definitions_of_tokens(read_vocabulary(tokenizer), both, most=8)
-    ids = tokenizer.get_vocab()
-    assert [definition.gloss for definition in found[ids["Ġcat"]]] == ["the token"]
-    assert [definition.gloss for definition in found[ids["Ġdog"]]] == ["another word"]

@@ -1,4 +1,4 @@
-"""Order by frequency, its groups, and token counts from files and data sets."""
+"""Frequency ranks, frequency groups, and token counts from files and datasets."""
 
 from __future__ import annotations
 
@@ -40,13 +40,24 @@ def counts_file(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_vocabulary_order_passes_over_tokens_that_no_text_contains():
+def test_vocabulary_order_skips_tokens_outside_text():
     assert frequency_rank(VOCABULARY).tolist() == VOCABULARY_ORDER
 
 
 def test_counts_order_the_tokens_and_ties_keep_vocabulary_order():
     counts = torch.tensor([99, 5, 99, 0, 7, 5, 7, 99])
     assert frequency_rank(VOCABULARY, counts).tolist() == [-1, 2, -1, 4, 0, 3, 1, -1]
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 7])
+def test_many_equal_counts_keep_vocabulary_order(distinct):
+    """An unstable sort only reorders ties of longer vectors, from 17 elements on."""
+    size = 1000
+    vocabulary = Vocabulary(tuple(map(str, range(size))), (None,) * size, (NUMBER,) * size, True)
+    counts = torch.arange(size) * 7919 % distinct
+    by_frequency = sorted(range(size), key=lambda index: (-int(counts[index]), index))
+    rank = frequency_rank(vocabulary, counts)
+    assert rank[by_frequency].tolist() == list(range(size))
 
 
 def test_without_a_token_in_text_there_is_no_rank():
@@ -58,7 +69,7 @@ def test_without_a_token_in_text_there_is_no_rank():
 
 @pytest.mark.parametrize("shape", [(7,), (9,), (8, 1)])
 def test_refuses_counts_of_another_shape(shape):
-    with pytest.raises(ValueError, match=r"counts has shape \(.*\); the vocabulary needs \(8,\)"):
+    with pytest.raises(ValueError, match=r"`counts` must have shape \(8,\), got \("):
         frequency_rank(VOCABULARY, torch.zeros(shape))
 
 
@@ -69,7 +80,7 @@ def test_rarity_grows_evenly_from_0_to_1():
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 10, 1000, 32_100, 50_265])
-def test_groups_part_the_tokens_30_50_20_in_order_of_frequency(size):
+def test_groups_split_the_tokens_30_50_20_in_order_of_frequency(size):
     rank = torch.randperm(size)
     groups = frequency_groups(rank)
     assert list(groups) == ["all", *GROUPS]
@@ -92,7 +103,7 @@ def test_groups_of_real_vocabularies(name, data_dir):
     assert len(groups["all"]) == in_text
     for group, share in zip(GROUPS, (0.3, 0.5, 0.2), strict=True):
         assert len(groups[group]) / in_text == pytest.approx(share, abs=1e-4)
-    # Their order is one of frequency.
+    # These vocabularies are ordered by frequency.
     the = vocabulary.words.index("the")
     assert the in groups["frequent"][:20]
 
@@ -111,7 +122,7 @@ def test_config_chooses_the_order(tmp_path):
 
 
 def test_refuses_training_data_without_counts():
-    with pytest.raises(ValueError, match="frequency='training_data' needs the token counts"):
+    with pytest.raises(ValueError, match="`frequency='training_data'` needs the token counts"):
         configured_rank(VOCABULARY, DefinitionEMBConfig(frequency="training_data"))
 
 
@@ -135,36 +146,36 @@ def test_a_token_may_hold_a_tab_or_one_of_unicodes_line_breaks(tmp_path):
     assert read_counts(path, odd).tolist() == [1, 2, 3]
 
 
-def test_refuses_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"frequency='.*none.tsv': no such file; or say 'vocabulary'"):
+def test_refuses_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"frequency='.*none\.tsv' does not exist\. Pass an existing"):
         read_counts(tmp_path / "none.tsv", VOCABULARY)
 
 
 def test_refuses_a_line_without_a_tab_and_names_it(tmp_path):
-    with pytest.raises(ValueError, match=r"line 2: 'dog 4' is not 'token<TAB>count'"):
+    with pytest.raises(ValueError, match=r"line 2 must be 'token<TAB>count', got 'dog 4'"):
         read_counts(counts_file(tmp_path, "counts.tsv", "cat\t3\ndog 4\n"), VOCABULARY)
 
 
 @pytest.mark.parametrize("count", ["-1", "1.5", "many", "", "²"])
-def test_refuses_a_count_that_is_no_whole_number(tmp_path, count):
-    with pytest.raises(ValueError, match=r"entry 2: the count of 'dog' is '.*', not a whole number"):
+def test_refuses_a_count_that_is_not_a_non_negative_integer(tmp_path, count):
+    with pytest.raises(ValueError, match=r"entry 2: the count of 'dog' must be a non-negative integer .*, got '"):
         read_counts(counts_file(tmp_path, "counts.tsv", f"cat\t3\ndog\t{count}\n"), VOCABULARY)
 
 
 @pytest.mark.parametrize("count", ["-1", "1.5", "true", "null", "[1]"])
-def test_refuses_a_json_count_that_is_no_whole_number(tmp_path, count):
-    with pytest.raises(ValueError, match=r"entry 1: the count of 'dog' is .*, not a whole number"):
+def test_refuses_a_json_count_that_is_not_a_non_negative_integer(tmp_path, count):
+    with pytest.raises(ValueError, match=r"entry 1: the count of 'dog' must be a non-negative integer .*, got "):
         read_counts(counts_file(tmp_path, "counts.json", f'{{"dog": {count}}}'), VOCABULARY)
 
 
 @pytest.mark.parametrize("text", ['["cat", 3]', "3", "{", ""])
-def test_refuses_json_that_is_no_object(tmp_path, text):
-    with pytest.raises(ValueError, match=r"counts.json is no JSON object \{token: count\}"):
+def test_refuses_json_that_is_not_an_object(tmp_path, text):
+    with pytest.raises(ValueError, match=r"counts\.json must contain a JSON object \{token: count\}"):
         read_counts(counts_file(tmp_path, "counts.json", text), VOCABULARY)
 
 
 def test_refuses_a_file_without_any_token_of_the_vocabulary(tmp_path):
-    with pytest.raises(ValueError, match=r"has no token of this vocabulary, e.g. '##s'"):
+    with pytest.raises(ValueError, match=r"has no token of this vocabulary\. Tokens must be literal, e\.g\. '##s'"):
         read_counts(counts_file(tmp_path, "counts.tsv", "Ġcat\t3\n"), VOCABULARY)
 
 
@@ -177,7 +188,7 @@ def test_counts_equal_a_plain_count():
     assert {i: n for i, n in enumerate(counts.tolist()) if n} == dict(expected)
 
 
-def test_counting_neither_consumes_nor_reorders_nor_reformats_a_data_set():
+def test_counting_neither_consumes_nor_reorders_nor_reformats_a_dataset():
     tokenizer = wordpiece_tokenizer()
     for output_format in (None, "torch", "numpy"):
         dataset = tiny_dataset(tokenizer).shuffle(seed=1).with_format(output_format)
@@ -191,7 +202,7 @@ def test_counting_neither_consumes_nor_reorders_nor_reformats_a_data_set():
 
 
 class MapStyle(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """Like many in scripts: it has a length, and an index beyond it wraps around instead of ending a loop."""
+    """A dataset with a length whose indices wrap around, so that iterating over it would never end."""
 
     rows = ([1, 2, 2], [3])
 
@@ -202,7 +213,7 @@ class MapStyle(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {"input_ids": torch.tensor(self.rows[index % 2])}
 
 
-def test_a_map_style_data_set_is_read_to_its_length():
+def test_a_map_style_dataset_is_read_up_to_its_length():
     assert count_tokens(MapStyle(), 5).tolist() == [0, 1, 2, 1, 0]
 
 
@@ -212,13 +223,13 @@ def test_labels_are_counted_where_they_are_text():
     assert count_tokens(rows, 5, labels=True).tolist() == [0, 1, 2, 2, 0]
 
 
-def test_an_empty_data_set_has_no_counts():
+def test_an_empty_dataset_has_no_counts():
     assert count_tokens([], 3).tolist() == [0, 0, 0]
 
 
 def test_refuses_a_stream_without_touching_it():
     stream = iter([{"input_ids": [1]}])
-    with pytest.raises(ValueError, match=r"is a stream, which counting would consume; .*frequency='counts.tsv'"):
+    with pytest.raises(ValueError, match=r"is a stream, which counting would consume\. .*frequency='counts.tsv'"):
         count_tokens(stream, 3)
     assert len(list(stream)) == 1
     with pytest.raises(ValueError, match="is a stream"):
@@ -226,11 +237,11 @@ def test_refuses_a_stream_without_touching_it():
 
 
 def test_refuses_rows_without_input_ids_and_names_their_columns():
-    with pytest.raises(ValueError, match=r"no column 'input_ids' \(it has \['label', 'text'\]\); tokenize it first"):
+    with pytest.raises(ValueError, match=r"the columns \['label', 'text'\], but no 'input_ids'\. Tokenize it first"):
         count_tokens(Dataset.from_dict({"text": ["a"], "label": [0]}), 3)
 
 
-def test_refuses_an_alphabetical_vocabulary_but_takes_counts_for_it(tmp_path):
+def test_refuses_an_alphabetical_vocabulary_unless_there_are_counts():
     words = tuple(sorted(f"{first}{second}" for first in "abcdefghijk" for second in "abcdefghijk"))
     vocabulary = Vocabulary(("[UNK]", *words), (None, *words), (SPECIAL, *([None] * len(words))), uncased=True)
     with pytest.raises(ValueError, match=r"is in alphabetical order.*frequency='training_data'"):
@@ -241,6 +252,6 @@ def test_refuses_an_alphabetical_vocabulary_but_takes_counts_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["roberta-base", "t5-small"])
-def test_real_vocabularies_are_not_taken_for_alphabetical(name, data_dir):
+def test_real_vocabularies_are_not_considered_alphabetical(name, data_dir):
     vocabulary = read_vocabulary(AutoTokenizer.from_pretrained(data_dir / "tokenizers" / name))
     assert torch.equal(configured_rank(vocabulary, DefinitionEMBConfig()), frequency_rank(vocabulary))

@@ -1,4 +1,4 @@
-"""Which tokens are words, and why the others are none: told by hand for tiny and for real tokenizers."""
+"""Which tokens are words, and the reasons why others are not, labeled by hand for tiny and real tokenizers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tiny import WORDS, byte_bpe_tokenizer, unigram_tokenizer, wordpiece_tokeniz
 TINY = {"wordpiece": wordpiece_tokenizer, "byte_bpe": byte_bpe_tokenizer, "unigram": unigram_tokenizer}
 REASONS = {SPECIAL, UNUSED, PADDING, PIECE, NUMBER, SYMBOL, LETTER}
 
-# Token -> its word, or why it is none. A word is never called like a reason.
+# Token -> its word, or the reason why it is not a word. No word equals a reason.
 TINY_TOKENS = {
     "wordpiece": {
         "[PAD]": SPECIAL,
@@ -62,8 +62,8 @@ TINY_TOKENS = {
         "1": NUMBER,
         ".": SYMBOL,
         "Ġ": SYMBOL,
-        "Ċ": SYMBOL,  # the byte of a line's end
-        "Ã": SYMBOL,  # half a character
+        "Ċ": SYMBOL,  # the newline byte
+        "Ã": SYMBOL,  # an incomplete character
     },
     "unigram": {
         "<pad>": SPECIAL,
@@ -100,7 +100,7 @@ REAL_TOKENS = {
         "ĠÃ¾": LETTER,
         "Ġ1": NUMBER,
         "76561": NUMBER,
-        "âĢ": SYMBOL,  # two thirds of a quotation mark
+        "âĢ": SYMBOL,  # an incomplete quotation mark
         'Ġ"': SYMBOL,
         "Ġ______": SYMBOL,
         "Â¯": SYMBOL,
@@ -146,7 +146,7 @@ REAL_TOKENS = {
 }
 
 
-def said(vocabulary: Vocabulary, token: str) -> str | None:
+def word_or_reason(vocabulary: Vocabulary, token: str) -> str | None:
     index = vocabulary.tokens.index(token)
     return vocabulary.words[index] or vocabulary.reasons[index]
 
@@ -158,7 +158,7 @@ def real_tokenizer(name: str, request: pytest.FixtureRequest) -> PreTrainedToken
 
 
 def word_level(tokens: list[str]) -> PreTrainedTokenizerFast:
-    """Tokens as they are given; the first one is the unknown token."""
+    """A tokenizer with these tokens; the first one is the unknown token."""
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=tokens[0]))
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=tokens[0])
 
@@ -171,15 +171,15 @@ def byte_level(entries: dict[str, int]) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_tells_words_from_other_tokens(family):
+def test_words_are_distinguished_from_other_tokens(family):
     vocabulary = read_vocabulary(TINY[family]())
-    assert {token: said(vocabulary, token) for token in TINY_TOKENS[family]} == TINY_TOKENS[family]
+    assert {token: word_or_reason(vocabulary, token) for token in TINY_TOKENS[family]} == TINY_TOKENS[family]
 
 
 @pytest.mark.parametrize("name", REAL_TOKENS)
-def test_tells_words_from_other_tokens_of_a_real_vocabulary(name, request):
+def test_words_are_distinguished_in_real_vocabularies(name, request):
     vocabulary = read_vocabulary(real_tokenizer(name, request))
-    assert {token: said(vocabulary, token) for token in REAL_TOKENS[name]} == REAL_TOKENS[name]
+    assert {token: word_or_reason(vocabulary, token) for token in REAL_TOKENS[name]} == REAL_TOKENS[name]
 
 
 @pytest.mark.parametrize(("name", "share"), [("roberta-base", 0.64), ("t5-small", 0.67), ("minilm", 0.71)])
@@ -215,12 +215,12 @@ def test_all_words_of_the_tiny_vocabularies_are_found(family):
 
 
 @pytest.mark.parametrize(("family", "uncased"), [("wordpiece", True), ("byte_bpe", False), ("unigram", False)])
-def test_case_is_told_from_the_words(family, uncased):
+def test_case_is_inferred_from_the_words(family, uncased):
     assert read_vocabulary(TINY[family]()).uncased is uncased
 
 
 @pytest.mark.parametrize(("name", "uncased"), [("roberta-base", False), ("t5-small", False), ("minilm", True)])
-def test_case_is_told_from_real_words(name, uncased, request):
+def test_case_is_inferred_from_real_words(name, uncased, request):
     assert read_vocabulary(real_tokenizer(name, request)).uncased is uncased
 
 
@@ -235,16 +235,16 @@ def test_an_upper_case_piece_or_special_token_does_not_make_a_tokenizer_cased():
 
 
 @pytest.mark.parametrize("family", TINY)
-def test_added_tokens_are_words_as_they_are_written(family):
+def test_added_tokens_are_literal_words(family):
     tokenizer = TINY[family]()
     tokenizer.add_tokens(["pembrolizumab", " new term ", "B12", "§§"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<entity>"]})
     vocabulary = read_vocabulary(tokenizer)
-    assert said(vocabulary, "pembrolizumab") == "pembrolizumab"
-    assert said(vocabulary, " new term ") == "new term"
-    assert said(vocabulary, "B12") == NUMBER
-    assert said(vocabulary, "§§") == SYMBOL
-    assert said(vocabulary, "<entity>") == SPECIAL
+    assert word_or_reason(vocabulary, "pembrolizumab") == "pembrolizumab"
+    assert word_or_reason(vocabulary, " new term ") == "new term"
+    assert word_or_reason(vocabulary, "B12") == NUMBER
+    assert word_or_reason(vocabulary, "§§") == SYMBOL
+    assert word_or_reason(vocabulary, "<entity>") == SPECIAL
 
 
 def test_accents_and_other_scripts_are_decoded_from_bytes():
@@ -256,8 +256,8 @@ def test_accents_and_other_scripts_are_decoded_from_bytes():
     assert tokens[0] == "ĠcafÃ©"
 
 
-def test_a_mark_is_no_mark_where_most_tokens_carry_another():
-    """T5's vocabulary has a token "##", RoBERTa's may have one that holds "▁"."""
+def test_only_the_most_common_mark_counts():
+    """T5's vocabulary has a token "##", and RoBERTa's may contain "▁"."""
     vocabulary = read_vocabulary(word_level(["<unk>", "▁cat", "▁dog", "##", "Ġ"]))
     assert vocabulary.words == (None, "cat", "dog", None, None)
 
@@ -273,7 +273,7 @@ def test_bytes_of_a_vocabulary_with_byte_fallback_are_symbols():
 
 
 @pytest.mark.parametrize("token", ["[unused7]", "[unused_7]", "<unused7>", "<unused 12>", "madeupword0001"])
-def test_unused_entries_are_known_in_every_spelling(token):
+def test_unused_entries_are_recognized_in_every_spelling(token):
     assert read_vocabulary(word_level(["[UNK]", token, "cat"])).reasons == (SPECIAL, UNUSED, None)
 
 
@@ -284,13 +284,13 @@ def test_rows_beyond_the_last_token_are_padding():
     assert len(vocabulary) == 4
 
 
-def test_a_hole_among_the_ids_is_padding():
+def test_a_missing_id_is_padding():
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 3}, unk_token="[UNK]"))
     vocabulary = read_vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"))
     assert vocabulary.reasons == (SPECIAL, PADDING, PADDING, None)
 
 
-def test_only_tokens_that_no_text_contains_stand_outside_text():
+def test_special_unused_and_padding_tokens_are_outside_text():
     assert frozenset({SPECIAL, UNUSED, PADDING}) == OUTSIDE_TEXT
 
 
@@ -307,10 +307,10 @@ def test_the_fingerprint_changes_with_tokens_order_and_size():
 
 
 def test_refuses_ids_beyond_the_table():
-    with pytest.raises(ValueError, match=r"ids up to 2, the embedding table only 2 rows.*resize_token_embeddings"):
+    with pytest.raises(ValueError, match=r"ids up to 2, but the .* only 2 rows.*resize_token_embeddings"):
         read_vocabulary(word_level(["[UNK]", "cat", "dog"]), size=2)
 
 
-def test_refuses_what_is_no_tokenizer():
-    with pytest.raises(TypeError, match="dict is not a tokenizer"):
+def test_refuses_an_object_that_is_not_a_tokenizer():
+    with pytest.raises(TypeError, match=r"must be a tokenizer with get_vocab\(\), got dict"):
         read_vocabulary({"cat": 1})  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def inspect_embeddings(
     config = config or DefinitionEMBConfig()
     table = whole_table(model)
     vocabulary = read_vocabulary(tokenizer, len(table))
-    found = definitions_of_tokens(vocabulary, lexicon, most=1)
+    found = definitions_of_tokens(vocabulary, lexicon, max_definitions=1)
     return Inspection(
         name=name,
         table=table,

@@ -1,4 +1,4 @@
-"""The tokens of a tokenizer as words, and how frequent they are."""
+"""Map tokens to words and definitions, and order them by frequency."""
 
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 

@@ -1,4 +1,4 @@
-"""The order of tokens by frequency, and the frequent, medium and rare groups."""
+"""Order tokens by frequency, and split them into frequent, medium and rare groups."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ GROUPS = ("frequent", "medium", "rare")
 
 
 def frequency_rank(vocabulary: Vocabulary, counts: Tensor | None = None) -> Tensor:
-    """Rank of each token by frequency: 0 for the most frequent.
+    """Rank tokens by frequency, with 0 for the most frequent one.
 
     Args:
-        vocabulary: its order is one of frequency for BERT, RoBERTa, BART and T5, as the paper assumes.
-        counts: (size,) how often each token occurs; ties keep vocabulary order. `None` takes vocabulary order.
+        vocabulary: The tokens. The paper assumes that the vocabularies of BERT, RoBERTa, BART and T5 are ordered by
+            frequency.
+        counts: (size,), the number of occurrences of each token; ties keep vocabulary order. `None` uses vocabulary
+            order.
 
     Returns:
-        (size,) int64; -1 for tokens that no text contains (special, unused, rows without a token).
+        (size,) int64; -1 for tokens that no text contains (special and unused tokens, rows without a token).
+
+    Raises:
+        ValueError: If `counts` has another shape.
 
     Example:
         >>> vocabulary = Vocabulary(("[UNK]", "the", "cat"), (None, "the", "cat"), ("special token", None, None), True)
@@ -34,7 +39,7 @@ def frequency_rank(vocabulary: Vocabulary, counts: Tensor | None = None) -> Tens
         ([-1, 0, 1], [-1, 1, 0])
     """
     if counts is not None and counts.shape != (len(vocabulary),):
-        raise ValueError(f"counts has shape {tuple(counts.shape)}; the vocabulary needs ({len(vocabulary)},).")
+        raise ValueError(f"`counts` must have shape ({len(vocabulary)},), got {tuple(counts.shape)}.")
     in_text = torch.tensor([index for index, reason in enumerate(vocabulary.reasons) if reason not in OUTSIDE_TEXT])
     in_text = in_text.to(torch.int64)
     if counts is not None:
@@ -45,35 +50,41 @@ def frequency_rank(vocabulary: Vocabulary, counts: Tensor | None = None) -> Tens
 
 
 def configured_rank(vocabulary: Vocabulary, config: DefinitionEMBConfig, counts: Tensor | None = None) -> Tensor:
-    """(vocabulary,) int64 frequency rank of each token, by the order that the config asks for.
+    """Rank tokens by the source of frequencies that the config selects; see `frequency_rank`.
 
     Raises:
-        ValueError: `frequency="training_data"` without counts, a file that cannot be read, or `frequency="vocabulary"`
-            for a vocabulary in alphabetical order.
+        ValueError: If `frequency="training_data"` and there are no counts, if the file of counts is malformed, or if
+            `frequency="vocabulary"` and the vocabulary is in alphabetical order.
     """
     if config.frequency == "vocabulary":
-        _refuse_alphabetical(vocabulary)
+        _check_not_alphabetical(vocabulary)
         return frequency_rank(vocabulary)
     if config.frequency != "training_data":
         return frequency_rank(vocabulary, read_counts(config.frequency, vocabulary))
     if counts is None:
-        raise ValueError("frequency='training_data' needs the token counts of the training data: counts=...")
+        raise ValueError("`frequency='training_data'` needs the token counts of the training data. Pass `counts`.")
     return frequency_rank(vocabulary, counts)
 
 
-def _refuse_alphabetical(vocabulary: Vocabulary) -> None:
+def _check_not_alphabetical(vocabulary: Vocabulary) -> None:
     words = [word for word in vocabulary.words if word is not None]
-    # By frequency, about every second word comes after its predecessor in the alphabet.
-    rising = sum(first <= second for first, second in pairwise(words))
-    if len(words) >= 100 and rising > 0.95 * len(words):
+    # In a vocabulary ordered by frequency, about half of the words follow their predecessor in the alphabet.
+    ascending = sum(first <= second for first, second in pairwise(words))
+    if len(words) >= 100 and ascending > 0.95 * len(words):
         raise ValueError(
-            "This tokenizer's vocabulary is in alphabetical order, which tells no frequency. Order its tokens by "
-            "frequency='training_data', or by frequency=FILE with token counts."
+            "This tokenizer's vocabulary is in alphabetical order, which carries no frequency information. Set "
+            "frequency='training_data', or frequency to a file of token counts."
         )
 
 
 def rarity(rank: Tensor) -> Tensor:
-    """Rank as a share: 0 for the most frequent token, 1 for the least frequent one.
+    """Normalize ranks to [0, 1]: 0 for the most frequent token, 1 for the least frequent one.
+
+    Args:
+        rank: (size,) int64 from `frequency_rank`.
+
+    Returns:
+        (size,) float64; 0 for tokens without a rank.
 
     Example:
         >>> rarity(torch.tensor([-1, 0, 1, 2])).tolist()
@@ -83,11 +94,15 @@ def rarity(rank: Tensor) -> Tensor:
 
 
 def frequency_groups(rank: Tensor, edges: Sequence[float] = (0.3, 0.8)) -> dict[str, Tensor]:
-    """Token ids of "all", then of the "frequent", "medium" and "rare" tokens, each in order of frequency.
+    """Split tokens into frequency groups.
 
     Args:
         rank: (size,) int64 from `frequency_rank`.
-        edges: the shares of the vocabulary at which medium and rare begin. Source: arXiv 2408.01308, 30/50/20 %.
+        edges: The shares of the vocabulary at which the medium and the rare group begin. The default, 30/50/20 %, is
+            that of arXiv 2408.01308.
+
+    Returns:
+        The token ids, int64, of `"all"`, `"frequent"`, `"medium"` and `"rare"`, each in order of frequency.
 
     Example:
         >>> {name: ids.tolist() for name, ids in frequency_groups(torch.arange(-1, 5)).items()}
@@ -99,66 +114,71 @@ def frequency_groups(rank: Tensor, edges: Sequence[float] = (0.3, 0.8)) -> dict[
 
 
 def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
-    """Token counts from a file: `.json` with {token: count}, or text with one `token<TAB>count` a line.
+    """Read token counts from a `.json` file `{token: count}`, or from a text file with `token<TAB>count` lines.
 
-    Tokens are written literally (`Ġthe`, `▁the`, `the`). Tokens of the file that the vocabulary lacks are passed over.
+    Tokens are literal (`Ġthe`, `▁the`, `the`). Tokens that are not in the vocabulary are ignored.
 
     Returns:
-        (size,) int64, 0 for tokens that the file lacks.
+        (size,) int64, 0 for tokens that are not in the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that cannot be read (named), or a file with no token of this vocabulary.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a line is malformed (named), or if the file has no token of this vocabulary.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"frequency={str(path)!r}: no such file; or say 'vocabulary' or 'training_data'.")
+        raise FileNotFoundError(
+            f"The file frequency={str(path)!r} does not exist. Pass an existing file, 'vocabulary' or 'training_data'."
+        )
     entries: list[tuple[str, Any]] = []
     if path.suffix == ".json":
         try:
             entries = list(json.loads(path.read_text(encoding="utf-8")).items())
         except (ValueError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path} is no JSON object {{token: count}}: {error}.") from error
+            raise ValueError(f"{path} must contain a JSON object {{token: count}}: {error}.") from error
     else:
-        # Not splitlines(): a token may hold one of Unicode's other line breaks.
+        # Not splitlines(), as a token may contain other Unicode line breaks.
         for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
             token, tab, count = line.rpartition("\t")
             if not tab:
-                raise ValueError(f"{path}, line {number}: {line!r} is not 'token<TAB>count'.")
+                raise ValueError(f"{path}, line {number} must be 'token<TAB>count', got {line!r}.")
             entries.append((token, count))
     ids = {token: index for index, token in enumerate(vocabulary.tokens) if token}
     counts = torch.zeros(len(vocabulary), dtype=torch.int64)
     known = 0
     for number, (token, count) in enumerate(entries, 1):
-        if not str(count).strip().isdecimal() or len(str(count)) > 18:  # as int64 holds
+        if not str(count).strip().isdecimal() or len(str(count)) > 18:  # the limit of int64
             raise ValueError(
-                f"{path}, entry {number}: the count of {token!r} is {count!r}, not a whole number of at most 18 digits."
+                f"{path}, entry {number}: the count of {token!r} must be a non-negative integer of at most 18 digits, "
+                f"got {count!r}."
             )
         if token in ids:
             counts[ids[token]] += int(count)
             known += 1
     if not known:
-        raise ValueError(f"{path} has no token of this vocabulary, e.g. {vocabulary.tokens[len(vocabulary) // 2]!r}.")
+        raise ValueError(
+            f"{path} has no token of this vocabulary. Tokens must be literal, e.g. "
+            f"{vocabulary.tokens[len(vocabulary) // 2]!r}."
+        )
     return counts
 
 
 def count_tokens(dataset: Any, size: int, *, labels: bool = False) -> Tensor:
-    """How often each token id occurs in the `input_ids` of a data set.
+    """Count the occurrences of each token id in the `input_ids` of a dataset.
 
-    The data set is read by index or iteration and neither reordered nor consumed; a stream that can be read only once
-    is refused.
+    The dataset is neither reordered nor consumed.
 
     Args:
-        dataset: of any kind that has a length; rows are mappings with `input_ids`.
-        size: rows of the embedding table.
-        labels: count those in `labels`, too, which is the text that an encoder-decoder is to write; negative ones,
-            which the loss leaves out, are not counted.
+        dataset: A dataset with a length, whose rows are mappings with `input_ids`.
+        size: The number of rows of the embedding table.
+        labels: Whether to count the ids in `labels` too, the target text of an encoder-decoder. Negative ids, which
+            the loss ignores, are not counted.
 
     Returns:
         (size,) int64.
 
     Raises:
-        ValueError: a stream, or rows without `input_ids`.
+        ValueError: If the dataset is a stream, or if its rows have no `input_ids`.
 
     Example:
         >>> count_tokens([{"input_ids": [1, 2, 2]}], size=4).tolist()
@@ -168,15 +188,15 @@ def count_tokens(dataset: Any, size: int, *, labels: bool = False) -> Tensor:
     """
     if not hasattr(dataset, "__len__"):
         raise ValueError(
-            "The training data is a stream, which counting would consume; count its tokens beforehand and pass the "
+            "The training data is a stream, which counting would consume. Count its tokens beforehand and pass the "
             "file as frequency='counts.tsv'."
         )
     counts = torch.zeros(size, dtype=torch.int64)
-    # A map-style torch data set has no __iter__, and Python's stand-in for it would run on to an IndexError.
+    # A map-style torch dataset has no __iter__; Python would index it until an IndexError, which may never come.
     rows = dataset if hasattr(dataset, "__iter__") else (dataset[index] for index in range(len(dataset)))
     for row in rows:
         if "input_ids" not in row:
-            raise ValueError(f"The training data has no column 'input_ids' (it has {sorted(row)}); tokenize it first.")
+            raise ValueError(f"The training data has the columns {sorted(row)}, but no 'input_ids'. Tokenize it first.")
         for column in ("input_ids", "labels") if labels and "labels" in row else ("input_ids",):
             ids = torch.as_tensor(row[column]).flatten()
             counts += torch.bincount(ids[ids >= 0], minlength=size)[:size]
@@ -184,12 +204,15 @@ def count_tokens(dataset: Any, size: int, *, labels: bool = False) -> Tensor:
 
 
 def training_counts(model: Any, dataloader: Any, config: DefinitionEMBConfig) -> Tensor | None:
-    """(vocabulary,) int64 token counts of the training data, if the config asks for them.
+    """Count the tokens of the training data if the config requires it, otherwise return `None`.
 
-    Of a model that writes from an encoder's states (a summary, a translation), what it is to write is counted, too.
+    For encoder-decoder models that generate text, the labels are counted too.
+
+    Returns:
+        (vocabulary,) int64, or `None`.
     """
     if config.frequency != "training_data" and not config.only_training_tokens:
         return None
     inner = transformers_model(model)
-    writes = inner.config.is_encoder_decoder and inner.can_generate()
-    return count_tokens(dataloader.dataset, table_shape(model)[0], labels=writes)
+    generates = inner.config.is_encoder_decoder and inner.can_generate()
+    return count_tokens(dataloader.dataset, table_shape(model)[0], labels=generates)
