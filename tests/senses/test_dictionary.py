@@ -1,4 +1,4 @@
-"""Sense dictionaries: uniform samples, clusters as good as scikit-learn's, the lookup of a loop, save = load."""
+"""Sampling, clustering, and sense dictionaries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from defemb_callbacks.senses.model import check_model, check_tokenizer
 from defemb_callbacks.senses.sampling import layer_states, plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.senses.storage import compress, pack, unpack
 from defemb_callbacks.vocabulary.tokens import Vocabulary
-from launching import leave_together, torchrun
+from launching import exit_together, torchrun
 from runs import forward_calls
 
 WORDS = [word for word in tiny.WORDS if "'" not in word][:40]
@@ -53,7 +53,7 @@ def dictionary(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def blobs(sets: int, size: int, number: int, width: int = 8, distance: float = 20.0) -> tuple[Tensor, Tensor]:
-    """Points of well separated Gaussian clusters, and which cluster each is of."""
+    """Points of well separated Gaussian clusters, and their labels."""
     generator = torch.Generator().manual_seed(3)
     middles = distance * torch.nn.functional.normalize(torch.randn(sets, number, width, generator=generator), dim=2)
     labels = torch.arange(size).expand(sets, size) % number
@@ -64,7 +64,7 @@ def blobs(sets: int, size: int, number: int, width: int = 8, distance: float = 2
 # Sampling
 
 
-def test_every_occurrence_is_as_likely_as_any_other() -> None:
+def test_sample_is_uniform() -> None:
     ids = torch.tensor([1, 0] * 30)
     draws = 2000
     kept = torch.zeros(60)
@@ -76,19 +76,19 @@ def test_every_occurrence_is_as_likely_as_any_other() -> None:
         pairs += chosen[:, None] * chosen
     for token in (0, 1):
         assert chisquare(kept[token::2].numpy()).pvalue > 0.001
-    # Nor do occurrences come in company: each pair is kept together equally often.
+    # Pairs of occurrences are uniform as well.
     assert chisquare(pairs[tuple(torch.triu_indices(30, 30, offset=1))].numpy()).pvalue > 0.001
     assert kept.sum() == draws * 12
 
 
-def test_first_rows_of_a_token_are_a_sample_too() -> None:
+def test_rows_of_a_token_are_in_random_order() -> None:
     first = torch.zeros(20)
     for seed in range(2000):
         first += plan_samples(torch.zeros(20, dtype=torch.int64), 1, samples=10, seed=seed).rows == 0
     assert chisquare(first.numpy()).pvalue > 0.001
 
 
-def test_samples_are_bounded_and_repeatable() -> None:
+def test_sample_size_is_bounded_and_depends_on_the_seed() -> None:
     ids = torch.randint(0, 9, (500,))
     plan, again = plan_samples(ids, 12, samples=30), plan_samples(ids, 12, samples=30)
     assert torch.equal(plan.rows, again.rows)
@@ -102,9 +102,7 @@ def test_samples_are_bounded_and_repeatable() -> None:
         assert ((of_token >= plan.offsets[token]) & (of_token < plan.offsets[token + 1])).all()
 
 
-def test_states_are_those_of_the_positions_that_were_drawn(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_sampled_states_match_their_positions(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     texts = TEXTS[:20]
     tokenized = tokenize_texts(tokenizer, texts)
     plan = plan_samples(tokenized.ids, len(tokenizer), samples=5)
@@ -121,7 +119,7 @@ def test_states_are_those_of_the_positions_that_were_drawn(
     assert position == len(plan.rows)
 
 
-def test_any_layer(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_layer_states_match_hidden_states(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
     with torch.no_grad():
         layers = teacher.bert(ids, output_hidden_states=True).hidden_states
@@ -133,7 +131,7 @@ def test_any_layer(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 # Clustering
 
 
-def test_inertia_is_that_of_scikit_learn_from_the_same_starts() -> None:
+def test_inertia_matches_scikit_learn_from_the_same_centroids() -> None:
     sklearn = pytest.importorskip("sklearn.cluster")
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([90, 60, 31, 25])
@@ -145,7 +143,7 @@ def test_inertia_is_that_of_scikit_learn_from_the_same_starts() -> None:
         assert float(found.inertia[number]) == pytest.approx(reference.inertia_, rel=0.01)
 
 
-def test_our_own_starts_are_as_good_as_those_of_scikit_learn() -> None:
+def test_initialization_is_as_good_as_in_scikit_learn() -> None:
     sklearn = pytest.importorskip("sklearn.cluster")
     points = torch.randn(30, 60, 6, generator=torch.Generator().manual_seed(1))
     found = kmeans(points, torch.full((30,), 60), torch.full((30,), 7))
@@ -153,7 +151,7 @@ def test_our_own_starts_are_as_good_as_those_of_scikit_learn() -> None:
     assert float(found.inertia.sum()) < 1.03 * sum(references)
 
 
-def test_clusters_that_are_there_are_found_and_centres_are_means() -> None:
+def test_separated_clusters_are_found_and_centroids_are_means() -> None:
     points, labels = blobs(5, 60, 3)
     found = kmeans(points, torch.full((5,), 60), torch.full((5,), 3), iterations=300)
     for one in range(5):
@@ -166,7 +164,7 @@ def test_clusters_that_are_there_are_found_and_centres_are_means() -> None:
     assert int(found.counts.eq(20).all(dim=1).sum()) >= 4
 
 
-def test_sets_do_not_see_each_other_nor_their_padding() -> None:
+def test_sets_are_independent_of_each_other_and_of_padding() -> None:
     points = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0))
     sizes, numbers = torch.tensor([40, 17, 9]), torch.tensor([6, 2, 4])
     starts = kmeans_plus_plus(points, sizes, 6)
@@ -179,7 +177,7 @@ def test_sets_do_not_see_each_other_nor_their_padding() -> None:
         assert together.counts[one, number:].eq(0).all()
 
 
-def test_far_from_the_origin_nothing_is_lost() -> None:
+def test_kmeans_is_accurate_far_from_the_origin() -> None:
     points, _ = blobs(2, 40, 4, distance=3.0)
     sizes, numbers = torch.full((2,), 40), torch.full((2,), 4)
     starts = kmeans_plus_plus(points, sizes, 4)
@@ -189,24 +187,24 @@ def test_far_from_the_origin_nothing_is_lost() -> None:
     torch.testing.assert_close(near.inertia, far.inertia, rtol=1e-3, atol=0)
 
 
-def test_fewer_different_points_than_clusters() -> None:
+def test_fewer_distinct_points_than_clusters() -> None:
     points = torch.tensor([[[1.0], [1.0], [5.0], [5.0]]])
     found = kmeans(points, torch.tensor([4]), torch.tensor([3]))
     assert float(found.inertia) == 0
     assert sorted(found.counts[0].tolist()) == [0, 2, 2]
 
 
-def test_empty_clusters_move_to_far_points() -> None:
+def test_empty_clusters_move_to_the_farthest_points() -> None:
     points = torch.tensor([[[0.0], [1.0], [10.0]]])
     starts = torch.tensor([[[0.0], [100.0], [200.0]]])
     found = kmeans(points, torch.tensor([3]), torch.tensor([3]), starts=starts)
     assert found.counts[0].tolist() == [1, 1, 1]
 
 
-# How many senses
+# Number of senses
 
 
-def test_markov_clustering_finds_what_is_separate() -> None:
+def test_markov_clustering_finds_separated_clusters() -> None:
     for number in (2, 4):
         points, _ = blobs(3, 40, number, width=32)
         assert markov_clusters(points, torch.full((3,), 40)).tolist() == [number] * 3
@@ -215,13 +213,13 @@ def test_markov_clustering_finds_what_is_separate() -> None:
 
 
 @pytest.mark.parametrize(("proposed", "expected"), [(900, 90), (901, 360), (20, 5), (1000, 400)])
-def test_the_papers_rule(monkeypatch: pytest.MonkeyPatch, proposed: int, expected: int) -> None:
+def test_number_of_senses_by_the_paper(monkeypatch: pytest.MonkeyPatch, proposed: int, expected: int) -> None:
     monkeypatch.setattr("defemb_callbacks.senses.clustering.markov_clusters", lambda *_: torch.tensor([proposed]))
     assert markov_number(torch.zeros(1, 1, 1), torch.tensor([1000])).tolist() == [expected]
     assert markov_number(torch.zeros(1, 1, 1), torch.tensor([3])).tolist() == [3]
 
 
-def test_silhouette_finds_the_number() -> None:
+def test_silhouette_finds_the_number_of_clusters() -> None:
     pytest.importorskip("sklearn.metrics")
     for number in (2, 3):
         points, _ = blobs(3, 60, number, width=32)
@@ -231,7 +229,7 @@ def test_silhouette_finds_the_number() -> None:
 
 
 @pytest.mark.parametrize("rule", ["fixed", "markov", "silhouette"])
-def test_senses_of_tokens_of_every_size(rule: Any) -> None:
+def test_number_of_senses_for_any_number_of_states(rule: Any) -> None:
     points, _ = blobs(1, 60, 3)
     sizes = torch.tensor([40, 0, 3, 12, 5])
     offsets = torch.nn.functional.pad(sizes.cumsum(0), (1, 0))
@@ -256,7 +254,7 @@ def test_senses_of_tokens_of_every_size(rule: Any) -> None:
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine", "euclidean"])
-def test_lookup_is_that_of_a_loop(dictionary: SenseDictionary, similarity: Any) -> None:
+def test_lookup_matches_a_loop(dictionary: SenseDictionary, similarity: Any) -> None:
     chooser = SenseDictionary(
         dictionary.offsets, dictionary.vectors, dictionary.counts, dictionary.vocabulary, similarity=similarity
     )
@@ -281,7 +279,7 @@ def test_lookup_is_that_of_a_loop(dictionary: SenseDictionary, similarity: Any) 
     assert replaced >= 150
 
 
-def test_scores_have_the_gradient_of_dot_products(dictionary: SenseDictionary) -> None:
+def test_gradient_of_scores(dictionary: SenseDictionary) -> None:
     ids = torch.tensor([index for index, n in enumerate(dictionary.offsets.diff()) if n == 4][:9])
     states = torch.randn(len(ids), 32, requires_grad=True)
     weights = torch.randn(len(ids), 4)
@@ -290,7 +288,7 @@ def test_scores_have_the_gradient_of_dot_products(dictionary: SenseDictionary) -
     torch.testing.assert_close(states.grad, torch.einsum("nkd,nk->nd", senses, weights))
 
 
-def test_lookup_keeps_dtype_and_passes_gradients_straight_through(dictionary: SenseDictionary) -> None:
+def test_lookup_keeps_dtype_and_is_straight_through(dictionary: SenseDictionary) -> None:
     ids = torch.full((3,), int(dictionary.offsets.diff().argmax()))
     states = torch.randn(3, 32, dtype=torch.bfloat16, requires_grad=True)
     senses = dictionary.lookup(states, ids)
@@ -299,9 +297,7 @@ def test_lookup_keeps_dtype_and_passes_gradients_straight_through(dictionary: Se
     assert torch.equal(states.grad, torch.ones_like(states))
 
 
-def test_dictionary_without_senses_leaves_states_alone(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_empty_dictionary_returns_the_states(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     empty = build_sense_dictionary(teacher, tokenizer, TEXTS[:2], keep_rare=False)
     states, ids = torch.randn(2, 3, 32), torch.ones(2, 3, dtype=torch.int64)
     assert len(empty.vectors) == 0
@@ -309,7 +305,7 @@ def test_dictionary_without_senses_leaves_states_alone(
     assert empty.choose(states[0], ids[0]).tolist() == [-1] * 3
 
 
-def test_dictionary_depends_neither_on_batches_nor_on_the_order_of_reading(
+def test_dictionary_is_independent_of_the_batch_size(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
     other = build_sense_dictionary(teacher, tokenizer, TEXTS, senses=4, samples=50, batch_size=3)
@@ -317,20 +313,20 @@ def test_dictionary_depends_neither_on_batches_nor_on_the_order_of_reading(
     torch.testing.assert_close(other.vectors, dictionary.vectors, atol=1e-4, rtol=1e-4)
 
 
-def test_build_says_what_it_will_hold(
+def test_memory_is_logged_before_building(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "defemb_callbacks"):
         small = build_sense_dictionary(teacher, tokenizer, TEXTS, senses=2, samples=3)
     assert small.info["states_kept"] <= 3 * len(tokenizer)
-    # Fewer than min_samples are not clustered: as many senses as states.
+    # Below min_samples, nothing is clustered: there is one sense per state.
     kept = small.info["states_kept"]
     assert f"{kept} states of 42 distinct tokens are kept, for at most {kept} senses (0.00 GB)" in caplog.text
     assert small.counts.sum() == small.info["states_kept"]
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "product"])
-def test_what_is_saved_is_loaded(dictionary: SenseDictionary, tmp_path: Path, storage: Any) -> None:
+def test_save_and_load(dictionary: SenseDictionary, tmp_path: Path, storage: Any) -> None:
     saved = dictionary.compressed(storage)
     saved.save_pretrained(tmp_path)
     loaded = SenseDictionary.from_pretrained(tmp_path)
@@ -344,17 +340,17 @@ def test_what_is_saved_is_loaded(dictionary: SenseDictionary, tmp_path: Path, st
     assert torch.cosine_similarity(saved.vectors, dictionary.vectors).min() > 0.9
 
 
-def test_product_quantisation_takes_a_byte_for_eight_numbers() -> None:
+def test_product_quantization_uses_one_byte_for_eight_numbers() -> None:
     vectors = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
     quantised = compress(vectors, "product")
     stored = pack(quantised, "product")
     assert stored["codes"].shape == (4000, 2)
     assert torch.equal(unpack(stored), quantised)
-    # The best that 256 codewords can do for 8 independent normals (rate 1 bit each): distortion 2^-2 at least.
+    # Lower bound for 256 codewords and 8 independent normals (a rate of 1 bit each): a distortion of 2^-2.
     assert 0.25 < float((vectors - quantised).square().mean()) < 0.45
 
 
-def test_moving_a_dictionary_keeps_its_numbers(dictionary: SenseDictionary) -> None:
+def test_dictionary_stays_in_float32(dictionary: SenseDictionary) -> None:
     copy = dictionary.compressed("float32").half()
     assert copy.vectors.dtype == torch.float32
     assert torch.equal(copy.vectors, dictionary.vectors)
@@ -387,7 +383,7 @@ def test_hub_upload(dictionary: SenseDictionary, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_two_processes_build_what_one_builds(tmp_path: Path) -> None:
+def test_two_processes_build_the_dictionary_of_one(tmp_path: Path) -> None:
     torchrun(__file__, str(tmp_path))
     one, two = (SenseDictionary.from_pretrained(tmp_path / str(rank)) for rank in (0, 1))
     tokenizer = tiny.wordpiece_tokenizer()
@@ -398,22 +394,22 @@ def test_two_processes_build_what_one_builds(tmp_path: Path) -> None:
 
 
 def worker(folder: Path) -> None:
-    """What each process runs."""
+    """Code of each process."""
     rank = PartialState(cpu=True).process_index
     tokenizer = tiny.wordpiece_tokenizer()
     built = build_sense_dictionary(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)
     assert torch.distributed.get_world_size() == 2
     built.save_pretrained(folder / str(rank))
-    leave_together(folder)
+    exit_together(folder)
 
 
 # Errors
 
 
-def test_settings_outside_their_range() -> None:
+def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match="`samples` must be at least `senses`=30, got 20"):
         SenseConfig(senses=30, samples=20)
-    assert SenseConfig(rule="markov", samples=10).samples == 10  # whose number of senses is not `senses`
+    assert SenseConfig(rule="markov", samples=10).samples == 10  # `senses` is ignored
     with pytest.raises(ValueError, match="`min_samples` must be at least 1, got 0"):
         SenseConfig(min_samples=0)
     with pytest.raises(ValueError, match="`rule` must be one of fixed, markov, silhouette, got 'best'"):
@@ -424,14 +420,12 @@ def test_settings_outside_their_range() -> None:
         SenseConfig.paper("bert")
 
 
-def test_no_text(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_invalid_texts(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="`texts` must contain at least one token, got 0 texts"):
         build_sense_dictionary(teacher, tokenizer, [])
     with pytest.raises(TypeError, match="`texts` must be a list of strings or a column of a Dataset, got str"):
         build_sense_dictionary(teacher, tokenizer, "one text")
-    with pytest.raises(
-        TypeError, match=r"got generator\. Put .* a stream into a Dataset"
-    ):
+    with pytest.raises(TypeError, match=r"got generator\. Put .* a stream into a Dataset"):
         build_sense_dictionary(teacher, tokenizer, (text for text in TEXTS))  # type: ignore[arg-type]
 
 
@@ -439,19 +433,20 @@ def test_silhouette_without_scikit_learn(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    with forward_calls() as calls, pytest.raises(
-        ImportError, match=r'requires scikit-learn.*pip install "defemb-callbacks\[senses\]"'
+    with (
+        forward_calls() as calls,
+        pytest.raises(ImportError, match=r'requires scikit-learn.*pip install "defemb-callbacks\[senses\]"'),
     ):
         build_sense_dictionary(teacher, tokenizer, TEXTS, rule="silhouette")
     assert not calls
 
 
-def test_tokens_beyond_the_model() -> None:
+def test_token_ids_out_of_range() -> None:
     with pytest.raises(ValueError, match="Token id 7 is out of range: the model has 5 tokens"):
         plan_samples(torch.tensor([1, 7]), 5, samples=1)
 
 
-def test_dictionary_of_something_else(
+def test_dictionary_of_another_model_or_tokenizer(
     dictionary: SenseDictionary, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     check_model(dictionary, teacher)
@@ -483,14 +478,14 @@ def test_dictionary_of_something_else(
         ({"vectors": torch.full((2, 3), torch.nan)}, "`vectors` contains NaN or infinity"),
     ],
 )
-def test_tensors_that_do_not_fit(change: dict[str, Tensor], message: str) -> None:
+def test_invalid_tensors(change: dict[str, Tensor], message: str) -> None:
     tensors = {"offsets": torch.tensor([0, 0, 2]), "vectors": torch.zeros(2, 3), "counts": torch.ones(2).long()}
     vocabulary = Vocabulary(("a", "b"), ("a", "b"), (None, None), uncased=True)
     with pytest.raises(ValueError, match=message):
         SenseDictionary(**tensors | change, vocabulary=vocabulary)  # type: ignore[arg-type]
 
 
-def test_storage_that_is_not_there() -> None:
+def test_invalid_storage() -> None:
     with pytest.raises(ValueError, match="`storage` must be one of float32, float16, product, got 'int8'"):
         compress(torch.zeros(1, 8), "int8")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="requires a width that is a multiple of 8, got 12"):

@@ -1,4 +1,4 @@
-"""Students that learn to choose senses: the loss, what is frozen, what is saved, what is refused."""
+"""Sense distillation: loss, training, students, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def distilled(
     rows: Dataset,
     tmp_path: Path,
 ) -> Callable[..., SenseDistillationTrainer]:
-    """Makes a trainer of a one-layer student."""
+    """Factory of trainers with a one-layer student."""
 
     def make(student: PreTrainedModel | None = None, **settings: Any) -> SenseDistillationTrainer:
         args = tiny.training_args(tmp_path / "run").to_dict() | settings
@@ -108,7 +108,7 @@ SETTINGS = {
 # The loss
 
 
-def test_loss_is_the_mean_of_negative_logarithms() -> None:
+def test_hard_loss_is_cross_entropy() -> None:
     scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, -1.0, 3.0]], requires_grad=True)
     targets = torch.tensor([0, 2])
     loss = sense_loss(scores, targets, temperature=2.0)
@@ -122,7 +122,7 @@ def test_loss_is_the_mean_of_negative_logarithms() -> None:
     assert scores.grad[0, 2] == 0
 
 
-def test_soft_loss_is_hintons() -> None:
+def test_soft_loss_is_scaled_kl_divergence() -> None:
     scores = torch.tensor([[1.0, 2.0, -torch.inf], [0.5, -1.0, 3.0]], requires_grad=True)
     of_teacher = torch.tensor([[0.0, 1.0, -torch.inf], [2.0, 0.0, 1.0]])
     loss = sense_loss(scores, of_teacher, temperature=3.0)
@@ -138,7 +138,7 @@ def test_soft_loss_is_hintons() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "soft_targets": True}, {"task_weight": 0.5}])
-def test_loss_of_a_batch_is_that_of_a_loop(
+def test_batch_loss_matches_a_loop(
     distilled: Any, teacher: PreTrainedModel, dictionary: SenseDictionary, settings: dict[str, Any]
 ) -> None:
     trainer = distilled(**settings)
@@ -177,7 +177,7 @@ def test_loss_of_a_batch_is_that_of_a_loop(
 # Training
 
 
-def test_student_learns_to_choose_as_the_teacher(distilled: Any, rows: Dataset) -> None:
+def test_agreement_with_the_teacher_increases(distilled: Any, rows: Dataset) -> None:
     trainer = distilled(num_train_epochs=6)
 
     def agreement() -> float:
@@ -194,10 +194,10 @@ def test_student_learns_to_choose_as_the_teacher(distilled: Any, rows: Dataset) 
     before = agreement()
     trainer.train()
     assert agreement() > before + 0.1
-    assert "eval_loss" in trainer.evaluate()  # that of the task, from senses
+    assert "eval_loss" in trainer.evaluate()  # the task loss, computed from senses
 
 
-def test_pooler_and_head_are_the_teachers_and_stay_so(distilled: Any, teacher: PreTrainedModel) -> None:
+def test_pooler_and_head_are_frozen(distilled: Any, teacher: PreTrainedModel) -> None:
     trainer = distilled(task_weight=1.0)
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.train()
@@ -211,7 +211,7 @@ def test_pooler_and_head_are_the_teachers_and_stay_so(distilled: Any, teacher: P
     assert "bert.embeddings.word_embeddings.weight" in moved
 
 
-def test_task_loss_reaches_the_student_through_the_senses(distilled: Any) -> None:
+def test_task_loss_has_a_gradient_through_the_senses(distilled: Any) -> None:
     trainer = distilled()
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
     batch.pop("sense_labels")
@@ -219,7 +219,7 @@ def test_task_loss_reaches_the_student_through_the_senses(distilled: Any) -> Non
     assert trainer.model.bert.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
 
 
-def test_student_is_saved_with_its_dictionary(
+def test_saved_student_contains_its_dictionary(
     distilled: Any, dictionary: SenseDictionary, rows: Dataset, tmp_path: Path
 ) -> None:
     trainer = distilled(max_steps=2)
@@ -232,12 +232,12 @@ def test_student_is_saved_with_its_dictionary(
     ids = torch.tensor(rows[0]["input_ids"])[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
-    # Another model of the same size has not learned from this dictionary.
+    # Another model of the same size was not distilled with this dictionary.
     with pytest.raises(ValueError, match="was built from other weights"):
         with_senses(tiny.tiny_bert(trainer.processing_class, num_hidden_layers=1), saved)
 
 
-def test_what_the_teacher_chooses_is_computed_once(
+def test_teacher_senses_are_cached(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dictionary: SenseDictionary,
@@ -254,7 +254,7 @@ def test_what_the_teacher_chooses_is_computed_once(
     assert calls
 
 
-def test_teacher_reads_what_the_rows_say_whatever_the_collator(
+def test_teacher_senses_are_independent_of_the_data_collator(
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     dictionary: SenseDictionary,
@@ -276,17 +276,17 @@ def test_teacher_reads_what_the_rows_say_whatever_the_collator(
         processing_class=tokenizer,
         data_collator=hiding,
     )
-    # Not from the cache, which has what the trainer has put there.
+    # Not from the cache, which contains the trainer's result.
     expected, lengths = module._choose(teacher, dictionary, some, tokenizer, 64)
     assert trainer.train_dataset["sense_labels"] == [labels.tolist() for labels in expected.split(lengths.tolist())]
 
 
-def test_padding_on_the_left(
+def test_left_padding(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary, rows: Dataset
 ) -> None:
     left = copy.deepcopy(tokenizer)
     left.padding_side = "left"
-    # BERT counts positions from the left, so states differ there; a decoder's do not.
+    # A decoder: with BERT, left padding changes positions and hidden states.
     model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
     senses = build_sense_dictionary(model, tokenizer, SENTENCES, senses=4)
     labels = [
@@ -304,7 +304,7 @@ def test_padding_on_the_left(
 
 
 @pytest.mark.parametrize("model_class", [BertForSequenceClassification, LlamaForCausalLM])
-def test_first_layers_are_the_teachers(model_class: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_first_layers_match_the_teacher(model_class: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     teacher = tiny.tiny_model(model_class, tokenizer, num_hidden_layers=3)
     student = first_layers(teacher, 2)
     assert student.config.num_hidden_layers == 2
@@ -322,9 +322,9 @@ def test_first_layers_are_the_teachers(model_class: Any, tokenizer: PreTrainedTo
     assert counts["all"] - counts["layers"] == teacher.get_input_embeddings().weight.numel()
 
 
-def test_first_layers_of_half_precision_are_the_teachers(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_first_layers_keep_dtypes(tokenizer: PreTrainedTokenizerBase) -> None:
     config = tiny.tiny_model(LlamaForCausalLM, tokenizer, num_hidden_layers=3).config
-    # As from_pretrained loads it: what is computed from the config stays in float32.
+    # As in from_pretrained, buffers computed from the config stay in float32.
     teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     student = first_layers(teacher, 1)
     assert teacher.model.rotary_emb.inv_freq.dtype == torch.float32
@@ -338,7 +338,7 @@ def test_first_layers_of_half_precision_are_the_teachers(tokenizer: PreTrainedTo
     assert torch.equal(states, expected)
 
 
-def test_smaller_student_of_another_width(
+def test_smaller_student_is_projected_to_the_teachers_width(
     distilled: Any,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -370,7 +370,7 @@ def test_smaller_student_of_another_width(
         (LlamaForSequenceClassification, LlamaModel, "hidden_size"),
         (LlamaForCausalLM, LlamaModel, "hidden_size"),
         (GPT2ForSequenceClassification, GPT2Model, "n_embd"),
-        (GPT2LMHeadModel, GPT2Model, "n_embd"),  # its head is tied to the table
+        (GPT2LMHeadModel, GPT2Model, "n_embd"),  # tied head
     ],
 )
 def test_smaller_student_of_a_decoder(
@@ -388,7 +388,7 @@ def test_smaller_student_of_a_decoder(
         torch.testing.assert_close(student(ids).logits, expected)
 
 
-def test_smaller_student_reads_token_types(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_smaller_student_uses_token_type_ids(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     student = SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, hidden_size=16)).eval()
     ids, types = torch.tensor([[9, 8, 7]]), torch.tensor([[0, 1, 1]])
     assert "token_type_ids" in inspect.signature(student.forward).parameters  # or the Trainer drops the column
@@ -397,7 +397,7 @@ def test_smaller_student_reads_token_types(teacher: PreTrainedModel, tokenizer: 
         expected = student.projected.encoder.projection(states)
         assert torch.equal(student.projected(ids, token_type_ids=types).last_hidden_state, expected)
         assert not torch.equal(student(ids, token_type_ids=types).logits, student(ids).logits)
-        # A decoder has no use for them, be it as student or as teacher.
+        # Decoders ignore them, as student or as teacher.
         other = SenseStudent.of(teacher, tiny.tiny_model(LlamaModel, tokenizer)).eval()
         assert torch.equal(other(ids, token_type_ids=types).logits, other(ids).logits)
         decoder = tiny.tiny_model(LlamaForCausalLM, tokenizer)
@@ -405,7 +405,7 @@ def test_smaller_student_reads_token_types(teacher: PreTrainedModel, tokenizer: 
     assert torch.equal(states, last_states(decoder, read))
 
 
-def test_only_the_backbone_learns(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_only_the_backbone_is_trained(tokenizer: PreTrainedTokenizerBase) -> None:
     untied = tiny.tiny_model(LlamaForCausalLM, tokenizer)
     untied.model.norm.weight.requires_grad_(False)  # frozen by the user
     freeze_head(untied)
@@ -417,14 +417,14 @@ def test_only_the_backbone_learns(tokenizer: PreTrainedTokenizerBase) -> None:
 # Settings and errors
 
 
-def test_the_papers_settings(tmp_path: Path) -> None:
+def test_settings_of_the_paper(tmp_path: Path) -> None:
     deberta = SenseDistillationArguments.paper("deberta-v3", str(tmp_path), use_cpu=True)
     assert (deberta.num_train_epochs, deberta.learning_rate) == (15, 5e-4)
     llama = SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), use_cpu=True)
     assert (llama.num_train_epochs, llama.warmup_steps, llama.lr_scheduler_type) == (5, 300, "cosine")
     assert llama.learning_rate == 5e-6 * llama.world_size
     assert SenseDistillationArguments.paper("llama-3-8b", str(tmp_path), learning_rate=1e-3).learning_rate == 1e-3
-    # The dictionaries of the same recipes have the same names.
+    # The presets of SenseConfig have the same names.
     assert [SenseConfig.paper(name).rule for name in ("deberta-v3", "llama-3-8b")] == ["fixed", "markov"]
     with pytest.raises(ValueError, match="`name` must be one of deberta-v3, llama-3-8b, got 'bert'"):
         SenseDistillationArguments.paper("bert", str(tmp_path))
@@ -434,7 +434,7 @@ def test_the_papers_settings(tmp_path: Path) -> None:
         SenseDistillationArguments(str(tmp_path), task_weight=-1)
 
 
-def test_what_is_refused(
+def test_invalid_arguments(
     distilled: Any,
     teacher: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

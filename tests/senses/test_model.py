@@ -1,4 +1,4 @@
-"""Models that give senses: encoders, decoders, poolers, heads, sentence embeddings; their names; a training watched."""
+"""Models with senses, metrics and names of senses, SenseMonitorCallback, and the command `defemb senses`."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def of_class(model_class: type[PreTrainedModel], tokenizer: PreTrainedTokenizerB
         T5ForConditionalGeneration,
     ],
 )
-def test_last_states_are_senses_and_all_that_reads_them_sees_it(
-    model_class: Any, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_last_hidden_states_are_senses(model_class: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     model = of_class(model_class, tokenizer)
     dictionary = build_sense_dictionary(model, tokenizer, TEXTS, senses=3)
     batch = tokenizer(TEXTS[:4], return_tensors="pt", padding=True, return_token_type_ids=False)
@@ -102,7 +100,7 @@ def test_last_states_are_senses_and_all_that_reads_them_sees_it(
     assert torch.equal(again, output)
 
 
-def test_pooler_inside_the_backbone_reads_senses(
+def test_pooler_reads_senses(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
     ids = tokenizer(TEXTS[:3], return_tensors="pt", padding=True)["input_ids"]
@@ -114,7 +112,7 @@ def test_pooler_inside_the_backbone_reads_senses(
         torch.testing.assert_close(model(ids).logits, model.classifier(expected))
 
 
-def test_checkpoints_are_ordinary(
+def test_checkpoints_do_not_contain_the_dictionary(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary, tmp_path: Path
 ) -> None:
     model = with_senses(copy.deepcopy(teacher), dictionary)
@@ -128,7 +126,7 @@ def test_checkpoints_are_ordinary(
 
 
 @pytest.mark.slow
-def test_compiled_model_gives_the_same_senses(
+def test_compiled_model_has_the_same_senses(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
     model = with_senses(copy.deepcopy(teacher), dictionary)
@@ -138,7 +136,7 @@ def test_compiled_model_gives_the_same_senses(
     assert len(recorded) == 2
 
 
-def test_there_is_nothing_for_ddp_to_broadcast(teacher: PreTrainedModel, dictionary: SenseDictionary) -> None:
+def test_dictionary_has_no_buffers(teacher: PreTrainedModel, dictionary: SenseDictionary) -> None:
     names = {name for name, _ in teacher.named_buffers()}
     assert {name for name, _ in with_senses(copy.deepcopy(teacher), dictionary).named_buffers()} == names
     moved = copy.deepcopy(dictionary).to("meta")
@@ -146,8 +144,10 @@ def test_there_is_nothing_for_ddp_to_broadcast(teacher: PreTrainedModel, diction
     assert dictionary.vectors.device.type == "cpu"
 
 
-def test_dictionary_follows_the_states(dictionary: SenseDictionary, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of a model that is spread over devices the last layer is not where the embeddings are.
+def test_dictionary_follows_the_device_of_the_states(
+    dictionary: SenseDictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last layer of a model on several devices may be on another device than its embeddings.
     devices: list[torch.device] = []
 
     def lookup(self: SenseDictionary, states: Tensor, ids: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def test_copies_of_a_model_are_independent(
         assert torch.equal(without_senses(twin)(ids).logits, teacher(ids).logits)
 
 
-def test_generation_with_a_cache_sees_the_ids_of_each_step(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_generation_with_a_cache(tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
     with_senses(model, build_sense_dictionary(model, tokenizer, TEXTS, senses=3))
     ids = torch.tensor([tokenizer(TEXTS[0])["input_ids"]])
@@ -200,7 +200,7 @@ def test_sentence_embeddings_are_means_of_senses(
         torch.testing.assert_close(vector, senses[0].mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
-def test_states_before_replacing_are_recorded(
+def test_original_states_are_recorded(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
     model = with_senses(copy.deepcopy(teacher), dictionary)
@@ -208,13 +208,13 @@ def test_states_before_replacing_are_recorded(
     with torch.no_grad(), recorded_states(model) as recorded:
         model(ids)
     with torch.no_grad():
-        model(ids)  # is not recorded any more
+        model(ids)  # not recorded
     ((read, states),) = recorded
     assert torch.equal(read, ids)
     torch.testing.assert_close(states, last_states(teacher, ids).detach())
 
 
-def test_what_cannot_be_wrapped(
+def test_models_that_are_rejected(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
 ) -> None:
     model = copy.deepcopy(teacher)
@@ -240,10 +240,10 @@ def test_what_cannot_be_wrapped(
         with_senses(tiny.tiny_bert(tokenizer, BertForSequenceClassification, initializer_range=0.1), dictionary)
 
 
-# Measures
+# Metrics and SenseMonitorCallback
 
 
-def test_metrics_are_those_of_a_loop() -> None:
+def test_metrics_match_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     offsets = torch.tensor([0, 3, 3, 5, 6])
     vectors = torch.randn(6, 4, generator=generator)
@@ -271,7 +271,7 @@ def test_metrics_are_those_of_a_loop() -> None:
     assert found["defemb/sense_entropy/all"] == pytest.approx(float(weighted), rel=1e-4)
 
 
-def test_more_senses_are_nearer(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_sense_error_decreases_with_more_senses(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     errors = []
     for senses in (1, 3, 9):
         callback = SenseMonitorCallback(TEXTS, senses=senses)
@@ -281,7 +281,7 @@ def test_more_senses_are_nearer(teacher: PreTrainedModel, tokenizer: PreTrainedT
     assert errors[0] == pytest.approx(1.0, abs=0.15)  # clustered tokens exactly 1, those with raw vectors 0
 
 
-def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_monitor_logs_at_evaluations_and_at_train_end(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     model = tiny.tiny_bert(tokenizer, BertForSequenceClassification)
     callback = SenseMonitorCallback(TEXTS, SenseConfig(senses=3))
     trainer = Trainer(
@@ -309,7 +309,7 @@ def test_monitor_logs_at_evaluations_and_at_the_end(tokenizer: PreTrainedTokeniz
         callback.on_train_begin(None, None, None, model=given, processing_class=tokenizer)  # type: ignore[arg-type]
 
 
-def test_monitor_waits_for_a_training(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_monitor_does_not_measure_before_training(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     callback = SenseMonitorCallback(TEXTS, senses=3)
     trainer = Trainer(
         tiny.tiny_bert(tokenizer, BertForSequenceClassification),
@@ -328,7 +328,7 @@ def test_monitor_waits_for_a_training(tokenizer: PreTrainedTokenizerBase, tmp_pa
 # Names
 
 
-def test_sense_is_named_by_the_definition_whose_state_it_is(
+def test_senses_are_named_by_the_nearest_definition(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     lexicon = load_definitions(
@@ -336,7 +336,7 @@ def test_sense_is_named_by_the_definition_whose_state_it_is(
     )
     token = tokenizer.convert_tokens_to_ids("house")
     glosses = [definition.gloss for definition in lexicon.lookup("house")]
-    # States of "house" after each gloss, a little disturbed, as its senses.
+    # The senses are the states of "house" after each gloss, plus noise.
     vectors = []
     for gloss in reversed(glosses):
         ids = tokenizer(f"{gloss}: house", return_tensors="pt")["input_ids"]
@@ -362,7 +362,7 @@ def test_sense_is_named_by_the_definition_whose_state_it_is(
     assert [sense.definition for sense in empty[token]] == [None] * 3
 
 
-def test_words_that_are_no_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_words_that_are_not_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     vocabulary = read_vocabulary(tokenizer)
     assert tokens_of_words(vocabulary, ["house", "##s"]) == tokenizer.convert_tokens_to_ids(["house", "##s"])
     with pytest.raises(ValueError, match="'pembrolizumab' is not a token of this model"):

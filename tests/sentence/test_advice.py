@@ -1,4 +1,4 @@
-"""Whether calibration helps, told from unlabelled vectors; and against what STS-B says of it."""
+"""Uniformity and calibration advice, compared with gains on STS-B."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks.metrics import average_cosine
 from defemb_callbacks.sentence import calibration_advice, encode_texts, fit_whitening, uniformity
-from defemb_callbacks.sentence.calibrate import NARROW
+from defemb_callbacks.sentence.advice import MIN_UNIFORMITY
 
 
 def cone(offset: float, n: int = 300, d: int = 32) -> Tensor:
-    """Directions without preference, shifted: the larger the offset, the narrower the cone that they fill."""
+    """Isotropic vectors plus an offset: the larger the offset, the narrower the cone."""
     return torch.randn(n, d, generator=torch.Generator().manual_seed(0)) + offset
 
 
 @pytest.mark.parametrize("n", [2, 1024, 1025, 2500])
-def test_uniformity_is_its_formula(n: int) -> None:
+def test_uniformity_matches_its_formula(n: int) -> None:
     vectors = cone(0.3, n)
     unit = vectors.double().numpy() / np.linalg.norm(vectors.double().numpy(), axis=1, keepdims=True)
     expected = np.log(np.exp(-2 * pdist(unit, "sqeuclidean")).mean())
@@ -35,11 +35,11 @@ def test_uniformity_of_one_direction_is_0() -> None:
     assert uniformity(torch.arange(1.0, 6.0)[:, None] * torch.ones(8)) == pytest.approx(0, abs=1e-12)
 
 
-def test_uniformity_without_preference_is_near_minus_4() -> None:
+def test_uniformity_of_isotropic_vectors_is_near_minus_4() -> None:
     assert uniformity(cone(0, 2000, 400)) == pytest.approx(-4 + 8 / 400, abs=0.01)
 
 
-def test_uniformity_knows_no_lengths_and_no_rotation() -> None:
+def test_uniformity_is_invariant_to_lengths_and_rotation() -> None:
     vectors = cone(0.3)
     rotation = torch.linalg.qr(torch.randn(32, 32)).Q
     assert uniformity(vectors * torch.rand(300, 1) @ rotation) == pytest.approx(uniformity(vectors), abs=1e-5)
@@ -50,21 +50,21 @@ def test_zero_vector_has_distance_1_to_all_others() -> None:
 
 
 def test_uniformity_of_one_vector() -> None:
-    with pytest.raises(ValueError, match="uniformity needs at least 2 vectors, got 1"):
+    with pytest.raises(ValueError, match="`vectors` must have at least 2 rows, got 1"):
         uniformity(torch.ones(1, 4))
 
 
 def ellipsoid(directions: int, n: int = 1000, d: int = 400) -> Tensor:
-    """Vectors around the origin that vary in so many directions only."""
+    """Vectors around the origin that vary along `directions` directions only."""
     vectors = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
     vectors[:, directions:] *= 0.01
     return vectors
 
 
-def test_vectors_that_crowd_in_a_cone_are_helped() -> None:
+def test_calibration_helps_vectors_in_a_narrow_cone() -> None:
     advice = [calibration_advice(cone(offset)) for offset in (0, 0.3, 0.8, 1.2)]
     assert all(one.uniformity < other.uniformity for one, other in itertools.pairwise(advice))
-    assert [one.uniformity >= NARROW for one in advice] == [False, False, True, True]
+    assert [one.uniformity >= MIN_UNIFORMITY for one in advice] == [False, False, True, True]
     assert [one.verdict for one in advice] == ["harms", "harms", "helps", "helps"]
 
 
@@ -79,15 +79,15 @@ def test_vectors_that_crowd_in_a_cone_are_helped() -> None:
         (15, 40, "harms"),
     ],
 )
-def test_spread_vectors_are_harmed_where_they_use_many_directions(directions: int, width: int, verdict: str) -> None:
+def test_calibration_harms_vectors_spread_over_many_directions(directions: int, width: int, verdict: str) -> None:
     advice = calibration_advice(ellipsoid(directions, d=width))
-    assert advice.uniformity < NARROW
+    assert advice.uniformity < MIN_UNIFORMITY
     assert advice.verdict == verdict
-    # Of n vectors a few less are seen than there are.
+    # The estimate from a finite sample is too low.
     assert 0.6 * directions < advice.directions <= directions
 
 
-def test_directions_are_the_quotient_of_isoscore() -> None:
+def test_directions_are_the_participation_ratio() -> None:
     vectors = cone(0.2)
     spectrum = np.linalg.eigvalsh(np.cov(vectors.double().numpy().T))
     assert calibration_advice(vectors).directions == pytest.approx(spectrum.sum() ** 2 / (spectrum**2).sum(), rel=1e-6)
@@ -95,14 +95,14 @@ def test_directions_are_the_quotient_of_isoscore() -> None:
 
 @pytest.mark.parametrize(
     ("vectors", "words"),
-    [(cone(0), "likely to harm"), (ellipsoid(20), "may help or harm"), (cone(1.0), "likely to help")],
+    [(cone(0), "likely to harm"), (ellipsoid(20), "may be positive or negative"), (cone(1.0), "likely to help")],
 )
-def test_the_reason_says_what_was_measured_and_what_follows(vectors: Tensor, words: str) -> None:
+def test_reason_states_the_measurements_and_the_verdict(vectors: Tensor, words: str) -> None:
     advice = calibration_advice(vectors)
     assert words in advice.reason
     assert f"uniformity {advice.uniformity:.2f}" in advice.reason
     assert f"average cosine {advice.average_cosine:.2f}" in advice.reason
-    assert f"{advice.directions:.0f} of {vectors.shape[1]} directions" in advice.reason
+    assert f"{advice.directions:.0f} of {vectors.shape[1]} effective directions" in advice.reason
     assert advice.uniformity == uniformity(vectors)
     assert advice.average_cosine == average_cosine(vectors)
 
@@ -114,7 +114,7 @@ def test_whitened_vectors_need_no_calibration() -> None:
 
 
 def test_too_few_vectors() -> None:
-    with pytest.raises(ValueError, match="advice needs at least 100 vectors of different texts, got 99"):
+    with pytest.raises(ValueError, match="`vectors` must have at least 100 rows, got 99"):
         calibration_advice(cone(0)[:99])
 
 

@@ -1,4 +1,4 @@
-"""Fitting finds more than a Gaussian, resumes, and leaves the encoder as it was."""
+"""Fitting flows to vectors and texts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from defemb_callbacks.sentence import fit as module
 from defemb_callbacks.sentence.fit import fit_flow, fit_flow_on_texts, flow_training_arguments
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig
 from defemb_callbacks.sentence.pooling import encode_texts
-from launching import leave_together, torchrun
+from launching import exit_together, torchrun
 from tiny import tiny_bert, tiny_dataset, wordpiece_tokenizer
 
 
 def arguments(output_dir: Path | str = "flow", **overrides: object):
-    """The defaults, one epoch, quiet, on the CPU."""
+    """Default arguments with one epoch, no progress bar, on the CPU."""
     return flow_training_arguments(
         str(output_dir), **{"num_train_epochs": 1, "use_cpu": True, "disable_tqdm": True} | overrides
     )
 
 
 def bananas(n: int, dim: int, *, correlated: bool, seed: int = 0) -> Tensor:
-    """Every second coordinate bends with the one before it; correlated only if mixed."""
+    """Every second coordinate is a quadratic function of the one before, plus noise; optionally mixed linearly."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, dim, generator=generator)
     bent = torch.arange(1, dim, 2)
@@ -43,7 +43,7 @@ def bananas(n: int, dim: int, *, correlated: bool, seed: int = 0) -> Tensor:
 
 
 def gaussian_nats(train: Tensor, held_out: Tensor) -> float:
-    """Mean log-density of the held-out vectors under the Gaussian of the others, by scipy, in nats per dimension."""
+    """Mean log-density of held-out vectors under a Gaussian fitted to the others, in nats per dimension."""
     train, held_out = train.double(), held_out.double()
     gaussian = multivariate_normal(train.mean(0).numpy(), train.T.cov(correction=0).numpy())
     return float(gaussian.logpdf(held_out.numpy()).mean()) / train.shape[1]
@@ -55,15 +55,15 @@ def nats(flow: EmbeddingFlow, held_out: Tensor) -> float:
 
 
 @pytest.mark.parametrize("coupling", ["additive", "affine"])
-@pytest.mark.parametrize("dim", [7, 33])
 @pytest.mark.parametrize(
-    ("sizes", "correlated"), [({}, False), ({"levels": 3}, False), ({"components": "all"}, True)], ids=str
+    ("sizes", "dim", "correlated"),
+    [({}, 7, False), ({"levels": 3}, 33, False), ({"components": 33}, 33, True)],
+    ids=str,
 )
-def test_a_fitted_flow_beats_the_best_gaussian_on_held_out_vectors(tmp_path, sizes, correlated, dim, coupling):
-    """Without principal axes only where there is nothing linear to find: permutations and narrow couplings are slow."""
+def test_fitted_flow_beats_the_best_gaussian_on_held_out_vectors(tmp_path, sizes, dim, correlated, coupling):
+    """Correlated data only with principal axes: permutations and narrow couplings learn correlations slowly."""
     data = bananas(3_000, dim, correlated=correlated)
     train, held_out = data[:2_000], data[2_000:]
-    sizes = {name: dim if value == "all" else value for name, value in sizes.items()}
     config = EmbeddingFlowConfig(dim, coupling=coupling, **sizes)
     flow = fit_flow(train, config, arguments(tmp_path, num_train_epochs=6, learning_rate=1e-2))
     assert not flow.training
@@ -71,26 +71,26 @@ def test_a_fitted_flow_beats_the_best_gaussian_on_held_out_vectors(tmp_path, siz
     assert gain > 0.02
 
 
-def test_the_whole_truth_is_found_where_it_is_within_reach(tmp_path):
-    """One banana: the flow comes most of the way from the best Gaussian to the true density, whose entropy is known."""
+def test_fitted_flow_approaches_the_true_density(tmp_path):
+    """On one banana, whose entropy is known, the flow closes most of the gap between Gaussian and true density."""
     data = bananas(6_000, 2, correlated=False)
     config = EmbeddingFlowConfig(2, levels=1, depth=4)
     flow = fit_flow(data[:5_000], config, arguments(tmp_path, num_train_epochs=4, learning_rate=1e-2))
     entropy = torch.log(2 * torch.pi * torch.e * torch.tensor([1.0, 0.3]) ** 2 * 0.2**2) / 2
     truth, gaussian = -float(entropy.mean()), gaussian_nats(data[:5_000], data[5_000:])
     assert gaussian < truth - 0.4
-    assert truth - 0.1 < nats(flow, data[5_000:]) < truth + 0.03  # the held-out vectors are a sample
+    assert truth - 0.1 < nats(flow, data[5_000:]) < truth + 0.03  # sampling error of the held-out vectors
 
 
-def test_fitting_twice_gives_the_same_flow_and_the_sugar_is_the_same(tmp_path):
+def test_fitting_twice_gives_the_same_flow(tmp_path):
     data = bananas(300, 7, correlated=True)
     config = EmbeddingFlowConfig(7)
-    flows = [fit_flow(data, config, arguments(tmp_path)), EmbeddingFlow.fit(data, config, args=arguments(tmp_path))]
+    flows = [fit_flow(data, config, arguments(tmp_path)) for _ in range(2)]
     assert torch.equal(flows[0](data), flows[1](data))
     assert not torch.equal(flows[0](data), EmbeddingFlow(config).initialize(data)(data))
 
 
-def test_the_start_is_taken_from_the_data_before_the_first_step(tmp_path):
+def test_flow_is_initialized_from_data_before_the_first_step(tmp_path):
     data = bananas(300, 7, correlated=True)
     config = EmbeddingFlowConfig(7)
     flow = fit_flow(data, config, arguments(tmp_path, max_steps=1, learning_rate=0.0))
@@ -104,13 +104,13 @@ def test_defaults_are_the_principal_preset_and_the_settings_of_the_paper(tmp_pat
     )
     flow = fit_flow(bananas(300, 12, correlated=True))
     assert flow.config == EmbeddingFlowConfig.preset("principal", 12)
-    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    assert list(tmp_path.iterdir()) == []  # no output folder
     args = flow_training_arguments()
     assert (args.learning_rate, args.weight_decay, args.max_grad_norm) == (1e-3, 0.01, 1.0)
     assert (args.lr_scheduler_type, args.per_device_train_batch_size) == ("constant", 64)
 
 
-def test_arguments_reach_the_trainer_as_they_are(tmp_path):
+def test_arguments_are_passed_to_the_trainer_unchanged(tmp_path):
     seen = []
 
     class Look(TrainerCallback):
@@ -126,8 +126,7 @@ def test_arguments_reach_the_trainer_as_they_are(tmp_path):
     assert args.to_dict() == before
 
 
-def test_decay_spares_shifts_and_scales(tmp_path):
-    """With a learning rate of 0 but for decay there would be no way to tell; a huge decay tells."""
+def test_weight_decay_only_applies_to_network_weights(tmp_path):
     decayed = []
 
     class Look(TrainerCallback):
@@ -144,7 +143,7 @@ def test_decay_spares_shifts_and_scales(tmp_path):
     assert all(".net." in name and name.endswith("weight") for name in decayed)
 
 
-def test_a_dataset_on_disk_gives_the_flow_of_its_tensor(tmp_path):
+def test_dataset_on_disk_gives_the_same_flow_as_a_tensor(tmp_path):
     data = bananas(300, 7, correlated=True)
     Dataset.from_dict({"text": ["x"] * 300, "vectors": data.tolist()}).save_to_disk(tmp_path / "vectors")
     config = EmbeddingFlowConfig(7, components=5)
@@ -161,7 +160,7 @@ def test_vectors_of_any_precision_give_a_float32_flow(tmp_path, dtype):
     assert torch.equal(flow(data), fit_flow(data.float(), config, arguments(tmp_path))(data))
 
 
-def test_mixed_precision_leaves_the_flow_exact(tmp_path):
+def test_mixed_precision_does_not_change_the_flow(tmp_path):
     data = bananas(300, 7, correlated=True)
     plain, mixed = (fit_flow(data, EmbeddingFlowConfig(7), arguments(tmp_path, bf16=bf16)) for bf16 in (False, True))
     assert torch.equal(plain(data), mixed(data))
@@ -181,7 +180,7 @@ def test_held_out_vectors_are_evaluated(tmp_path):
     assert losses[-1] == pytest.approx(-nats(flow, data[300:]), abs=1e-5)
 
 
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+def test_resumed_run_gives_the_same_flow(tmp_path):
     data = bananas(300, 7, correlated=True)
     config = EmbeddingFlowConfig(7, components=7)
     saving = {"num_train_epochs": 3, "save_strategy": "epoch"}
@@ -215,7 +214,7 @@ def texts(tokenizer):
     return tiny_texts(tokenizer)
 
 
-def test_texts_give_the_flow_of_their_vectors(tmp_path, tokenizer, texts):
+def test_texts_give_the_same_flow_as_their_vectors(tmp_path, tokenizer, texts):
     model = tiny_bert(tokenizer)
     config = EmbeddingFlowConfig(32, components=8)
     vectors = encode_texts(model, tokenizer, texts, "first_last", max_length=64)
@@ -225,7 +224,7 @@ def test_texts_give_the_flow_of_their_vectors(tmp_path, tokenizer, texts):
 
 
 @pytest.mark.parametrize("dropout", [False, True])
-def test_the_encoder_stays_as_it_was(tmp_path, tokenizer, texts, dropout):
+def test_encoder_is_not_changed(tmp_path, tokenizer, texts, dropout):
     model = tiny_bert(tokenizer, BertForMaskedLM)
     model.train()
     model.bert.encoder.layer[0].eval()
@@ -241,64 +240,64 @@ def test_the_encoder_stays_as_it_was(tmp_path, tokenizer, texts, dropout):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_dropout_encodes_each_text_anew_each_time(tmp_path, tokenizer, texts):
-    """Without dropout in the model's own config, both ways are one; with it, the flow has seen the noise."""
+def test_dropout_encodes_texts_again_in_each_epoch(tmp_path, tokenizer, texts):
+    """With a dropout rate of 0, both options agree; otherwise the flow is fitted to noisy vectors."""
     config = EmbeddingFlowConfig(32, components=8)
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     for rate in (0.0, 0.3):
         model = tiny_bert(tokenizer, **settings | {"hidden_dropout_prob": rate})
-        once, anew = (
+        once, repeatedly = (
             fit_flow_on_texts(model, tokenizer, texts, config, arguments(tmp_path, num_train_epochs=3), dropout=dropout)
             for dropout in (False, True)
         )
         vectors = encode_texts(model, tokenizer, texts, max_length=64)
         if rate == 0.0:
-            torch.testing.assert_close(anew(vectors), once(vectors), rtol=0, atol=1e-4)
+            torch.testing.assert_close(repeatedly(vectors), once(vectors), rtol=0, atol=1e-4)
         else:
-            assert (anew(vectors) - once(vectors)).abs().mean() > 0.01
-            # Vectors with noise need more room: those without it lie further inside.
-            assert anew(vectors).square().mean() < once(vectors).square().mean()
+            assert (repeatedly(vectors) - once(vectors)).abs().mean() > 0.01
+            # Noisy vectors have a larger variance, so vectors without noise are mapped closer to 0.
+            assert repeatedly(vectors).square().mean() < once(vectors).square().mean()
 
 
-# What cannot be
+# Errors
 
 
-def test_vectors_that_cannot_be_fitted_are_refused_before_any_work(tmp_path, monkeypatch):
+def test_invalid_vectors_are_rejected_before_training(tmp_path, monkeypatch):
     def no_work(*args, **kwargs):
-        raise AssertionError("a Trainer was made")
+        raise AssertionError("A Trainer was created.")
 
     monkeypatch.setattr(module, "Trainer", no_work)
     good = bananas(300, 7, correlated=True)
     broken = good.clone()
     broken[299, 3] = float("nan")
     config = EmbeddingFlowConfig(7)
-    with pytest.raises(ValueError, match="vector 299 has NaN or infinity"):
+    with pytest.raises(ValueError, match="Row 299 of `vectors` contains NaN or infinity"):
         fit_flow(broken, config)
-    with pytest.raises(ValueError, match="vector 299 has NaN or infinity"):
+    with pytest.raises(ValueError, match="Row 299 of `vectors` contains NaN or infinity"):
         fit_flow(good, config, eval_vectors=broken)
-    monkeypatch.setattr(module, "_CHECKED_AT_ONCE", 128)
-    with pytest.raises(ValueError, match="vector 299 has NaN or infinity"):
+    monkeypatch.setattr(module, "_ROWS_PER_CHECK", 128)
+    with pytest.raises(ValueError, match="Row 299 of `vectors` contains NaN or infinity"):
         fit_flow(Dataset.from_dict({"vectors": broken.tolist()}), config)
-    with pytest.raises(ValueError, match="no column 'vectors', it has text, embedding"):
+    with pytest.raises(ValueError, match="must have a column 'vectors', got text, embedding"):
         fit_flow(Dataset.from_dict({"text": ["a"], "embedding": [[1.0]]}), config)
-    with pytest.raises(TypeError, match="vectors must be a floating-point tensor, got float64"):
+    with pytest.raises(TypeError, match="`vectors` must be a floating-point tensor, got float64"):
         fit_flow(good.double().numpy(), config)
-    with pytest.raises(ValueError, match=r"vectors must be \(n, d\), got \(7,\)"):
+    with pytest.raises(ValueError, match=r"`vectors` must have shape \(n, d\), got \(7,\)"):
         fit_flow(good[0])
-    with pytest.raises(ValueError, match=r"vectors must be \(n, 8\), got \(300, 7\)"):
+    with pytest.raises(ValueError, match=r"`vectors` must have shape \(n, 8\), got \(300, 7\)"):
         fit_flow(good, EmbeddingFlowConfig(8))
-    with pytest.raises(ValueError, match="too few vectors: 4, and this flow needs at least 5"):
+    with pytest.raises(ValueError, match="must have at least 5 rows for this flow, got 4"):
         fit_flow(good[:4], EmbeddingFlowConfig(7, components=4))
 
 
-def test_texts_that_cannot_be_fitted_are_refused(tmp_path, tokenizer, texts):
+def test_invalid_texts_are_rejected(tmp_path, tokenizer, texts):
     model = tiny_bert(tokenizer)
-    with pytest.raises(TypeError, match="got one string"):
+    with pytest.raises(TypeError, match="got a single string"):
         fit_flow_on_texts(model, tokenizer, "the dog")
     for dropout in (False, True):
-        with pytest.raises(ValueError, match="texts is empty"):
+        with pytest.raises(ValueError, match="`texts` must not be empty"):
             fit_flow_on_texts(model, tokenizer, [], dropout=dropout)
-    with pytest.raises(ValueError, match="'static' passes no dropout"):
+    with pytest.raises(ValueError, match="pooling='static' does not support dropout=True"):
         fit_flow_on_texts(model, tokenizer, texts, pooling="static", dropout=True)
 
 
@@ -306,7 +305,7 @@ def test_texts_that_cannot_be_fitted_are_refused(tmp_path, tokenizer, texts):
 
 
 def worker(folder: Path) -> None:
-    """What each of two processes runs."""
+    """Code of each process."""
     tokenizer = wordpiece_tokenizer()
     data = bananas(300, 7, correlated=True)
     flows = {"vectors": fit_flow(data, EmbeddingFlowConfig(7, components=7), arguments(folder))}
@@ -317,16 +316,16 @@ def worker(folder: Path) -> None:
     rank = torch.distributed.get_rank()
     for name, flow in flows.items():
         save_file(flow.state_dict(), folder / f"{name}-{rank}.safetensors")
-    leave_together(folder)
+    exit_together(folder)
 
 
 @pytest.mark.slow
-def test_two_processes_fit_one_flow(tmp_path):
+def test_two_processes_fit_the_same_flow(tmp_path):
     torchrun(__file__, str(tmp_path), timeout=240)
     for name in ("vectors", "texts"):
         first, second = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in (0, 1))
         assert all(torch.equal(first[key], second[key]) for key in first)
-    # Each process has read its share: together as many rows a step as one process would with twice the batch.
+    # Both processes started from the same initialization.
     data = bananas(300, 7, correlated=True)
     alone = EmbeddingFlow(EmbeddingFlowConfig(7, components=7)).initialize(data)
     start = {name: tensor for name, tensor in alone.state_dict().items() if "net" not in name and "shift" not in name}
@@ -337,7 +336,7 @@ def test_two_processes_fit_one_flow(tmp_path):
 
 @pytest.mark.slow
 def test_real_embeddings(data_dir, minilm_dir, all_cores, tmp_path):
-    """STS-B by all-MiniLM-L6-v2's layer 3: nearer to a density than any Gaussian, and to people than raw cosines."""
+    """Layer 3 of all-MiniLM-L6-v2 on STS-B: better than a Gaussian, and closer to human ratings than raw cosines."""
     rows = []
     for split in ("train", "validation"):
         with (data_dir / "stsb" / f"{split}.csv").open(encoding="utf-8", newline="") as file:
@@ -349,7 +348,7 @@ def test_real_embeddings(data_dir, minilm_dir, all_cores, tmp_path):
     half = len(vectors) // 2
     order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
     train, held_out = vectors[order[:half]], vectors[order[half:]]
-    # LayerNorm leaves 383 directions; the density of the rest is no density.
+    # The output of LayerNorm spans 383 directions; it has no density in 384.
     for components in (383, 128):
         flow = fit_flow(train, EmbeddingFlowConfig(384, components=components), arguments(tmp_path, num_train_epochs=5))
         within = [flow.axes(part) for part in (train, held_out)]

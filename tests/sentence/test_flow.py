@@ -1,4 +1,4 @@
-"""A flow is exactly invertible, its density is one, and a saved flow is the flow that was saved."""
+"""Flows: inverse, density, initialization, saving and loading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHAPES = ("paper", "code", "principal", "rotated")
 
 
 def vectors(n: int, dim: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Correlated, far from zero, and of unequal scale, as the embeddings of a language model are."""
+    """Correlated vectors with a large mean and unequal scales, like the embeddings of a language model."""
     generator = torch.Generator().manual_seed(seed)
     draw = {"generator": generator, "dtype": torch.float64}
     mixing = torch.linalg.qr(torch.randn(dim, dim, **draw)).Q * torch.logspace(0, -1.5, dim, dtype=torch.float64)
@@ -32,14 +32,14 @@ def vectors(n: int, dim: int, dtype: torch.dtype = torch.float32, seed: int = 0)
 
 
 def config_of(shape: str, dim: int, **overrides: object) -> EmbeddingFlowConfig:
-    """A preset, or "rotated": the paper's sizes on all principal axes."""
+    """A preset, or "rotated": the paper's architecture on all principal axes."""
     if shape == "rotated":
         return EmbeddingFlowConfig(dim, components=dim, **overrides)
     return EmbeddingFlowConfig.preset(shape, dim, **overrides)
 
 
 def trained(config: EmbeddingFlowConfig, data: Tensor, dtype: torch.dtype = torch.float32) -> EmbeddingFlow:
-    """A flow whose every parameter has moved from its start, so that no coupling is the identity any more."""
+    """A flow with random parameters, so that no coupling is the identity."""
     flow = EmbeddingFlow(config).to(dtype).initialize(data)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -53,19 +53,19 @@ def trained(config: EmbeddingFlowConfig, data: Tensor, dtype: torch.dtype = torc
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dim", [7, 33, 64, 385])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_inverse_and_forward_undo_each_other(shape, coupling, dim, dtype, tolerance):
+def test_inverse_of_forward_is_the_identity(shape, coupling, dim, dtype, tolerance):
     data = vectors(2 * dim, dim, dtype)
     flow = trained(config_of(shape, dim, coupling=coupling), data, dtype)
     z = flow(data)
     assert z.shape == (2 * dim, flow.config.latent_dim)
     assert z.dtype == dtype
     expected = data
-    if flow.config.latent_dim < dim:  # the nearest vector on the span of the axes
+    if flow.config.latent_dim < dim:  # projection on the axes
         reference = PCA(flow.config.latent_dim, svd_solver="full").fit(data.double().numpy())
         expected = torch.tensor(reference.inverse_transform(reference.transform(data.double().numpy())), dtype=dtype)
         torch.testing.assert_close(flow(flow.inverse(z)), z, rtol=0, atol=100 * tolerance)
     else:
-        # Something has happened in between.
+        # The map is not trivial.
         assert (z - flow.levels[0].steps[0].norm(data)[0]).abs().mean() > 0.1
     torch.testing.assert_close(flow.inverse(z), expected, rtol=0, atol=tolerance)
 
@@ -98,8 +98,8 @@ def test_density_integrates_to_one(coupling):
         assert float(flow.log_prob(grid).exp().sum()) * cell == pytest.approx(1, abs=1e-3)
 
 
-def test_log_prob_at_the_start_is_that_of_the_gaussian_on_all_axes():
-    """Axes, shifts and scales alone make the flow PCA whitening, whose density is the best Gaussian's."""
+def test_initialized_flow_on_all_axes_is_the_best_gaussian():
+    """The initialization is PCA whitening, whose density is that of the best Gaussian."""
     data = vectors(200, 6, torch.float64)
     flow = EmbeddingFlow(config_of("rotated", 6)).double().initialize(data)
     gaussian = torch.distributions.MultivariateNormal(data.mean(0), data.T.cov(correction=0))
@@ -107,8 +107,8 @@ def test_log_prob_at_the_start_is_that_of_the_gaussian_on_all_axes():
 
 
 @pytest.mark.parametrize("components", [3, 9])
-def test_start_on_principal_axes_equals_pca_whitening(components):
-    """Cosines, since the permutations, and each axis' sign, are free."""
+def test_initialized_flow_on_principal_axes_is_pca_whitening(components):
+    """Compares cosines, because permutations and signs of the axes are arbitrary."""
     data = vectors(300, 9, torch.float64)
     z = EmbeddingFlow(EmbeddingFlowConfig(9, components=components)).double().initialize(data)(data)
     reference = torch.from_numpy(PCA(components, whiten=True).fit_transform(data.numpy()))
@@ -118,11 +118,11 @@ def test_start_on_principal_axes_equals_pca_whitening(components):
     torch.testing.assert_close(*cosines, rtol=0, atol=1e-9)
 
 
-def test_each_actnorm_starts_by_standardising_what_reaches_it():
+def test_each_actnorm_is_initialized_to_standardize_its_input():
     data = vectors(200, 7, torch.float64)
     flow = EmbeddingFlow(EmbeddingFlowConfig(7, depth=2)).double()
     for name, parameter in flow.named_parameters():
-        if "net.4.weight" in name:  # the couplings move something
+        if "net.4.weight" in name:  # the couplings are not the identity
             torch.nn.init.normal_(parameter)
     x = flow.initialize(data) and data
     for level in flow.levels:
@@ -136,8 +136,8 @@ def test_each_actnorm_starts_by_standardising_what_reaches_it():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-32])
-def test_a_coordinate_without_variance_is_not_scaled_up(value):
-    """Rounding alone would be as loud as the other coordinates, and its gradients would drown theirs."""
+def test_coordinate_without_variance_is_not_scaled_up(value):
+    """Otherwise rounding error would be scaled to the size of the other coordinates."""
     data = vectors(100, 3)
     data[:, 1] = value * (1 + 1e-7 * torch.randn(100))
     norm = ActNorm(3)
@@ -149,7 +149,7 @@ def test_a_coordinate_without_variance_is_not_scaled_up(value):
     torch.testing.assert_close(norm.inverse(y), data, rtol=0, atol=1e-6)
 
 
-def test_a_coupling_starts_as_the_identity_and_moves_only_one_half():
+def test_coupling_starts_as_the_identity_and_changes_one_half():
     x = torch.randn(5, 7)
     coupling = Coupling(7, 4, affine=True)
     y, log_det = coupling(x)
@@ -161,10 +161,10 @@ def test_a_coupling_starts_as_the_identity_and_moves_only_one_half():
     assert (y[:, 4:] != x[:, 4:]).all()
 
 
-def test_levels_split_off_half_of_the_coordinates_each():
+def test_each_level_factors_out_half_of_the_coordinates():
     flow = EmbeddingFlow(EmbeddingFlowConfig(33, levels=3))
     assert flow.part_sizes == [16, 8, 9]
-    # What the first level has split off no longer depends on the second.
+    # The part factored out by the first level does not depend on the second.
     data = vectors(100, 33)
     flow = trained(flow.config, data)
     before = flow(data)
@@ -175,8 +175,8 @@ def test_levels_split_off_half_of_the_coordinates_each():
     assert not torch.equal(after[:, 16:], before[:, 16:])
 
 
-def test_size_of_the_paper():
-    """About 128,000 parameters at d = 768, the paper says."""
+def test_number_of_parameters_matches_the_paper():
+    """The paper reports about 128,000 parameters at d = 768."""
     flow = EmbeddingFlow(EmbeddingFlowConfig.preset("paper", 768))
     assert sum(parameter.numel() for parameter in flow.parameters()) == pytest.approx(128_000, rel=0.05)
     assert [len(level.steps) for level in flow.levels] == [3, 3]
@@ -184,7 +184,7 @@ def test_size_of_the_paper():
     assert EmbeddingFlowConfig.preset("principal", 768).components == 256
 
 
-def test_seed_decides_everything_and_nothing_else_is_touched():
+def test_flow_depends_on_the_seed_only():
     state = torch.random.get_rng_state()
     first, same, other = (EmbeddingFlow(EmbeddingFlowConfig(9, seed=seed)).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -210,7 +210,7 @@ def test_gradients_reach_every_parameter_and_the_input(coupling):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_vectors_are_computed_in_the_flow_s_precision(dtype):
+def test_half_precision_vectors_are_computed_in_float32(dtype):
     data = vectors(50, 7).to(dtype)
     flow = trained(EmbeddingFlowConfig(7), data)
     assert torch.equal(flow(data), flow(data.float()))
@@ -220,13 +220,13 @@ def test_half_precision_vectors_are_computed_in_the_flow_s_precision(dtype):
         torch.testing.assert_close(flow.inverse(flow(data)), data.float(), rtol=0, atol=1e-5)
 
 
-# Saved and loaded
+# Saving and loading
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_loaded_equals_saved(tmp_path, shape, coupling, dtype):
+def test_save_and_load(tmp_path, shape, coupling, dtype):
     data = vectors(50, 9, dtype)
     flow = trained(config_of(shape, 9, coupling=coupling, seed=5), data, dtype)
     flow.save_pretrained(tmp_path / "flow")
@@ -246,13 +246,13 @@ def test_loaded_equals_saved(tmp_path, shape, coupling, dtype):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "flow" / name).read_bytes()
 
 
-def test_a_flow_that_is_not_initialised_stays_so(tmp_path):
+def test_uninitialized_flow_can_be_saved(tmp_path):
     EmbeddingFlow(EmbeddingFlowConfig(7)).save_pretrained(tmp_path)
-    with pytest.raises(RuntimeError, match="not initialised"):
+    with pytest.raises(RuntimeError, match="not initialized"):
         EmbeddingFlow.from_pretrained(tmp_path)(torch.zeros(1, 7))
 
 
-def test_a_copy_is_a_flow_of_its_own():
+def test_copies_are_independent():
     data = vectors(50, 7)
     flow = trained(EmbeddingFlowConfig(7), data)
     other = copy.deepcopy(flow)
@@ -263,7 +263,7 @@ def test_a_copy_is_a_flow_of_its_own():
     assert torch.equal(flow(data), before)
 
 
-def test_push_to_hub_uploads_what_is_saved(tmp_path, monkeypatch):
+def test_hub_round_trip(tmp_path, monkeypatch):
     uploaded = {}
 
     class Api:
@@ -285,7 +285,7 @@ def test_push_to_hub_uploads_what_is_saved(tmp_path, monkeypatch):
     assert "library_name: defemb_callbacks" in card
     assert "EmbeddingFlow.from_pretrained(" in card
 
-    # And back: each file is asked for by its name.
+    # Each file is downloaded by name.
     def download(repo_id, filename, revision=None, token=None, **kwargs):
         assert (repo_id, revision, token) == ("user/calibrated", "v1", "secret")
         (tmp_path / filename).write_bytes(uploaded[filename])
@@ -297,8 +297,8 @@ def test_push_to_hub_uploads_what_is_saved(tmp_path, monkeypatch):
     assert torch.equal(loaded(vectors(5, 7)), flow(vectors(5, 7)))
 
 
-def test_a_folder_that_holds_no_flow_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+def test_folder_without_a_flow(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"contains no EmbeddingFlow: it has no config\.json"):
         EmbeddingFlow.from_pretrained(tmp_path)
     EmbeddingFlow(EmbeddingFlowConfig(7)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -312,33 +312,33 @@ def test_a_folder_that_holds_no_flow_is_refused(tmp_path):
         EmbeddingFlow.from_pretrained(tmp_path)
 
 
-# What cannot be
+# Errors
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"levels": 0}, "levels must be at least 1, got 0"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"width": -1}, "width must be at least 1, got -1"),
-        ({"coupling": "spline"}, "coupling must be one of additive, affine, got 'spline'"),
-        ({"components": 8}, "components must be from 1 to dim=7, got 8"),
-        ({"components": 0}, "components must be from 1 to dim=7, got 0"),
-        ({"components": 2}, "levels=2 needs at least 3 coordinates, got 2"),
-        ({"levels": 4}, "levels=4 needs at least 9 coordinates, got 7"),
+        ({"levels": 0}, "`levels` must be at least 1, got 0"),
+        ({"depth": 0}, "`depth` must be at least 1, got 0"),
+        ({"width": -1}, "`width` must be at least 1, got -1"),
+        ({"coupling": "spline"}, "`coupling` must be one of additive, affine, got 'spline'"),
+        ({"components": 8}, "`components` must be between 1 and dim=7, got 8"),
+        ({"components": 0}, "`components` must be between 1 and dim=7, got 0"),
+        ({"components": 2}, "levels=2 requires at least 3 coordinates, got 2"),
+        ({"levels": 4}, "levels=4 requires at least 9 coordinates, got 7"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(settings, message):
+def test_invalid_architectures(settings, message):
     with pytest.raises(ValueError, match=message):
         EmbeddingFlowConfig(7, **settings)
 
 
-def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="presets are principal, paper, code, not 'glow'"):
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="`name` must be one of principal, paper, code, got 'glow'"):
         EmbeddingFlowConfig.preset("glow", 7)
 
 
-def test_the_fewest_coordinates_that_a_message_names_are_enough():
+def test_smallest_width_named_in_the_error_works():
     for levels in (1, 2, 3, 4):
         fewest = 2 ** (levels - 1) + 1
         data = vectors(50, fewest, torch.float64)
@@ -347,16 +347,16 @@ def test_the_fewest_coordinates_that_a_message_names_are_enough():
 
 
 @pytest.mark.parametrize("call", ["__call__", "log_prob", "inverse"])
-def test_vectors_of_another_width_are_refused(call):
+def test_vectors_of_another_width(call):
     flow = trained(EmbeddingFlowConfig(7), vectors(50, 7))
     for wrong in (torch.zeros(3, 8), torch.zeros(7), torch.zeros(1, 3, 7)):
-        with pytest.raises(ValueError, match=r"vectors must be \(n, 7\) for this flow, got"):
+        with pytest.raises(ValueError, match=r"Vectors must have shape \(n, 7\) for this flow, got"):
             getattr(flow, call)(wrong)
 
 
 @pytest.mark.parametrize("call", ["__call__", "log_prob", "inverse", "forward_and_log_det"])
-def test_a_flow_must_be_initialised_first(call):
-    with pytest.raises(RuntimeError, match="not initialised: fit it with fit_flow"):
+def test_uninitialized_flow_raises(call):
+    with pytest.raises(RuntimeError, match=r"not initialized\. Fit it with fit_flow"):
         getattr(EmbeddingFlow(EmbeddingFlowConfig(7)), call)(torch.zeros(1, 7))
 
 
@@ -375,25 +375,25 @@ def without_variance() -> Tensor:
 @pytest.mark.parametrize(
     ("components", "data", "error", "message"),
     [
-        (None, vectors(50, 8), ValueError, r"vectors must be \(n, 7\), got \(50, 8\)"),
+        (None, vectors(50, 8), ValueError, r"`vectors` must have shape \(n, 7\), got \(50, 8\)"),
         (None, torch.zeros(50, 7, dtype=torch.int64), TypeError, "floating-point tensor, got torch.int64"),
         (None, np.zeros((50, 7)), TypeError, "floating-point tensor, got float64"),
         (None, [[0.0] * 7], TypeError, "floating-point tensor, got <class 'list'>"),
-        (None, with_value(float("nan")), ValueError, "vector 31 has NaN or infinity"),
-        (None, with_value(float("inf")), ValueError, "vector 31 has NaN or infinity"),
-        (None, vectors(1, 7), ValueError, "too few vectors: 1, and this flow needs at least 2$"),
-        (5, vectors(5, 7), ValueError, "too few vectors: 5, and this flow needs at least 6; choose fewer components"),
-        (7, without_variance(), ValueError, "vary along 6 directions only, .*components=7; choose components=6"),
+        (None, with_value(float("nan")), ValueError, "Row 31 of `vectors` contains NaN or infinity"),
+        (None, with_value(float("inf")), ValueError, "Row 31 of `vectors` contains NaN or infinity"),
+        (None, vectors(1, 7), ValueError, "at least 2 rows for this flow, got 1. Pass more vectors"),
+        (5, vectors(5, 7), ValueError, "at least 6 rows for this flow, got 5. Use fewer components"),
+        (7, without_variance(), ValueError, "vary along 6 directions, fewer than components=7. Use components=6"),
     ],
 )
-def test_vectors_that_cannot_start_a_flow_are_refused(components, data, error, message):
+def test_invalid_vectors_for_initialization(components, data, error, message):
     flow = EmbeddingFlow(EmbeddingFlowConfig(7, components=components))
     with pytest.raises(error, match=message):
         flow.initialize(data)
     assert not flow.initialized
 
 
-def test_the_components_that_a_message_names_are_enough():
+def test_number_of_components_named_in_the_error_works():
     data = without_variance()
     flow = EmbeddingFlow(EmbeddingFlowConfig(7, components=6)).initialize(data)
     torch.testing.assert_close(flow.inverse(flow(data)), data, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A calibrated encoder as sentence-transformers uses it: built, encoding, saved, loaded."""
+"""Calibrated models in sentence-transformers: modules, calibrate, saving and loading."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def checkpoint(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as transformers saves it."""
+    """A checkpoint of transformers."""
     folder = tmp_path_factory.mktemp("tiny-bert")
     tiny.tiny_bert(tokenizer, num_hidden_layers=3).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -62,14 +62,14 @@ def tiny_flow(vectors: Tensor) -> EmbeddingFlow:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_pooling_modules_give_what_encode_texts_gives(checkpoint: Path, pooling: str) -> None:
+def test_pooling_modules_match_encode_texts(checkpoint: Path, pooling: str) -> None:
     model = encoder(checkpoint, pooling)
     expected = encode_texts(model[0].model, model.tokenizer, TEXTS, pooling)
     torch.testing.assert_close(vectors_of(model), expected, atol=1e-5, rtol=1e-4)
     assert model.get_embedding_dimension() == 32
 
 
-def test_static_runs_no_transformer_and_leaves_special_tokens_out(checkpoint: Path) -> None:
+def test_static_pooling_has_no_transformer_and_no_special_tokens(checkpoint: Path) -> None:
     model = encoder(checkpoint, "static")
     assert [type(module) for module in model] == [StaticEmbedding]
     transformer = Transformer(str(checkpoint))
@@ -87,7 +87,7 @@ def test_static_table_and_tokenizer_are_copies(checkpoint: Path) -> None:
     assert transformer.tokenizer.backend_tokenizer.padding is not None
 
 
-def test_one_transformer_can_be_given_another_pooling(checkpoint: Path) -> None:
+def test_pooling_of_a_transformer_can_be_replaced(checkpoint: Path) -> None:
     transformer = Transformer(str(checkpoint))
     for pooling in ("layer:1", "first_last", "last"):
         model = SentenceTransformer(modules=pooling_modules(transformer, pooling), device="cpu")
@@ -96,7 +96,7 @@ def test_one_transformer_can_be_given_another_pooling(checkpoint: Path) -> None:
 
 
 def test_another_transformer_is_not_changed(checkpoint: Path, tmp_path: Path) -> None:
-    # Where a saved model says nothing of its layers, sentence-transformers has one default for all of them.
+    # Models without this setting share one default dictionary in sentence-transformers.
     encoder(checkpoint, "last").save_pretrained(str(tmp_path))
     settings = json.loads((tmp_path / "sentence_bert_config.json").read_text())
     del settings["modality_config"]
@@ -107,12 +107,12 @@ def test_another_transformer_is_not_changed(checkpoint: Path, tmp_path: Path) ->
     torch.testing.assert_close(vectors_of(before), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_layer_that_is_not_there(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"'layer:4' reads a layer that is not there.*layer:3"):
+def test_layer_out_of_range(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"pooling='layer:4' is out of range.*layer:3"):
         pooling_modules(Transformer(str(checkpoint)), "layer:4")
 
 
-def test_whitened_models_are_saved_and_loaded_without_this_package(checkpoint: Path, tmp_path: Path) -> None:
+def test_whitened_models_load_without_this_package(checkpoint: Path, tmp_path: Path) -> None:
     expected = {}
     for pooling in [*POOLINGS, "static"]:
         plain = encoder(checkpoint, pooling)
@@ -140,14 +140,14 @@ print(json.dumps([widths, {pooling: model.encode(texts).tolist() for pooling, mo
         torch.testing.assert_close(torch.tensor(vectors), expected[pooling][:5], atol=1e-5, rtol=1e-5)
 
 
-def test_mean_far_from_the_origin(checkpoint: Path) -> None:
+def test_dense_module_is_accurate_far_from_the_origin(checkpoint: Path) -> None:
     vectors = torch.randn(500, 32) * torch.logspace(-1, 1, 32) + 100
     whitening = fit_whitening(vectors)
     dense = calibration_module(whitening)({"sentence_embedding": vectors})["sentence_embedding"]
     torch.testing.assert_close(dense, whitening(vectors), atol=5e-3, rtol=0)
 
 
-def test_flow_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
+def test_flow_as_last_module(checkpoint: Path, tmp_path: Path) -> None:
     plain = encoder(checkpoint, "first_last")
     flow = tiny_flow(vectors_of(plain))
     model = with_calibration(plain, flow)
@@ -162,13 +162,13 @@ def test_flow_at_the_end(checkpoint: Path, tmp_path: Path) -> None:
     assert loaded.get_embedding_dimension() == 10
 
 
-def test_flow_stays_in_float32_where_the_model_does_not(checkpoint: Path) -> None:
+def test_flow_stays_in_float32_in_a_half_precision_model(checkpoint: Path) -> None:
     plain = encoder(checkpoint, "last")
     model = with_calibration(plain, tiny_flow(vectors_of(plain))).bfloat16()
     assert next(model[0].parameters()).dtype == torch.bfloat16
     assert {parameter.dtype for parameter in model[-1].parameters()} == {torch.float32}
     assert vectors_of(model).dtype == torch.bfloat16
-    assert next(model.to("meta")[-1].parameters()).device.type == "meta"  # it moves with the others
+    assert next(model.to("meta")[-1].parameters()).device.type == "meta"  # it follows the device
 
 
 def test_missing_folder_of_a_flow(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_calibrate_fits_a_flow(checkpoint: Path, tmp_path: Path) -> None:
     assert calibrated.after["average_cosine"] < calibrated.before["average_cosine"]
 
 
-def test_calibrate_counts_each_text_once_and_no_empty_one(checkpoint: Path) -> None:
+def test_calibrate_drops_duplicates_and_empty_texts(checkpoint: Path) -> None:
     expected = calibrate(str(checkpoint), TEXTS)
     repeated = calibrate(str(checkpoint), [*TEXTS, *TEXTS[:50], "", "  "])
     torch.testing.assert_close(vectors_of(repeated.model), vectors_of(expected.model))
@@ -220,12 +220,12 @@ def test_calibrate_keeps_the_modules_prompts_and_similarity_of_a_model(checkpoin
     model = calibrate(given, TEXTS).model
     assert list(model)[:3] == modules
     assert (model.prompts["query"], model.default_prompt_name, model.similarity_fn_name) == ("the ", "query", "dot")
-    assert len(given) == 3  # the model itself has not grown
+    assert len(given) == 3  # the model itself is not changed
     vectors = torch.nn.functional.normalize(vectors_of(given))
     torch.testing.assert_close(vectors_of(given), vectors)
 
 
-def test_another_pooling_leaves_a_given_model_as_it_is(checkpoint: Path) -> None:
+def test_another_pooling_does_not_change_the_given_model(checkpoint: Path) -> None:
     given = encoder(checkpoint, "last")
     before = vectors_of(given)
     for pooling in ("layer:1", "first_last"):
@@ -234,7 +234,7 @@ def test_another_pooling_leaves_a_given_model_as_it_is(checkpoint: Path) -> None
     assert not given[0].config.output_hidden_states
 
 
-def test_calibrate_sees_vectors_whole(checkpoint: Path) -> None:
+def test_calibrate_ignores_truncation(checkpoint: Path) -> None:
     model = sentence_encoder(str(checkpoint))
     model.truncate_dim = 8
     assert calibrate(model, TEXTS).model.get_embedding_dimension() == 32
@@ -242,7 +242,7 @@ def test_calibrate_sees_vectors_whole(checkpoint: Path) -> None:
 
 @pytest.fixture
 def spread_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Makes every vector look like one of a contrastively trained model."""
+    """Replace all embeddings with isotropic ones, like those of a contrastively trained model."""
     encoded: list[str] = []
 
     def encode(self: SentenceTransformer, texts: list[str], **kwargs: Any) -> Tensor:
@@ -253,14 +253,14 @@ def spread_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     return lambda: encoded
 
 
-def test_calibrate_refuses_to_harm(checkpoint: Path, spread_out: Callable[[], list[str]]) -> None:
-    with pytest.raises(ValueError, match=r"likely to harm\. Nothing was done; force=True calibrates nevertheless"):
+def test_calibrate_raises_if_it_is_likely_to_harm(checkpoint: Path, spread_out: Callable[[], list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"likely to harm\. Pass force=True to calibrate anyway"):
         calibrate(str(checkpoint), TEXTS, sample=100)
-    assert len(spread_out()) == 160  # every one of 160 // 100 = 1
+    assert len(spread_out()) == 160  # step 160 // 100 = 1
     assert calibrate(str(checkpoint), TEXTS, force=True).advice.verdict == "harms"
 
 
-def test_advice_is_based_on_a_sample_from_all_over(checkpoint: Path, spread_out: Callable[[], list[str]]) -> None:
+def test_advice_is_based_on_an_even_sample(checkpoint: Path, spread_out: Callable[[], list[str]]) -> None:
     texts = [f"{text} {i}" for i in range(10) for text in TEXTS]
     with pytest.raises(ValueError, match="likely to harm"):
         calibrate(str(checkpoint), texts, sample=200)
@@ -275,7 +275,7 @@ def test_advice_is_logged(checkpoint: Path, caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_forced_harm_is_a_warning(
+def test_forced_calibration_logs_a_warning(
     checkpoint: Path, spread_out: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     calibrate(str(checkpoint), TEXTS, force=True)
@@ -290,18 +290,18 @@ def test_forced_harm_is_a_warning(
             "zca",
             {},
             ValueError,
-            "method must be one of whitening, flow, .*, got 'zca'",
+            "`method` must be one of whitening, flow, .*, got 'zca'",
         ),
         (TEXTS, "whitening", {"directions": 3}, TypeError, "unexpected keyword argument 'directions'"),
         (TEXTS, "flow", {"components": 3}, TypeError, "unexpected keyword argument 'components'"),
-        (TEXTS, "whitening", {"components": 33}, ValueError, "components must be from 1 to the width 32, got 33"),
-        (TEXTS, "top_removal", {"directions": 0}, ValueError, "directions must be from 1 to the width 32, got 0"),
-        ("a text", "whitening", {}, TypeError, "put it into a list"),
-        (TEXTS[:40] * 5, "whitening", {}, ValueError, "at least 100 different texts, got 40"),
-        (TEXTS, "whitening", {"pooling": "mean"}, ValueError, "pooling must be one of"),
+        (TEXTS, "whitening", {"components": 33}, ValueError, "`components` must be between 1 and the width 32, got 33"),
+        (TEXTS, "top_removal", {"directions": 0}, ValueError, "`directions` must be between 1 and the width 32, got 0"),
+        ("a text", "whitening", {}, TypeError, "Put it into a list"),
+        (TEXTS[:40] * 5, "whitening", {}, ValueError, "at least 100 distinct texts, got 40"),
+        (TEXTS, "whitening", {"pooling": "mean"}, ValueError, "`pooling` must be one of"),
     ],
 )
-def test_calibrate_refuses_early(
+def test_invalid_arguments_of_calibrate(
     checkpoint: Path, texts: Any, method: Any, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -309,14 +309,14 @@ def test_calibrate_refuses_early(
 
 
 def test_pooling_of_a_model_without_a_transformer(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="'last' reads a Transformer, but the model starts with StaticEmbedding"):
+    with pytest.raises(ValueError, match=r"pooling='last' requires a Transformer, .* is a StaticEmbedding"):
         sentence_encoder(encoder(checkpoint, "static"), "last")
 
 
 def test_without_sentence_transformers(tmp_path: Path) -> None:
     code = """
 import json, sys
-sys.modules["sentence_transformers"] = None  # as where it is not installed
+sys.modules["sentence_transformers"] = None  # as if not installed
 import defemb_callbacks.sentence
 try:
     import defemb_callbacks.sentence.modules
@@ -330,7 +330,7 @@ except ImportError as error:
     assert 'pip install "defemb-callbacks[sentence]"' in json.loads(done.stdout)
 
 
-def test_sentence_transformers_is_imported_only_where_it_is_needed(tmp_path: Path) -> None:
+def test_sentence_transformers_is_imported_lazily(tmp_path: Path) -> None:
     code = "import sys, defemb_callbacks.sentence; print('sentence_transformers' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", code]

@@ -1,4 +1,4 @@
-"""From token states to one vector, and from texts to vectors."""
+"""Pooling of hidden states, and sentence embeddings of texts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_pooling_is_the_mean_of_its_layers_over_the_mask(pooling: str, layers: l
     np.testing.assert_allclose(pool(states, mask, pooling).numpy(), np.stack(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_mask_leaves_out_plays_no_part() -> None:
+def test_masked_tokens_are_ignored() -> None:
     states, mask = states_and_mask()
     disturbed = [layer.masked_fill(mask[..., None] == 0, 1e4) for layer in states]
     torch.testing.assert_close(pool(disturbed, mask, "first_last"), pool(states, mask, "first_last"))
@@ -51,7 +51,7 @@ def test_what_the_mask_leaves_out_plays_no_part() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_states_are_summed_in_float32(dtype: torch.dtype) -> None:
-    states = torch.full((1, 4096, 2), 100.0, dtype=dtype)  # the sum, 409,600, is beyond float16
+    states = torch.full((1, 4096, 2), 100.0, dtype=dtype)  # the sum, 409,600, overflows float16
     mean = masked_mean(states, torch.ones(1, 4096))
     assert mean.dtype == torch.float32
     assert mean.tolist() == [[100.0, 100.0]]
@@ -61,40 +61,38 @@ def test_float64_states_stay_float64() -> None:
     assert masked_mean(torch.randn(1, 2, 3, dtype=torch.float64), torch.ones(1, 2)).dtype == torch.float64
 
 
-def test_text_without_a_token_is_zero() -> None:
+def test_text_without_tokens_is_zero() -> None:
     assert masked_mean(torch.ones(1, 3, 2), torch.zeros(1, 3)).tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "layer:-1", "layer:", "layer:1.5", "first-last", ""])
 def test_unknown_pooling(pooling: str) -> None:
     with pytest.raises(
-        ValueError, match=r"pooling must be one of last, first_last, last_two, static, or layer:N, got "
+        ValueError, match=r"`pooling` must be one of last, first_last, last_two, static or layer:N, got "
     ):
         pooled_layers(pooling)
 
 
-def test_layer_that_is_not_there() -> None:
+def test_layer_out_of_range() -> None:
     states, mask = states_and_mask()
-    with pytest.raises(
-        ValueError, match=r"'layer:5' reads a layer that is not there: the last of this model is layer:4"
-    ):
+    with pytest.raises(ValueError, match=r"pooling='layer:5' is out of range: the last layer of this model is layer:4"):
         pool(states, mask, "layer:5")
 
 
-def test_static_takes_the_rows_of_the_table() -> None:
+def test_static_pooling_requires_the_embedding_rows() -> None:
     states, mask = states_and_mask()
-    with pytest.raises(ValueError, match=r"'static' takes the rows of the embedding table.*got 5"):
+    with pytest.raises(ValueError, match=r"pooling='static' requires only the rows of the embedding table.*got 5"):
         pool(states, mask, "static")
     torch.testing.assert_close(pool(states[:1], mask, "static"), masked_mean(states[0], mask))
 
 
-def test_shapes_that_do_not_fit() -> None:
+def test_shape_mismatch() -> None:
     with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(2, 4\)"):
         masked_mean(torch.randn(2, 3, 4), torch.ones(2, 4))
 
 
 @pytest.mark.parametrize("pooling", ["last", "first_last", "last_two", "static", "layer:0", "layer:3"])
-def test_texts_in_their_order_as_each_alone(
+def test_batched_texts_match_single_texts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: str
 ) -> None:
     together = encode_texts(model, tokenizer, TEXTS, pooling, batch_size=2)
@@ -109,14 +107,14 @@ def test_texts_in_their_order_as_each_alone(
         torch.testing.assert_close(pool(states, inputs["attention_mask"], pooling)[0], vector, rtol=1e-4, atol=1e-5)
 
 
-def test_longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_texts_are_truncated_to_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     long, short = "the dog was in the house .", "the dog"
     cut = encode_texts(model, tokenizer, [long, short], max_length=4)  # [CLS] the dog [SEP]
     torch.testing.assert_close(cut[0], cut[1])
     assert not torch.allclose(*encode_texts(model, tokenizer, [long, short]))
 
 
-def test_dropout_is_off_while_reading_and_modes_are_restored(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_dropout_is_off_and_modes_are_restored(tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny.tiny_bert(tokenizer, hidden_dropout_prob=0.5).train()
     model.encoder.layer[1].eval()
     modes = [module.training for module in model.modules()]
@@ -126,19 +124,19 @@ def test_dropout_is_off_while_reading_and_modes_are_restored(tokenizer: PreTrain
 
 
 def test_modes_are_restored_after_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
-    model = tiny.tiny_bert(tokenizer, vocab_size=50).train()  # too small a table: the forward fails
+    model = tiny.tiny_bert(tokenizer, vocab_size=50).train()  # the forward pass fails: the table is too small
     with pytest.raises(IndexError):
         encode_texts(model, tokenizer, TEXTS)
     assert model.training
 
 
-def test_a_head_plays_no_part(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_head_is_ignored(tokenizer: PreTrainedTokenizerBase) -> None:
     model = tiny.tiny_bert(tokenizer, BertForMaskedLM)
     torch.testing.assert_close(encode_texts(model, tokenizer, TEXTS), encode_texts(model.bert, tokenizer, TEXTS))
 
 
 @pytest.mark.parametrize("pooling", ["first_last", "static"])
-def test_encoder_decoder_is_read_by_its_encoder(pooling: str) -> None:
+def test_encoder_decoder_uses_its_encoder(pooling: str) -> None:
     tokenizer = tiny.unigram_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer), d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4, decoder_start_token_id=0
@@ -148,23 +146,23 @@ def test_encoder_decoder_is_read_by_its_encoder(pooling: str) -> None:
     torch.testing.assert_close(encode_texts(model, tokenizer, TEXTS, pooling), expected)
 
 
-def test_one_string_is_no_sequence_of_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(TypeError, match="put it into a list"):
+def test_single_string_is_rejected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(TypeError, match="Put it into a list"):
         encode_texts(model, tokenizer, "the dog")
 
 
-def test_no_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="texts is empty"):
+def test_empty_list_is_rejected(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="`texts` must not be empty"):
         encode_texts(model, tokenizer, [])
 
 
 def test_text_without_tokens(model: PreTrainedModel) -> None:
     tokenizer = tiny.byte_bpe_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
-    with pytest.raises(ValueError, match="text 1, '', has no tokens; leave it out"):
+    with pytest.raises(ValueError, match="Text 1, '', has no tokens"):
         encode_texts(model, tokenizer, ["a", ""])
 
 
-def test_layer_is_checked_before_anything_is_read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="the last of this model is layer:4"):
+def test_layer_is_checked_before_encoding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="the last layer of this model is layer:4"):
         encode_texts(model, tokenizer, TEXTS, "layer:5")

@@ -1,16 +1,19 @@
-"""Whitening, standardising and removing directions, in one pass over a stream."""
+"""Linear calibrations from streaming statistics."""
 
 from __future__ import annotations
 
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import hub_mixin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import LedoitWolf
@@ -19,11 +22,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from defemb_callbacks.sentence import LinearCalibration, WhiteningFitter, fit_whitening
+from defemb_callbacks.sentence import linear as module
 from defemb_callbacks.sentence.linear import DESCRIPTION, TENSORS
 
 
 def anisotropic(n: int = 600, d: int = 12, seed: int = 0) -> Tensor:
-    """Correlated vectors far from the origin, heavy-tailed, of unequal variances: like those of an encoder."""
+    """Correlated heavy-tailed vectors with a large mean and unequal variances, like those of an encoder."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.linalg.qr(torch.randn(d, d, generator=generator)).Q * torch.logspace(-1, 1, d)
     normal = torch.randn(n, d, generator=generator)
@@ -56,32 +60,32 @@ def test_whitened_vectors_have_mean_0_and_covariance_identity(components: int | 
     assert whitened.shape == (600, kept)
     torch.testing.assert_close(whitened.mean(dim=0), torch.zeros(kept).double(), atol=1e-4, rtol=0)
     torch.testing.assert_close(whitened.T.cov().reshape(kept, kept), torch.eye(kept).double(), atol=1e-4, rtol=0)
-    assert before.diagonal().max() / before.diagonal().min() > 5  # there was something to do
+    assert before.diagonal().max() / before.diagonal().min() > 5  # the input is not white
 
 
 @pytest.mark.parametrize("components", [12, 4])
-def test_same_as_scikit_learn_up_to_signs(components: int) -> None:
+def test_whitening_matches_scikit_learn_up_to_signs(components: int) -> None:
     vectors = anisotropic()
     expected = PCA(components, whiten=True).fit_transform(vectors.double().numpy())
     ours = fit_whitening(vectors, components, shrinkage=0.0)(vectors).numpy()
     np.testing.assert_allclose(ours * np.sign((ours * expected).sum(axis=0)), expected, atol=1e-4)
 
 
-def test_standardization_as_scikit_learn() -> None:
+def test_standardization_matches_scikit_learn() -> None:
     vectors = anisotropic()
-    # scikit-learn divides by n where we divide by n − 1.
+    # scikit-learn divides by n, the fitter by n − 1.
     expected = StandardScaler().fit_transform(vectors.double().numpy()) * np.sqrt(599 / 600)
     np.testing.assert_allclose(fitted(vectors).standardization()(vectors).numpy(), expected, atol=1e-4)
 
 
-def test_coordinate_that_never_varies_becomes_0() -> None:
+def test_constant_coordinate_becomes_0() -> None:
     vectors = anisotropic()
     vectors[:, 3] = 7.0
     assert not fitted(vectors).standardization()(vectors)[:, 3].any()
 
 
 @pytest.mark.parametrize("directions", [1, 3])
-def test_what_is_removed_are_the_principal_directions(directions: int) -> None:
+def test_principal_directions_are_removed(directions: int) -> None:
     vectors = anisotropic().double()
     centred = vectors - vectors.mean(dim=0)
     rotation = torch.linalg.svd(centred, full_matrices=False).Vh
@@ -94,7 +98,7 @@ def test_what_is_removed_are_the_principal_directions(directions: int) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 599), max_size=8, unique=True), backwards=st.booleans())
-def test_stream_is_batch(cuts: list[int], backwards: bool) -> None:
+def test_stream_matches_a_single_batch(cuts: list[int], backwards: bool) -> None:
     vectors = anisotropic()
     parts = list(vectors.tensor_split(sorted(cuts)))
     stream, batch = fitted(*(parts[::-1] if backwards else parts)), fitted(vectors)
@@ -104,25 +108,25 @@ def test_stream_is_batch(cuts: list[int], backwards: bool) -> None:
         torch.testing.assert_close(one.transform, other.transform, atol=1e-6, rtol=1e-6)
 
 
-def test_merged_processes_are_one_batch() -> None:
+def test_merged_fitters_match_a_single_batch() -> None:
     vectors = anisotropic()
     first, second, idle = fitted(vectors[:100], vectors[100:350]), fitted(vectors[350:]), WhiteningFitter()
-    idle.merge(pickle.loads(pickle.dumps(first)))  # as it comes from another process
+    idle.merge(pickle.loads(pickle.dumps(first)))  # as sent by another process
     idle.merge(second)
     idle.merge(WhiteningFitter())
     for one, other in zip(every_calibration(idle), every_calibration(fitted(vectors)), strict=True):
         torch.testing.assert_close(one.transform, other.transform, atol=1e-6, rtol=1e-6)
-    assert first.count == 350  # merging takes nothing away
+    assert first.count == 350  # unchanged by merging
 
 
-def test_mean_and_covariance_survive_a_large_offset() -> None:
+def test_statistics_are_accurate_with_a_large_offset() -> None:
     vectors = anisotropic().double() + 1e6
     fitter = fitted(*vectors.split(7))
     np.testing.assert_allclose(fitter.mean.numpy(), vectors.numpy().mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(fitter.covariance.numpy(), np.cov(vectors.numpy().T), rtol=1e-7)
 
 
-def test_a_calibration_follows_what_came_later() -> None:
+def test_update_after_whitening() -> None:
     fitter = fitted(anisotropic(seed=0))
     before = fitter.whitening()
     fitter.update(anisotropic(seed=1) * 3)
@@ -141,14 +145,14 @@ def test_other_dtypes(dtype: torch.dtype, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("n", [20, 60, 400])
-def test_shrinkage_as_scikit_learn_estimates_it(n: int) -> None:
+def test_shrinkage_matches_scikit_learn(n: int) -> None:
     vectors = anisotropic(n)
     info = fitted(*vectors.split(9)).whitening().info
     assert info["shrinkage"] == pytest.approx(LedoitWolf().fit(vectors.double().numpy()).shrinkage_, rel=1e-6)
     assert info == {"method": "whitening", "components": 12, "shrinkage": info["shrinkage"], "vectors": n}
 
 
-def test_shrinkage_replaces_part_of_the_covariance_by_a_sphere() -> None:
+def test_shrinkage_mixes_the_covariance_with_an_isotropic_one() -> None:
     vectors = anisotropic()
     covariance = vectors.double().T.cov()
     shrunk = 0.7 * covariance + 0.3 * covariance.trace() / 12 * torch.eye(12)
@@ -156,7 +160,7 @@ def test_shrinkage_replaces_part_of_the_covariance_by_a_sphere() -> None:
     torch.testing.assert_close(transform.T @ shrunk @ transform, torch.eye(12).double(), atol=1e-5, rtol=0)
 
 
-def test_full_shrinkage_keeps_every_angle() -> None:
+def test_full_shrinkage_preserves_angles() -> None:
     vectors = anisotropic()
     centred = vectors - vectors.mean(dim=0)
     turned = fit_whitening(vectors, shrinkage=1.0)(vectors)
@@ -165,13 +169,13 @@ def test_full_shrinkage_keeps_every_angle() -> None:
     torch.testing.assert_close(cosines, expected, atol=1e-5, rtol=0)
 
 
-def test_signs_are_not_left_to_chance() -> None:
+def test_signs_are_deterministic() -> None:
     transform = fit_whitening(anisotropic()).transform
     largest = transform.gather(0, transform.abs().argmax(dim=0, keepdim=True))
     assert (largest > 0).all()
 
 
-def test_few_vectors_are_whitened_better_with_shrinkage() -> None:
+def test_shrinkage_improves_whitening_of_few_vectors() -> None:
     truth, sample = anisotropic(20_000, seed=1).double(), anisotropic(20_000, seed=1)[:16].double()
 
     def error(shrinkage: float | str) -> float:
@@ -182,11 +186,11 @@ def test_few_vectors_are_whitened_better_with_shrinkage() -> None:
 
 
 def layer_norm_output(n: int = 600, d: int = 12) -> Tensor:
-    """Float32 vectors that span d − 1 directions, but for rounding."""
+    """Float32 vectors that span d − 1 directions, up to rounding."""
     return torch.nn.functional.layer_norm(anisotropic(n, d), (d,)) + 3
 
 
-def test_direction_of_mere_rounding_is_left_out() -> None:
+def test_direction_of_rounding_error_is_dropped() -> None:
     vectors = layer_norm_output()
     whitened = fit_whitening(vectors, shrinkage=0.0)(vectors)
     assert whitened.shape == (600, 11)
@@ -195,23 +199,23 @@ def test_direction_of_mere_rounding_is_left_out() -> None:
 
 def test_more_components_than_directions() -> None:
     with pytest.raises(
-        ValueError, match="600 vectors vary in 11 directions, too few for 12: give components=5 or less"
+        ValueError, match=r"600 vectors vary along 11 directions, fewer than 12\. Use components=5 or fewer"
     ):
         fit_whitening(layer_norm_output(), components=12, shrinkage=0.0)
 
 
 def test_fewer_vectors_than_directions() -> None:
     few = anisotropic(10)
-    with pytest.raises(ValueError, match=r'10 vectors vary in 9 directions, too few for 12: .* shrinkage="auto"'):
+    with pytest.raises(ValueError, match=r'10 vectors vary along 9 directions, fewer than 12.*shrinkage="auto"'):
         fit_whitening(few, shrinkage=0.0)
-    assert fit_whitening(few, components=4, shrinkage=0.0)(few).shape == (10, 4)  # the cures that it names
+    assert fit_whitening(few, components=4, shrinkage=0.0)(few).shape == (10, 4)  # the remedies in the message
     assert fit_whitening(few)(few).isfinite().all()
 
 
-def test_hardly_more_vectors_than_directions(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_for_few_vectors_without_shrinkage(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         fit_whitening(anisotropic(20), shrinkage=0.0)
-    assert "12 directions from 20 vectors without shrinkage gives noise" in caplog.text
+    assert "12 directions of 20 vectors without shrinkage amplifies noise" in caplog.text
     caplog.clear()
     fit_whitening(anisotropic(20), shrinkage=0.0, components=4)
     fit_whitening(anisotropic(20))
@@ -219,26 +223,26 @@ def test_hardly_more_vectors_than_directions(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize("shrinkage", ["auto", 0.0, 0.5])
-def test_vectors_that_are_all_the_same(shrinkage: float | str) -> None:
-    with pytest.raises(ValueError, match="50 vectors vary in 0 directions"):
+def test_identical_vectors(shrinkage: float | str) -> None:
+    with pytest.raises(ValueError, match="50 vectors vary along 0 directions"):
         fit_whitening(torch.ones(50, 4), shrinkage=shrinkage)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("components", [0, -1, 13])
-def test_components_outside_their_range(components: int) -> None:
-    with pytest.raises(ValueError, match=rf"components must be from 1 to the width 12, got {components}"):
+def test_components_out_of_range(components: int) -> None:
+    with pytest.raises(ValueError, match=rf"`components` must be between 1 and the width 12, got {components}"):
         fit_whitening(anisotropic(), components)
 
 
 @pytest.mark.parametrize("shrinkage", [-0.1, 1.1, float("nan")])
-def test_shrinkage_outside_its_range(shrinkage: float) -> None:
-    with pytest.raises(ValueError, match='shrinkage must be "auto" or from 0 to 1, got'):
+def test_shrinkage_out_of_range(shrinkage: float) -> None:
+    with pytest.raises(ValueError, match='`shrinkage` must be "auto" or between 0 and 1, got'):
         fit_whitening(anisotropic(), shrinkage=shrinkage)
 
 
 @pytest.mark.parametrize("directions", [0, 12])
-def test_directions_outside_their_range(directions: int) -> None:
-    with pytest.raises(ValueError, match=f"directions must be from 1 to 11, one less than the width, got {directions}"):
+def test_directions_out_of_range(directions: int) -> None:
+    with pytest.raises(ValueError, match=rf"`directions` must be between 1 and 11 .*, got {directions}"):
         fitted(anisotropic()).top_removal(directions)
 
 
@@ -248,17 +252,17 @@ def test_directions_outside_their_range(directions: int) -> None:
 @pytest.mark.parametrize("seen", [0, 1])
 def test_too_few_vectors(use: Callable[[WhiteningFitter], LinearCalibration], seen: int) -> None:
     fitter = WhiteningFitter() if not seen else fitted(torch.ones(1, 4))
-    with pytest.raises(ValueError, match=f"at least 2 vectors are needed, got {seen}"):
+    with pytest.raises(ValueError, match=f"needs at least 2 vectors, got {seen}"):
         use(fitter)
 
 
 def test_vectors_of_another_width() -> None:
     fitter = fitted(anisotropic())
-    with pytest.raises(ValueError, match="vectors must have width 12, as those before, got 5"):
+    with pytest.raises(ValueError, match="`vectors` must have width 12 as before, got 5"):
         fitter.update(torch.randn(3, 5))
-    with pytest.raises(ValueError, match="vectors must have width 12, as those before, got 5"):
+    with pytest.raises(ValueError, match="`vectors` must have width 12 as before, got 5"):
         fitter.merge(fitted(torch.randn(3, 5)))
-    with pytest.raises(ValueError, match="vectors must have width 12 for this calibration, got 5"):
+    with pytest.raises(ValueError, match="`vectors` must have width 12, got 5"):
         fitter.whitening()(torch.randn(3, 5))
 
 
@@ -269,24 +273,24 @@ def test_vectors_with_nan() -> None:
         fit_whitening(vectors)
 
 
-def test_integers_are_no_vectors() -> None:
+def test_integer_vectors() -> None:
     with pytest.raises(TypeError, match=r"vectors must be a floating-point tensor, got torch\.int64"):
         fit_whitening(torch.ones(4, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(("width", "directions"), [(12, 1), (100, 1), (101, 2)])
-def test_directions_of_the_authors(width: int, directions: int) -> None:
+def test_default_number_of_directions(width: int, directions: int) -> None:
     fitter = fitted(anisotropic(300, width))
     assert torch.equal(fitter.top_removal().transform, fitter.top_removal(directions).transform)
 
 
-def test_one_vector_alone() -> None:
+def test_single_vector() -> None:
     vectors = anisotropic()
     whitening = fit_whitening(vectors)
     torch.testing.assert_close(whitening(vectors[3]), whitening(vectors)[3])
 
 
-def test_saved_is_loaded(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     whitening = fit_whitening(anisotropic(), 5)
     whitening.save_pretrained(tmp_path)
     loaded = LinearCalibration.from_pretrained(tmp_path)
@@ -302,10 +306,10 @@ def test_to_another_device() -> None:
     assert whitening.info["components"] == 5
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         LinearCalibration.from_pretrained(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="holds no linear calibration"):
+    with pytest.raises(FileNotFoundError, match="contains no linear calibration"):
         LinearCalibration.from_pretrained(tmp_path)
 
 
@@ -313,14 +317,14 @@ def test_damaged_files(tmp_path: Path) -> None:
     fit_whitening(anisotropic(), 5).save_pretrained(tmp_path)
     whole = (tmp_path / TENSORS).read_bytes()
     (tmp_path / TENSORS).write_bytes(whole[:-8])
-    with pytest.raises(ValueError, match="cannot be used"):
+    with pytest.raises(ValueError, match="is invalid"):
         LinearCalibration.from_pretrained(tmp_path)
 
 
 def test_newer_format(tmp_path: Path) -> None:
     fit_whitening(anisotropic(), 5).save_pretrained(tmp_path)
     (tmp_path / DESCRIPTION).write_text(json.dumps({"format": 2, "info": {}}))
-    with pytest.raises(ValueError, match="format 2 is newer than 1; update defemb-callbacks"):
+    with pytest.raises(ValueError, match=r"Format 2 is newer than 1\. Upgrade defemb-callbacks"):
         LinearCalibration.from_pretrained(tmp_path)
 
 
@@ -328,28 +332,48 @@ def test_newer_format(tmp_path: Path) -> None:
     ("mean", "transform", "message"),
     [
         (torch.zeros(3), torch.eye(4), r"got \(3,\) and \(4, 4\)"),
-        (torch.zeros(3).double(), torch.eye(3), "mean must be float32"),
-        (torch.zeros(3), torch.eye(3).half(), "transform must be float32, got torch.float16"),
+        (torch.zeros(3).double(), torch.eye(3), "`mean` must be float32"),
+        (torch.zeros(3), torch.eye(3).half(), "`transform` must be float32, got torch.float16"),
     ],
 )
-def test_tensors_that_are_no_calibration(mean: Tensor, transform: Tensor, message: str) -> None:
+def test_invalid_tensors(mean: Tensor, transform: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LinearCalibration(mean, transform)
 
 
-def test_push_to_hub_uploads_what_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hub:
-        def __init__(self, token: str | None) -> None:
-            self.token = token
+def test_saving_keeps_the_config_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    fit_whitening(anisotropic(), 5).save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["config.json", DESCRIPTION, TENSORS])
 
-        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Hub:
+
+def test_hub_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            assert token == "secret"
+
+        def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Api:
+            assert private
             self.repo_id = f"user/{repo_id}"
             return self
 
-        def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> str:
-            loaded = LinearCalibration.from_pretrained(folder_path)
-            return f"{self.token}: {repo_id}, {loaded!r}"
+        def upload_folder(self, repo_id: str, folder_path: Path, **options: Any) -> str:
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return f"https://hub/{repo_id}/commit/1"
 
-    monkeypatch.setattr("defemb_callbacks.sentence.linear.HfApi", Hub)
+    def snapshot_download(repo_id: str, *, allow_patterns: list[str], revision: str, token: str) -> str:
+        assert (allow_patterns, revision, token) == ([DESCRIPTION, TENSORS], "v1", "secret")
+        return str(tmp_path / repo_id)
+
+    monkeypatch.setattr(hub_mixin, "HfApi", Api)
+    monkeypatch.setattr(module, "snapshot_download", snapshot_download)
     whitening = fit_whitening(anisotropic(), 5)
-    assert whitening.push_to_hub("whitening", token="secret") == f"secret: user/whitening, {whitening!r}"
+    url = whitening.push_to_hub("whitening", private=True, token="secret")
+    assert url == "https://hub/user/whitening/commit/1"
+    uploaded = tmp_path / "user" / "whitening"
+    assert sorted(path.name for path in uploaded.iterdir()) == sorted(["README.md", DESCRIPTION, TENSORS])
+    card = (uploaded / "README.md").read_text(encoding="utf-8")
+    assert "library_name: defemb_callbacks" in card
+    assert "from width 12 to\n5 (method: whitening)" in card
+    loaded = LinearCalibration.from_pretrained("user/whitening", revision="v1", token="secret")
+    assert torch.equal(loaded.transform, whitening.transform)

@@ -1,6 +1,6 @@
-"""Sentence embeddings of a frozen encoder, calibrated into an isotropic space without labels."""
+"""Unsupervised calibration of sentence embeddings: whitening, normalizing flows, pooling."""
 
-from defemb_callbacks.sentence.calibrate import CalibrationAdvice, calibration_advice, uniformity
+from defemb_callbacks.sentence.advice import CalibrationAdvice, calibration_advice, uniformity
 from defemb_callbacks.sentence.fit import fit_flow, fit_flow_on_texts
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig
 from defemb_callbacks.sentence.linear import LinearCalibration

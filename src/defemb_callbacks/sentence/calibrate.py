@@ -1,6 +1,6 @@
-"""From a model and texts to a calibrated `SentenceTransformer`.
+"""Calibrate the sentence embeddings of a model, without labels, as a `SentenceTransformer`.
 
-Not imported by `defemb_callbacks.sentence`, as sentence-transformers is an extra.
+`defemb_callbacks.sentence` does not import this module, which requires the optional extra `sentence`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from defemb_callbacks.metrics import average_cosine, effective_rank, isoscore
-from defemb_callbacks.metrics.blocks import checked, unit_rows
+from defemb_callbacks.sentence.advice import MIN_VECTORS, CalibrationAdvice, calibration_advice, uniformity
 from defemb_callbacks.sentence.fit import fit_flow
 from defemb_callbacks.sentence.flow import EmbeddingFlow
 from defemb_callbacks.sentence.linear import LinearCalibration
@@ -29,23 +28,23 @@ from defemb_callbacks.sentence.whitening import WhiteningFitter
 logger = logging.getLogger(__name__)
 Method = Literal["whitening", "flow", "standardization", "top_removal"]
 
-# Texts whose vectors are held at once, where not all of them are needed.
+# Texts encoded at a time; methods other than the flow need no more vectors in memory.
 _CHUNK = 4096
 
 
 class CalibrationRefused(ValueError):
-    """Calibration is expected to harm, and was not forced."""
+    """Calibration is expected to harm and was not forced."""
 
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """What `calibrate` gives.
+    """Result of `calibrate`.
 
     Attributes:
-        model: from texts to calibrated vectors.
-        advice: what was measured on the uncalibrated vectors of a sample, and concluded.
-        before: uniformity, average cosine, IsoScore and effective rank of these vectors.
-        after: the same of the calibrated ones.
+        model: The calibrated model.
+        advice: Advice based on uncalibrated vectors of a sample of the texts.
+        before: Uniformity, average cosine, IsoScore and effective rank of these vectors.
+        after: The same metrics after calibration.
     """
 
     model: SentenceTransformer
@@ -65,53 +64,58 @@ def calibrate(
     batch_size: int = 32,
     **settings: Any,
 ) -> CalibratedModel:
-    """Fit a calibration to the sentence embeddings of texts, and put it at the end of their encoder.
+    """Fit a calibration to the sentence embeddings of texts, and append it to their encoder.
 
-    No labels are needed, and the encoder stays as it is. `calibration_advice` looks at the vectors of a sample first.
+    No labels are needed, and the encoder is not changed. `calibration_advice` is computed on a sample first.
 
-    Save the result with `.model.save_pretrained(folder)`. Unless it is a flow, it then loads with
-    `SentenceTransformer(folder)`, also where this package is not installed; for a flow see `FlowCalibration`.
+    Save the result with `.model.save_pretrained(folder)`. Unless the method is a flow, `SentenceTransformer(folder)`
+    loads it without this package; for a flow, see `FlowCalibration`.
 
     Args:
-        model: folder or hub id of a checkpoint of sentence-transformers or transformers, or a `SentenceTransformer`. It
-            stays as it is; its modules become part of the result, with another pooling a copy of its Transformer.
-        texts: like those that will be compared; empty ones and repetitions are left out.
-        method: "whitening", "flow", "standardization" or "top_removal".
-        pooling: see `pooling_modules`; `None` keeps the model's own modules, or for a checkpoint of transformers those
-            that sentence-transformers gives it.
-        sample: how many texts the advice is based on.
-        force: go on where the advice is that calibration harms.
-        batch_size: texts encoded at once.
-        **settings: of the method: see `WhiteningFitter` for "whitening" (components, shrinkage) and "top_removal"
-            (directions), `fit_flow` for "flow".
+        model: A `SentenceTransformer`, or the folder or hub id of a checkpoint of sentence-transformers or
+            transformers. It is not changed; the result shares its modules, or has a copy of its Transformer if
+            `pooling` is given.
+        texts: Texts like those that will be compared; duplicates and empty texts are dropped.
+        method: `"whitening"`, `"flow"`, `"standardization"` or `"top_removal"`.
+        pooling: See `pooled_layers`; `None` keeps the modules of the model, or the default modules of
+            sentence-transformers for a checkpoint of transformers.
+        sample: Number of texts that the advice is based on.
+        force: Calibrate even if calibration is expected to harm.
+        batch_size: Number of texts per forward pass.
+        **settings: Settings of the method: see `WhiteningFitter` for `"whitening"` (`components`, `shrinkage`) and
+            `"top_removal"` (`directions`), and `fit_flow` for `"flow"`.
+
+    Returns:
+        The calibrated model, with metrics before and after.
 
     Raises:
-        TypeError: `texts` is a single string, or a setting that the method does not have.
-        ValueError: fewer than 100 different texts; an unknown method or pooling; a setting outside its range.
-        CalibrationRefused: calibration is expected to harm, and `force` is not set; a `ValueError`.
+        TypeError: If `texts` is a single string, or the method does not have one of the settings.
+        ValueError: If there are fewer than 100 distinct texts, the method or pooling is unknown, or a setting is out of
+            range.
+        CalibrationRefused: If calibration is expected to harm and `force` is not set; a `ValueError`.
 
     Example:
         >>> calibrated = calibrate("bert-base-uncased", sentences, pooling="first_last")  # doctest: +SKIP
         >>> calibrated.model.save_pretrained("bert-base-whitened")  # doctest: +SKIP
     """
     if method not in get_args(Method):
-        raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+        raise ValueError(f"`method` must be one of {', '.join(get_args(Method))}, got {method!r}.")
     fit: Callable[..., Any] = fit_flow if method == "flow" else getattr(WhiteningFitter, method)
     inspect.signature(fit).bind_partial(None, **settings)
     if isinstance(texts, str):
-        raise TypeError("texts must be a sequence of strings, got one string; put it into a list")
+        raise TypeError("`texts` must be a list of strings, got a single string. Put it into a list.")
     texts = list(dict.fromkeys(text for text in texts if text.strip()))
-    if len(texts) < FEWEST:
-        raise ValueError(f"calibration needs at least {FEWEST} different texts, got {len(texts)}")
+    if len(texts) < MIN_VECTORS:
+        raise ValueError(f"`texts` must contain at least {MIN_VECTORS} distinct texts, got {len(texts)}.")
     encoder = sentence_encoder(model, pooling)
     step = max(1, len(texts) // sample)
     vectors = torch.cat(list(_encoded(encoder, texts[::step], batch_size)))
     for name, value in settings.items():
         if name in ("components", "directions") and value is not None and not 1 <= value <= vectors.shape[1]:
-            raise ValueError(f"{name} must be from 1 to the width {vectors.shape[1]}, got {value}")
+            raise ValueError(f"`{name}` must be between 1 and the width {vectors.shape[1]}, got {value}.")
     advice = calibration_advice(vectors)
     if advice.verdict == "harms" and not force:
-        raise CalibrationRefused(f"{advice.reason} Nothing was done; force=True calibrates nevertheless.")
+        raise CalibrationRefused(f"{advice.reason} Pass force=True to calibrate anyway.")
     logger.log(logging.INFO if advice.verdict == "helps" else logging.WARNING, advice.reason)
     calibration: LinearCalibration | EmbeddingFlow
     if method == "flow":
@@ -127,17 +131,24 @@ def calibrate(
 
 
 def sentence_encoder(model: str | Path | SentenceTransformer, pooling: str | None = None) -> SentenceTransformer:
-    """What `calibrate` calibrates: a model, or its Transformer with another pooling. A given model stays as it is.
+    """Load a model, and optionally replace its pooling; a given `SentenceTransformer` is not changed.
+
+    Args:
+        model: A `SentenceTransformer`, or the folder or hub id of a checkpoint.
+        pooling: See `pooled_layers`; `None` keeps the modules of the model.
 
     Raises:
-        ValueError: an unknown pooling, a layer that is not there, or a model that does not start with a Transformer.
+        ValueError: If the pooling is unknown or reads a layer that is out of range, or if the model does not start with
+            a Transformer.
     """
     encoder = SentenceTransformer(str(model)) if isinstance(model, (str, Path)) else model
     if pooling is None:
         return encoder
     if not isinstance(encoder[0], Transformer):
         kind = type(encoder[0]).__name__
-        raise ValueError(f"pooling={pooling!r} reads a Transformer, but the model starts with {kind}; leave it out")
+        raise ValueError(
+            f"pooling={pooling!r} requires a Transformer, but the first module is a {kind}. Use pooling=None."
+        )
     transformer = copy.deepcopy(encoder[0]) if encoder is model else encoder[0]
     return _like(encoder, pooling_modules(transformer, pooling))
 
@@ -145,7 +156,7 @@ def sentence_encoder(model: str | Path | SentenceTransformer, pooling: str | Non
 def with_calibration(
     encoder: SentenceTransformer, calibration: LinearCalibration | EmbeddingFlow
 ) -> SentenceTransformer:
-    """The modules of an encoder and, after them, a calibration that was fitted on its vectors."""
+    """Append a calibration to the modules of an encoder that it was fitted on."""
     return _like(encoder, [*encoder, calibration_module(calibration)])
 
 
@@ -160,11 +171,11 @@ def _like(encoder: SentenceTransformer, modules: list[Any]) -> SentenceTransform
 
 
 def _encoded(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Iterator[Tensor]:
-    """The vectors, float32 on the CPU, chunk by chunk."""
+    """Sentence embeddings, float32 on the CPU, chunk by chunk."""
     with tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=None) as progress:
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
-            # What comes after these modules sees whole vectors.
+            # A calibration is applied before vectors are truncated.
             with encoder.truncate_embeddings(None):
                 vectors = encoder.encode(chunk, batch_size=batch_size, show_progress_bar=False, convert_to_tensor=True)
             yield vectors.float().cpu()
@@ -174,110 +185,3 @@ def _encoded(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int
 def _isotropy(vectors: Tensor) -> dict[str, float]:
     metrics = (uniformity, average_cosine, isoscore, effective_rank)
     return {metric.__name__: metric(vectors) for metric in metrics}
-
-
-Verdict = Literal["helps", "unclear", "harms"]
-
-# Where measured gains of whitening were large, and where there were losses: see `calibration_advice`.
-NARROW = -2.6  # uniformity
-DIRECTIONS, SHARE = 70, 0.2  # the smaller of a number of directions and a share of the width
-FEWEST = 100
-_REASONS: dict[Verdict, str] = {
-    "helps": "they crowd in a small part of it, as those of encoders that were not trained to compare sentences. "
-    "Calibration is likely to help.",
-    "unclear": "they are spread, but over few directions. Calibration changes little, and may help or harm: compare "
-    "both on rated pairs of your own.",
-    "harms": "they are spread over many directions already, as those of encoders that were trained long to compare "
-    "sentences. Calibration is likely to harm.",
-}
-
-
-@dataclass(frozen=True)
-class CalibrationAdvice:
-    """What `calibration_advice` has measured, and concludes.
-
-    Attributes:
-        uniformity: see the function of this name; from 0, all in one point, to about −4, all over the sphere.
-        average_cosine: of two different texts.
-        directions: among how many the centred vectors share their variance out, 1 to d: `isoscore`, as a number.
-        verdict: "helps", "unclear" or "harms": what calibration is expected to do to similarities.
-        reason: the same in words.
-    """
-
-    uniformity: float
-    average_cosine: float
-    directions: float
-    verdict: Verdict
-    reason: str
-
-
-def calibration_advice(vectors: Tensor) -> CalibrationAdvice:
-    """Whether calibration is likely to help these sentence embeddings: by how they are spread.
-
-    Contrastive training pulls texts apart until they are uniform on the sphere (Wang and Isola 2020); what is left of
-    anisotropy has a meaning then, which calibration takes away.
-
-    The limits rest on little: English sentences of STS-B, and all-MiniLM-L6-v2, with its layers and some of them
-    trained further. There, whitening to 128 gained 0.05 to 0.16 in Spearman's ρ on five poolings whose uniformity is
-    above −2.6; lost 0.01 to 0.02 on two that share their variance out among 80 and 106 directions; and gained 0.00 to
-    0.03 on lower layers after 75 to 200 steps of contrastive training, which are as uniform but use fewer directions.
-
-    Args:
-        vectors: (n, d), embeddings of different texts of the kind that will be compared, about 1,000 of them.
-
-    Raises:
-        TypeError, ValueError: not such a tensor, NaN or infinity, or fewer than 100 vectors.
-
-    Example:
-        >>> import torch
-        >>> vectors = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
-        >>> calibration_advice(vectors).verdict, calibration_advice(vectors + 1).verdict
-        ('harms', 'helps')
-    """
-    vectors = checked(vectors, "vectors")
-    count, width = vectors.shape
-    if count < FEWEST:
-        raise ValueError(f"advice needs at least {FEWEST} vectors of different texts, got {count}")
-    found, cosine = uniformity(vectors), average_cosine(vectors)
-    directions = 1 + isoscore(vectors) * (width - 1)
-    verdict: Verdict = "helps"
-    if found < NARROW:
-        verdict = "harms" if directions >= min(DIRECTIONS, SHARE * width) else "unclear"
-    figures = (
-        f"The vectors have uniformity {found:.2f} (0: all in one point, -4: the whole sphere), average cosine "
-        f"{cosine:.2f}, and {directions:.0f} of {width} directions in use"
-    )
-    return CalibrationAdvice(found, cosine, directions, verdict, f"{figures}: {_REASONS[verdict]}")
-
-
-def uniformity(vectors: Tensor) -> float:
-    r"""How uniformly directions fill the sphere; lower is more uniform.
-
-    .. math:: \ln \frac{2}{n (n - 1)} \sum_{i < j} e^{-2 \lVert \hat u_i - \hat u_j \rVert^2}
-
-    (Wang and Isola 2020, arXiv 2005.10242, t = 2). At most 0, where all directions are the same; about −4 + 8 / d for
-    n ≫ d directions without preference. Unchanged by lengths and rotation, not by a shift. Takes O(n²d): give a sample.
-
-    Args:
-        vectors: (n, d), any floating dtype, any device; a zero vector has distance 1 to all others.
-
-    Raises:
-        TypeError, ValueError: not such a tensor, NaN or infinity, or fewer than two vectors.
-
-    Example:
-        >>> import torch
-        >>> round(uniformity(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])), 4)
-        -4.3963
-    """
-    vectors = checked(vectors, "vectors")
-    count = len(vectors)
-    if count < 2:
-        raise ValueError(f"uniformity needs at least 2 vectors, got {count}")
-    directions = unit_rows(vectors)
-    squares = directions.square().sum(dim=1)
-    total = 0.0
-    for rows, lengths in zip(directions.split(1024), squares.split(1024), strict=True):
-        distances = lengths[:, None] + squares - 2 * rows @ directions.T
-        total += float((-2 * distances).exp().sum())
-    same = count  # each vector with itself: e⁰
-    return math.log((total - same) / (count * (count - 1)))

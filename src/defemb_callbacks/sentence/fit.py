@@ -1,4 +1,4 @@
-"""Flows are fitted by `transformers.Trainer`: on ready vectors, or on texts through a frozen encoder."""
+"""Fit flows with `transformers.Trainer`: to vectors, or to texts encoded by a frozen encoder."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from defemb_callbacks.sentence.pooling import STATIC, encode_texts, pool
 
 COLUMN = "vectors"
 
-# Of these the axes, shifts and scales are taken; more would not move them by what training does.
+# Maximum number of rows for the initialization; more would change it by less than training does.
 INITIAL_ROWS = 65_536
-_CHECKED_AT_ONCE = 16_384
+_ROWS_PER_CHECK = 16_384
 
 
 def flow_training_arguments(output_dir: str = "flow", **overrides: Any) -> TrainingArguments:
-    """The settings that `fit_flow` uses where it is given none: the paper's, but for the number of epochs.
+    """Default settings of `fit_flow`: the paper's, except for the number of epochs.
 
-    AdamW at a constant 1e-3, decay 0.01, gradients clipped to norm 1, batches of 64 vectors (the paper's 32 pairs),
-    8 epochs (the paper: 1). Nothing is saved or reported.
+    AdamW with a constant learning rate of 1e-3 and weight decay 0.01, gradients clipped to norm 1, batches of 64
+    vectors (32 pairs in the paper), 8 epochs (1 in the paper). Nothing is saved or reported.
 
     Args:
-        output_dir: for checkpoints, should `overrides` ask for any.
-        **overrides: any field of `TrainingArguments`.
+        output_dir: Folder for checkpoints, if `overrides` enables them.
+        **overrides: Fields of `TrainingArguments`.
 
     Example:
         >>> flow_training_arguments(num_train_epochs=1).learning_rate
@@ -70,21 +70,24 @@ def fit_flow(
 ) -> EmbeddingFlow:
     """Fit a flow to vectors by maximum likelihood; the loss is the negative log-likelihood in nats per dimension.
 
-    Under `accelerate launch` or `torchrun` each process gives the same vectors and gets the same flow.
+    In a distributed run, each process must pass the same vectors and gets the same flow.
 
     Args:
-        vectors: (n, d), any floating dtype; or a `Dataset` with such a column "vectors", read from disk as needed.
-        config: sizes; default `EmbeddingFlowConfig.preset("principal", d)`.
-        args: passed to the Trainer as they are; default `flow_training_arguments()`.
-        eval_vectors: held-out vectors, for `args.eval_strategy`.
-        callbacks: of the Trainer.
-        resume_from_checkpoint: as `Trainer.train` takes it.
+        vectors: Shape (n, d), any floating-point dtype; or a `Dataset` with such a column `vectors`, which is not
+            loaded into memory as a whole.
+        config: Architecture; by default `EmbeddingFlowConfig.preset("principal", d)`.
+        args: Arguments of the Trainer; by default `flow_training_arguments()`.
+        eval_vectors: Held-out vectors, for `args.eval_strategy`.
+        callbacks: Callbacks of the Trainer.
+        resume_from_checkpoint: Passed to `Trainer.train`.
 
     Returns:
         The fitted flow, float32, on the device of the vectors.
 
     Raises:
-        TypeError, ValueError: vectors that are not such, NaN or infinity, too few, or without variance in a direction.
+        TypeError: If the vectors are not floating-point tensors.
+        ValueError: If the vectors have another shape, contain NaN or infinity, are too few, or do not vary along
+            enough directions.
 
     Example:
         >>> vectors = torch.randn(256, 6, generator=torch.Generator().manual_seed(0)) * 5 + 3
@@ -96,7 +99,7 @@ def fit_flow(
     rows = _rows(vectors)
     eval_rows = None if eval_vectors is None else _rows(eval_vectors)
     flow = _initialized(config, rows[spread(len(rows), INITIAL_ROWS)][COLUMN])
-    with _or_default(args) as arguments:
+    with _arguments_or_default(args) as arguments:
         trainer = Trainer(
             _Likelihood(flow), arguments, train_dataset=rows, eval_dataset=eval_rows, callbacks=list(callbacks)
         )
@@ -117,40 +120,40 @@ def fit_flow_on_texts(
     callbacks: Sequence[TrainerCallback] = (),
     resume_from_checkpoint: str | bool | None = None,
 ) -> EmbeddingFlow:
-    """Fit a flow to the sentence embeddings that a frozen encoder gives of texts; no labels, and the model stays as is.
+    """Fit a flow to sentence embeddings of a frozen encoder; no labels are needed.
 
     Args:
-        model: with any head, or none; read on its own device and left in the mode it was in.
-        tokenizer: the model's.
-        texts: those that will be compared, or like them.
-        config: see `fit_flow`.
-        args: see `fit_flow`.
-        pooling: see `pooled_layers`; use the same one when you encode.
-        dropout: encode each batch anew with the encoder's dropout on, as the paper's code does, instead of all texts
-            once without. An epoch then costs as much as encoding all texts.
-        max_length: longest text in tokens, as in the paper; `None` is the tokenizer's `model_max_length`.
-        callbacks: of the Trainer.
-        resume_from_checkpoint: as `Trainer.train` takes it.
+        model: Any model, with or without a head. It runs on its own device and is not changed.
+        tokenizer: The tokenizer of the model.
+        texts: Texts like those that will be compared.
+        config: See `fit_flow`.
+        args: See `fit_flow`.
+        pooling: See `pooled_layers`; use the same pooling for encoding.
+        dropout: Encode each batch again in each epoch with the encoder's dropout, as the paper's code does, instead of
+            all texts once without dropout. Each epoch then takes as long as encoding all texts.
+        max_length: Maximum text length in tokens (64 in the paper); `None` for the tokenizer's `model_max_length`.
+        callbacks: Callbacks of the Trainer.
+        resume_from_checkpoint: Passed to `Trainer.train`.
 
     Returns:
         The fitted flow, float32, on the model's device.
 
     Raises:
-        TypeError: `texts` is a single string.
-        ValueError: no texts, too few of them, an unknown pooling, or one that passes no dropout.
+        TypeError: If `texts` is a single string.
+        ValueError: If `texts` is empty or too short, or the pooling is unknown or uses no dropout.
     """
     if not dropout:
         vectors = encode_texts(model, tokenizer, texts, pooling, max_length=max_length)
         flow = fit_flow(vectors, config, args, callbacks=callbacks, resume_from_checkpoint=resume_from_checkpoint)
         return flow.to(model.device)
     if pooling == STATIC:
-        raise ValueError("pooling 'static' passes no dropout; leave dropout=False")
-    # Without dropout, so that every process gets the same axes and scales.
+        raise ValueError("pooling='static' does not support dropout=True. Use dropout=False or another pooling.")
+    # No dropout here: every process must get the same initialization.
     first = encode_texts(
         model, tokenizer, [texts[row] for row in spread(len(texts), INITIAL_ROWS)], pooling, max_length=max_length
     )
     flow = _initialized(config, first)
-    with _or_default(args) as arguments, _training_mode(model):
+    with _arguments_or_default(args) as arguments, _training_mode(model):
         trainer = _TextTrainer(
             _Likelihood(flow),
             arguments,
@@ -164,19 +167,19 @@ def fit_flow_on_texts(
 
 
 class _Likelihood(nn.Module):
-    """What the Trainer trains: a flow whose forward is its loss."""
+    """Wraps a flow for the Trainer: its forward pass returns the loss."""
 
     def __init__(self, flow: EmbeddingFlow) -> None:
         super().__init__()
         self.flow = flow
 
-    # `return_loss` tells the Trainer that there is a loss to evaluate without labels.
+    # With `return_loss` in the signature, the Trainer computes an evaluation loss without labels.
     def forward(self, vectors: Tensor, return_loss: bool = True) -> dict[str, Tensor]:
         return {"loss": -self.flow.log_prob(vectors).mean() / self.flow.config.latent_dim}
 
 
 class _TextTrainer(Trainer):
-    """Encodes each batch of texts anew."""
+    """Encodes each batch of texts in each step."""
 
     encoder: PreTrainedModel
     pooling: str
@@ -200,7 +203,7 @@ class _Tokenize:
 
 
 class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """A tensor as the Trainer, and `_initialized`, read a `Dataset`."""
+    """A tensor with the interface of a `Dataset`."""
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors.detach().cpu()
@@ -213,15 +216,15 @@ class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def _rows(vectors: Tensor | Dataset) -> _Rows | Dataset:
-    """Every vector is looked at before anything is fitted: one NaN in the last batch would spoil the flow."""
+    """Check all vectors before fitting: one NaN in the last batch would invalidate the flow."""
     if not isinstance(vectors, Dataset):
         check_vectors(vectors)
         return _Rows(vectors)
     if COLUMN not in vectors.column_names:
-        raise ValueError(f"the dataset has no column {COLUMN!r}, it has {', '.join(vectors.column_names)}")
+        raise ValueError(f"The dataset must have a column {COLUMN!r}, got {', '.join(vectors.column_names)}.")
     rows = vectors.select_columns(COLUMN).with_format("torch")
-    for start in range(0, len(rows), _CHECKED_AT_ONCE):
-        check_vectors(rows[start : start + _CHECKED_AT_ONCE][COLUMN], first_row=start)
+    for start in range(0, len(rows), _ROWS_PER_CHECK):
+        check_vectors(rows[start : start + _ROWS_PER_CHECK][COLUMN], first_row=start)
     return rows
 
 
@@ -231,8 +234,8 @@ def _initialized(config: EmbeddingFlowConfig | None, vectors: Tensor) -> Embeddi
 
 
 @contextlib.contextmanager
-def _or_default(args: TrainingArguments | None) -> Iterator[TrainingArguments]:
-    """The defaults save nothing, but the Trainer makes their folder."""
+def _arguments_or_default(args: TrainingArguments | None) -> Iterator[TrainingArguments]:
+    """The defaults save nothing, but the Trainer creates the output folder."""
     if args is not None:
         yield args
         return

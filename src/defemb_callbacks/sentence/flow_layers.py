@@ -1,4 +1,4 @@
-"""The layers of a Glow-like flow on vectors: each is invertible in closed form and knows its log-determinant."""
+"""Layers of a Glow-like flow on vectors, each with a closed-form inverse and log-determinant."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-# The log-scale of an affine coupling stays within ±2: a scale near 0 could not be inverted in float32.
-LARGEST_LOG_SCALE = 2.0
+# Bound of the log-scale of affine couplings: a scale near 0 cannot be inverted in float32.
+MAX_LOG_SCALE = 2.0
 
 
 def _resolution(x: Tensor) -> Tensor:
-    """The standard deviation below which a direction holds nothing but rounding, or nothing at all.
+    """Standard deviation below which a direction contains only rounding error.
 
-    LayerNorm leaves one direction without variance. In the last layer of all-MiniLM-L6-v2, three coordinates besides
-    are below 1e-8, where others are near 0.3: scaled up to 1, they would be as loud as these.
+    LayerNorm leaves one direction without variance. In the last layer of all-MiniLM-L6-v2, three more coordinates are
+    below 1e-8, while others are near 0.3; scaled to 1, they would count as much as these.
     """
     return 16 * torch.finfo(torch.float32).eps * x.abs().max()
 
 
 class ActNorm(nn.Module):
-    """A shift and a scale for each coordinate, which start by standardising the data (Glow, section 3.1).
+    """Shift and scale of each coordinate, initialized to standardize the data (Glow, section 3.1).
 
-    What is taken from the data stays fixed; what is trained starts at shift 0 and scale 1 in units of the standardised
-    data. The same maps as Glow's can be reached, but one learning rate suits coordinates of any scale.
+    Unlike in Glow, the statistics of the data are fixed buffers, and the trained parameters start at shift 0 and scale
+    1 relative to the standardized data. The maps are the same, but one learning rate suits coordinates of any scale.
 
     Example:
         >>> norm = ActNorm(2)
@@ -46,31 +46,31 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Take mean and standard deviation from `x`, (n, dim); a coordinate without variance keeps its scale."""
+        """Set mean and standard deviation from `x`, (n, dim); coordinates without variance are not scaled."""
         spread, mean = torch.std_mean(x, dim=0, correction=0)
         self.mean.copy_(mean)
         self.spread.copy_(spread.masked_fill(spread <= _resolution(x), 1.0))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) and the log-determinant, (n,)."""
+        """Output, (n, dim), and log-determinant, (n,)."""
         log_det = (self.log_scale - self.spread.log()).sum()
         return (x - self.mean) / self.spread * self.log_scale.exp() + self.shift, log_det.expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
-        """What `forward` maps to `y`."""
+        """Inverse of `forward`, (n, dim)."""
         return (y - self.shift) * (-self.log_scale).exp() * self.spread + self.mean
 
 
 class PrincipalAxes(nn.Module):
-    """Rotates to the first principal axes of the data; between as many coordinates as it reads, the volume stays.
+    """Projection to the first principal components of the data; a rotation, with log-determinant 0, if all are kept.
 
-    Permutations and couplings of a width below dim / 2 cannot undo all correlations. Turned to its principal axes, the
-    data have none, and the actnorm that follows makes it PCA whitening.
+    Permutations and couplings narrower than dim / 2 cannot remove all correlations. Principal components are
+    uncorrelated, and with the following actnorm the projection becomes PCA whitening.
 
     Args:
-        dim: of the vectors.
-        components: how many axes to keep, those of the largest variance. With fewer than `dim`, `inverse` gives the
-            nearest vector in the span of the axes, through the mean.
+        dim: Width of the vectors.
+        components: Number of components to keep, by decreasing variance. With fewer than `dim`, `inverse` returns the
+            projection of the original vector.
     """
 
     mean: Tensor
@@ -83,10 +83,10 @@ class PrincipalAxes(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Take mean and axes from `x`, (n, dim); computed in float64.
+        """Set mean and axes from `x`, (n, dim), computed in float64.
 
         Raises:
-            ValueError: `x` has no variance along so many axes.
+            ValueError: If `x` varies along fewer than `components` directions.
         """
         components = self.axes.shape[1]
         mean = x.double().mean(dim=0)
@@ -95,30 +95,31 @@ class PrincipalAxes(nn.Module):
         varying = int((variances > _resolution(x) ** 2).sum())
         if varying < components:
             raise ValueError(
-                f"the vectors vary along {varying} directions only, which is fewer than components={components}; "
-                f"choose components={varying} or fewer, or give more vectors"
+                f"`vectors` vary along {varying} directions, fewer than components={components}. "
+                f"Use components={varying} or fewer, or pass more vectors."
             )
         self.mean.copy_(mean)
         self.axes.copy_(axes.flip(1)[:, :components])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, components)."""
+        """Output, (n, components)."""
         return (x - self.mean) @ self.axes
 
     def inverse(self, y: Tensor) -> Tensor:
-        """(n, dim)."""
+        """Inverse of `forward`, (n, dim)."""
         return y @ self.axes.T + self.mean
 
 
 class Coupling(nn.Module):
-    """Moves one half of the coordinates by what the other half tells, the identity at the start (NICE, RealNVP).
+    """Transforms one half of the coordinates as a function of the other (NICE, RealNVP); initially the identity.
 
-    The net is three linear layers with ReLU between them, ⌈dim/2⌉ → width → width → ⌊dim/2⌋, the last one 0.
+    The network has three linear layers with ReLU in between, ⌈dim/2⌉ → width → width → ⌊dim/2⌋, the last one
+    initialized to 0.
 
     Args:
-        dim: of the vectors, at least 2, odd or even.
-        width: of the hidden layers.
-        affine: scale besides shifting. Additive couplings keep the volume: their log-determinant is 0.
+        dim: Width of the vectors, at least 2.
+        width: Width of the hidden layers.
+        affine: Whether to scale as well as shift. Additive couplings have log-determinant 0.
     """
 
     def __init__(self, dim: int, width: int, affine: bool) -> None:
@@ -130,13 +131,13 @@ class Coupling(nn.Module):
         self.net = nn.Sequential(nn.Linear(self.read, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) and the log-determinant, (n,)."""
+        """Output, (n, dim), and log-determinant, (n,)."""
         read, moved = x.split([self.read, self.moved], dim=1)
         shift, log_scale = self._shift_and_log_scale(read)
         return torch.cat([read, moved * log_scale.exp() + shift], dim=1), log_scale.sum(dim=1)
 
     def inverse(self, y: Tensor) -> Tensor:
-        """What `forward` maps to `y`."""
+        """Inverse of `forward`, (n, dim)."""
         read, moved = y.split([self.read, self.moved], dim=1)
         shift, log_scale = self._shift_and_log_scale(read)
         return torch.cat([read, (moved - shift) * (-log_scale).exp()], dim=1)
@@ -146,16 +147,16 @@ class Coupling(nn.Module):
             shift = self.net(read)
             return shift, torch.zeros_like(shift)
         shift, log_scale = self.net(read).chunk(2, dim=1)
-        return shift, LARGEST_LOG_SCALE * torch.tanh(log_scale / LARGEST_LOG_SCALE)
+        return shift, MAX_LOG_SCALE * torch.tanh(log_scale / MAX_LOG_SCALE)
 
 
 class FlowStep(nn.Module):
-    """One step of Glow: actnorm, a permutation that is drawn once and kept, a coupling.
+    """One step of Glow: actnorm, fixed random permutation, coupling.
 
     Args:
-        dim: of the vectors.
-        width: see `Coupling`.
-        affine: see `Coupling`.
+        dim: Width of the vectors.
+        width: See `Coupling`.
+        affine: See `Coupling`.
     """
 
     permutation: Tensor
@@ -165,30 +166,30 @@ class FlowStep(nn.Module):
         super().__init__()
         self.norm = ActNorm(dim)
         permutation = torch.randperm(dim)
-        # Saved, not drawn again from the seed: a later torch might draw another one.
+        # Saved rather than redrawn from the seed: other versions of torch may draw another permutation.
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", permutation.argsort())
         self.coupling = Coupling(dim, width, affine)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) and the log-determinant, (n,)."""
-        x, of_norm = self.norm(x)
-        x, of_coupling = self.coupling(x[:, self.permutation])
-        return x, of_norm + of_coupling
+        """Output, (n, dim), and log-determinant, (n,)."""
+        x, norm_log_det = self.norm(x)
+        x, coupling_log_det = self.coupling(x[:, self.permutation])
+        return x, norm_log_det + coupling_log_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        """What `forward` maps to `y`."""
+        """Inverse of `forward`, (n, dim)."""
         return self.norm.inverse(self.coupling.inverse(y)[:, self.inverse_permutation])
 
 
 class FlowLevel(nn.Module):
-    """Some steps in a row.
+    """A sequence of steps.
 
     Args:
-        dim: of the vectors.
-        depth: number of steps.
-        width: see `Coupling`.
-        affine: see `Coupling`.
+        dim: Width of the vectors.
+        depth: Number of steps.
+        width: See `Coupling`.
+        affine: See `Coupling`.
     """
 
     def __init__(self, dim: int, depth: int, width: int, affine: bool) -> None:
@@ -198,21 +199,21 @@ class FlowLevel(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Let each actnorm take its shift and scale from what the steps before it make of `x`, (n, dim)."""
+        """Initialize each actnorm from the output of the steps before it, given `x`, (n, dim)."""
         for step in self.steps:
             step.norm.initialize(x)
             x, _ = step(x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, dim) and the log-determinant, (n,)."""
+        """Output, (n, dim), and log-determinant, (n,)."""
         log_det = x.new_zeros(len(x))
         for step in self.steps:
-            x, of_step = step(x)
-            log_det = log_det + of_step
+            x, step_log_det = step(x)
+            log_det = log_det + step_log_det
         return x, log_det
 
     def inverse(self, y: Tensor) -> Tensor:
-        """What `forward` maps to `y`."""
+        """Inverse of `forward`, (n, dim)."""
         for step in reversed(self.steps):
             y = step.inverse(y)
         return y

@@ -1,38 +1,36 @@
-"""Calibrations that are one matrix: whitening, standardising, removing directions."""
+"""Linear calibrations of sentence embeddings: whitening, standardization, removal of top directions."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from defemb_callbacks.hub import artifact_folder
-
 FORMAT = 1
 TENSORS, DESCRIPTION = "linear_calibration.safetensors", "linear_calibration.json"
+_MODEL_CARD = Path(__file__).with_name("linear_card.md")
 
 
 @dataclass(frozen=True, eq=False)
-class LinearCalibration:
-    """Sentence embeddings less their mean, times one matrix: x' = (x − mean) · transform.
+class LinearCalibration(ModelHubMixin, library_name="defemb_callbacks", tags=["sentence-similarity", "whitening"]):
+    """The map x' = (x − mean) · transform for sentence embeddings x.
 
-    Made by `fit_whitening` or a `WhiteningFitter`; used as a function.
+    Created by `fit_whitening` or a `WhiteningFitter`; call it like a function.
 
     Attributes:
-        mean: (d,) float32, of the vectors that it was fitted on.
-        transform: (d, k) float32.
-        info: how it was made; plain JSON.
+        mean: Shape (d,), float32; mean of the vectors that it was fitted on.
+        transform: Shape (d, k), float32.
+        info: How the calibration was fitted; plain JSON.
 
     Raises:
-        ValueError: another dtype, or shapes that do not fit.
+        ValueError: If a tensor is not float32, or the shapes do not match.
 
     Example:
         >>> halve = LinearCalibration(torch.tensor([1.0, 0.0]), torch.eye(2) / 2)
@@ -44,29 +42,33 @@ class LinearCalibration:
     transform: Tensor
     info: dict[str, Any] = field(default_factory=dict)
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> LinearCalibration:
+        # Bypass the mixin, which would record the arguments for a `config.json`.
+        return object.__new__(cls)
+
     def __post_init__(self) -> None:
         for name in ("mean", "transform"):
             tensor = getattr(self, name)
             if tensor.dtype != torch.float32:
-                raise ValueError(f"{name} must be float32, got {tensor.dtype}")
+                raise ValueError(f"`{name}` must be float32, got {tensor.dtype}.")
         if self.mean.ndim != 1 or self.transform.ndim != 2 or len(self.mean) != len(self.transform):
             shapes = f"{tuple(self.mean.shape)} and {tuple(self.transform.shape)}"
-            raise ValueError(f"mean and transform must be (d,) and (d, k), got {shapes}")
+            raise ValueError(f"`mean` and `transform` must be (d,) and (d, k), got {shapes}.")
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Calibrate vectors of the encoder and pooling that this was fitted on.
+        """Calibrate vectors of the encoder and pooling that the calibration was fitted on.
 
         Args:
-            vectors: (n, d) or (d,), any floating dtype, on the same device.
+            vectors: Shape (n, d) or (d,), any floating-point dtype, on the same device.
 
         Returns:
-            (n, k) or (k,), float32 or the wider dtype of the vectors.
+            Shape (n, k) or (k,), in float32 or the dtype of `vectors` if that is wider.
 
         Raises:
-            ValueError: vectors of another width.
+            ValueError: If the vectors have another width.
         """
         if vectors.shape[-1] != len(self.mean):
-            raise ValueError(f"vectors must have width {len(self.mean)} for this calibration, got {vectors.shape[-1]}")
+            raise ValueError(f"`vectors` must have width {len(self.mean)}, got {vectors.shape[-1]}.")
         dtype = torch.promote_types(vectors.dtype, torch.float32)
         result: Tensor = (vectors.to(dtype) - self.mean.to(dtype)) @ self.transform.to(dtype)
         return result
@@ -76,48 +78,78 @@ class LinearCalibration:
         return f"{type(self).__name__}({size}{''.join(f', {key}={value!r}' for key, value in self.info.items())})"
 
     def to(self, device: torch.device | str) -> LinearCalibration:
-        """The same on another device."""
+        """Copy to a device."""
         return replace(self, mean=self.mean.to(device), transform=self.transform.to(device))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `linear_calibration.safetensors` and `linear_calibration.json` into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {"mean": self.mean, "transform": self.transform}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSORS)
-        description = {"format": FORMAT, "info": self.info}
-        (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=2), encoding="utf-8")
-
-    @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | None = None
-    ) -> LinearCalibration:
-        """Read a calibration from a folder, or from a model repository on the hub.
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | Path, **hub_options: Any
+    ) -> str | None:
+        """Write `linear_calibration.safetensors` and `linear_calibration.json` to a folder.
 
         Args:
-            name_or_path: folder, or repository such as `"user/name"`.
-            revision: branch, tag or commit on the hub.
-            token: of a private repository.
+            folder: Folder to write to; created if it does not exist.
+            **hub_options: Options of `ModelHubMixin.save_pretrained`. With any of them, a model card is written too.
+        """
+        if hub_options:  # `push_to_hub` passes them, with a temporary folder
+            return super().save_pretrained(folder, **hub_options)
+        # Bypass the mixin, which would delete a `config.json`: the folder may be a model's.
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(folder)
+        return None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None, **download: Any
+    ) -> LinearCalibration:
+        """Load a calibration from a folder, or from a model repository on the hub.
+
+        Args:
+            name_or_path: Folder, or repository such as `"user/name"`.
+            revision: Branch, tag or commit on the hub.
+            token: Access token for a private repository.
+            **download: Further options of `huggingface_hub.snapshot_download`, e.g. `local_files_only=True`.
 
         Raises:
-            FileNotFoundError: the folder holds no such calibration.
-            ValueError: the files are damaged, of a newer format, or do not fit each other.
+            FileNotFoundError: If there is no such folder, or it contains no linear calibration.
+            ValueError: If the files are damaged, have a newer format, or do not fit each other.
         """
-        files = (DESCRIPTION, TENSORS)
-        folder = artifact_folder(name_or_path, files, "linear calibration", revision=revision, token=token)
+        # Bypass the mixin, which would look for a `config.json`.
+        return cls._from_pretrained(model_id=str(name_or_path), revision=revision, token=token, **download)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Model card of a saved calibration; `kwargs` are passed to the template."""
+        width, components = self.transform.shape
+        return ModelCard.from_template(
+            self._hub_mixin_info.model_card_data,
+            template_path=str(_MODEL_CARD),
+            width=width,
+            components=components,
+            method=self.info.get("method"),
+            **kwargs,
+        )
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {"mean": self.mean, "transform": self.transform}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, save_directory / TENSORS)
+        description = {"format": FORMAT, "info": self.info}
+        text = json.dumps(description, ensure_ascii=False, indent=2)
+        (save_directory / DESCRIPTION).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **download: Any) -> LinearCalibration:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            if folder.is_absolute() or model_id.startswith("."):
+                raise FileNotFoundError(f"There is no folder {model_id!r}. Pass a folder or a repository on the hub.")
+            folder = Path(snapshot_download(model_id, allow_patterns=[DESCRIPTION, TENSORS], **download))
+        if not all((folder / name).is_file() for name in (DESCRIPTION, TENSORS)):
+            raise FileNotFoundError(f"{model_id} contains no linear calibration ({DESCRIPTION} and {TENSORS}).")
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if description["format"] > FORMAT:
-                raise ValueError(f"format {description['format']} is newer than {FORMAT}; update defemb-callbacks")
+                raise ValueError(f"Format {description['format']} is newer than {FORMAT}. Upgrade defemb-callbacks.")
             tensors = load_file(folder / TENSORS)
             return cls(tensors["mean"], tensors["transform"], description["info"])
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"The linear calibration in {name_or_path} cannot be used: {error}.") from error
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload to a model repository on the hub, made if need be; returns the address of the commit."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Linear calibration"))
+            raise ValueError(f"The linear calibration in {model_id} is invalid: {error}") from error

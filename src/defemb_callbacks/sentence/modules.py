@@ -1,7 +1,7 @@
-"""A pooling and a calibration as modules of a `SentenceTransformer`.
+"""Poolings and calibrations as modules of a `SentenceTransformer`.
 
-All but the flow are sentence-transformers' own modules: such a model is loaded and served without this package. Not
-imported by `defemb_callbacks.sentence`, as sentence-transformers is an extra.
+Except for the flow, these are modules of sentence-transformers: models load and run without this package.
+`defemb_callbacks.sentence` does not import this module, which requires the optional extra `sentence`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        'These modules need sentence-transformers 6 or later: pip install "defemb-callbacks[sentence]".'
+        "Calibrated models require sentence-transformers 6 or later. Install it with: "
+        'pip install "defemb-callbacks[sentence]".'
     ) from error
 
 
 def pooling_modules(transformer: Transformer, pooling: str) -> list[Module]:
-    """The first modules of a `SentenceTransformer`, from texts to one vector each.
+    """Modules of a `SentenceTransformer` that map texts to vectors.
 
     Args:
-        transformer: the encoder. It is changed so that it gives the layers that are read, and stays part of the result;
-            with "static" it only lends its table and tokenizer, and the result runs no Transformer at all.
-        pooling: see `pooled_layers`. The rows of special tokens count, but for "static": `StaticEmbedding` leaves them
-            out.
+        transformer: The encoder. It becomes part of the result and is changed to return the layers of the pooling; with
+            `"static"`, only its embedding table and tokenizer are copied, and the result contains no Transformer.
+        pooling: See `pooled_layers`. Special tokens are included, except with `"static"`.
 
     Raises:
-        ValueError: an unknown pooling, or a layer that is not there.
+        ValueError: If the pooling is unknown or reads a layer that is out of range.
 
     Example:
         >>> modules = pooling_modules(Transformer("bert-base-uncased"), "first_last")  # doctest: +SKIP
@@ -56,29 +56,29 @@ def pooling_modules(transformer: Transformer, pooling: str) -> list[Module]:
     layers = pooled_layers(pooling)
     width = transformer.get_embedding_dimension()
     if pooling == STATIC:
-        # Copies: StaticEmbedding trains its table, and changes the settings of its tokenizer.
+        # Copies: StaticEmbedding trains its table and changes the settings of its tokenizer.
         table = embedding_weight(transformer.model).detach().float().clone()
         tokenizer: Any = transformer.tokenizer
         return [StaticEmbedding(copy.deepcopy(tokenizer.backend_tokenizer), embedding_weights=table)]
-    number = transformer.config.get_text_config().num_hidden_layers
-    check_layers(pooling, number)
+    depth = transformer.config.get_text_config().num_hidden_layers
+    check_layers(pooling, depth)
     mean = Pooling(width, "mean")
-    # A copy: where a checkpoint says nothing, this is one dictionary for all of them.
+    # A copy: the default is one dictionary that all models share.
     transformer.modality_config = copy.deepcopy(transformer.modality_config)
     read: Any = "last_hidden_state" if len(layers) > 1 or layers == (-1,) else ("hidden_states", layers[0])
     transformer.modality_config["text"]["method_output_name"] = read
     transformer.config.output_hidden_states = len(layers) > 1
     if len(layers) == 1:
         return [transformer, mean]
-    weights = torch.zeros(number + 1)
+    weights = torch.zeros(depth + 1)
     weights[list(layers)] = 1.0
-    # It starts at layer 0: its weights are then those of the hidden states, one by one.
-    mixed = WeightedLayerPooling(width, number, layer_start=0, layer_weights=nn.Parameter(weights, requires_grad=False))
+    # With layer_start=0, there is one weight per hidden state.
+    mixed = WeightedLayerPooling(width, depth, layer_start=0, layer_weights=nn.Parameter(weights, requires_grad=False))
     return [transformer, mixed, mean]
 
 
 def calibration_module(calibration: LinearCalibration | EmbeddingFlow) -> Module:
-    """The last module of a `SentenceTransformer`: x' = (x − mean) · transform as a `Dense`, or a `FlowCalibration`.
+    """Last module of a `SentenceTransformer`: a `Dense` for a linear calibration, or a `FlowCalibration`.
 
     Example:
         >>> dense = calibration_module(LinearCalibration(torch.tensor([1.0, 0.0]), torch.eye(2) / 2))
@@ -94,13 +94,13 @@ def calibration_module(calibration: LinearCalibration | EmbeddingFlow) -> Module
 
 
 class FlowCalibration(Module):
-    """An `EmbeddingFlow` at the end of a `SentenceTransformer`.
+    """An `EmbeddingFlow` as the last module of a `SentenceTransformer`.
 
-    sentence-transformers imports classes from other packages only where it is told to: load such a model with
-    `SentenceTransformer(folder, trust_remote_code=True)`. Nothing is downloaded for that.
+    sentence-transformers imports classes of other packages only with
+    `SentenceTransformer(folder, trust_remote_code=True)`. No code is downloaded.
 
     Args:
-        flow: a fitted one. It stays in float32 where the model is turned into half precision.
+        flow: A fitted flow. It stays in float32 when the model is cast to half precision.
     """
 
     def __init__(self, flow: EmbeddingFlow) -> None:
@@ -108,7 +108,7 @@ class FlowCalibration(Module):
         self.flow = flow
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Replace `sentence_embedding`, (batch, d), by the flow's latent vectors, in the same dtype."""
+        """Replace `sentence_embedding`, (batch, d), with latent vectors of the flow, in the same dtype."""
         vectors: Tensor = features["sentence_embedding"]
         features["sentence_embedding"] = self.flow(vectors).to(vectors.dtype)
         return features
@@ -118,7 +118,7 @@ class FlowCalibration(Module):
         return self.flow.config.latent_dim
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write the flow into a folder."""
+        """Save the flow to a folder."""
         self.flow.save_pretrained(output_path)
 
     @classmethod
@@ -133,13 +133,15 @@ class FlowCalibration(Module):
         init_defaults: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> FlowCalibration:
-        """Read what `save` wrote, from a folder or a repository on the hub."""
+        """Load the flow from a folder or a repository on the hub."""
         folder = cls.load_dir_path(model_name_or_path, subfolder, token, cache_folder, revision, local_files_only)
         if folder is None:
-            raise FileNotFoundError(f"{model_name_or_path} has no folder {subfolder!r}")
+            raise FileNotFoundError(
+                f"{model_name_or_path} has no folder {subfolder!r}. Pass a model saved with a FlowCalibration."
+            )
         return cls(EmbeddingFlow.from_pretrained(folder))
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowCalibration:
-        # Of a model's .half() or .to("cuda") the flow follows the move only: half precision would undo it.
+        # Follow a model's device, but not its dtype: half precision would invalidate the flow.
         super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
         return self

@@ -1,4 +1,4 @@
-"""From the states of a text's tokens to one vector: which layers are read, and the mean over the attention mask."""
+"""Mean pooling of hidden states over tokens and layers, and sentence embeddings of texts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from defemb_callbacks.weights.rows import embedding_weight
 
 STATIC = "static"
 
-# Layer 0 is what enters the first Transformer layer. "First" is what leaves it: so in the code of BERT-flow, where the
-# paper's "last2avg" is the mean of this one and the last, and in those of BERT-whitening and SimCSE.
+# Hidden state 0 is the input of the first layer, 1 its output. "First" is the latter, as in the code of BERT-flow
+# (called last2avg there), BERT-whitening and SimCSE.
 _LAYERS = {"last": (-1,), "first_last": (1, -1), "last_two": (-2, -1)}
 
 
 def pooled_layers(pooling: str) -> tuple[int, ...]:
-    """Which of a model's hidden states a pooling takes the mean of, as indices; none for `"static"`.
+    """Indices of the hidden states that a pooling averages; empty for `"static"`.
 
     Args:
-        pooling: "last"; "first_last" (the output of the first Transformer layer and the last: what BERT-flow calls
-            last2avg); "last_two"; "layer:N", N from 0 (what enters the first layer, positions and LayerNorm included)
-            to the number of layers; or "static" (the rows of the token embedding table, without either).
+        pooling: `"last"`; `"first_last"` (outputs of the first and the last layer; last2avg in BERT-flow);
+            `"last_two"`; `"layer:N"`, with N from 0 (the input of the first layer, including positions and LayerNorm)
+            to the number of layers; or `"static"` (rows of the token embedding table, without positions or LayerNorm).
 
     Raises:
-        ValueError: any other pooling.
+        ValueError: If `pooling` is unknown.
 
     Example:
         >>> pooled_layers("first_last"), pooled_layers("layer:3"), pooled_layers("static")
@@ -42,22 +42,22 @@ def pooled_layers(pooling: str) -> tuple[int, ...]:
         return _LAYERS[pooling]
     layer = re.fullmatch(r"layer:(\d+)", pooling)
     if layer is None:
-        raise ValueError(f"pooling must be one of {', '.join(_LAYERS)}, {STATIC}, or layer:N, got {pooling!r}")
+        raise ValueError(f"`pooling` must be one of {', '.join(_LAYERS)}, {STATIC} or layer:N, got {pooling!r}.")
     return (int(layer[1]),)
 
 
 def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean of the states that the mask keeps, summed in at least float32.
+    """Mean of the states over the attention mask, computed in at least float32.
 
     Args:
-        states: (batch, length, d), any floating dtype.
-        attention_mask: (batch, length), not 0 where a token is to count.
+        states: Shape (batch, length, d), any floating-point dtype.
+        attention_mask: Shape (batch, length), nonzero for tokens to include.
 
     Returns:
-        (batch, d), float32 or the wider dtype of the states; 0 for a text without a token.
+        Shape (batch, d), in float32 or the dtype of `states` if that is wider; 0 for a text without tokens.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: If the shapes do not match.
 
     Example:
         >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[1, 1, 0]]))
@@ -65,30 +65,30 @@ def masked_mean(states: Tensor, attention_mask: Tensor) -> Tensor:
     """
     if states.ndim != 3 or attention_mask.shape != states.shape[:2]:
         shapes = f"{tuple(states.shape)} and {tuple(attention_mask.shape)}"
-        raise ValueError(f"states and attention_mask must be (batch, length, d) and (batch, length), got {shapes}")
+        raise ValueError(f"`states` and `attention_mask` must be (batch, length, d) and (batch, length), got {shapes}.")
     dtype = torch.promote_types(states.dtype, torch.float32)
     kept = (attention_mask != 0).to(dtype)
-    # Half precision overflows or stagnates in sums over long texts.
+    # In half precision, sums over long texts overflow or lose small terms.
     total = torch.einsum("bld,bl->bd", states.to(dtype), kept)
     mean: Tensor = total / kept.sum(dim=1, keepdim=True).clamp(min=1)
     return mean
 
 
 def pool(hidden_states: Sequence[Tensor], attention_mask: Tensor, pooling: str = "last") -> Tensor:
-    """One vector a text: the mean over its tokens of the mean over the pooling's layers.
+    """Sentence embeddings: the mean of the hidden states over tokens and layers.
 
     Args:
-        hidden_states: as transformers returns them with `output_hidden_states=True`: what enters the first layer, then
-            the output of each, (batch, length, d) each. For "static" the rows of the table alone:
+        hidden_states: As returned by transformers with `output_hidden_states=True`: the input of the first layer and
+            the output of each layer, (batch, length, d) each. For `"static"`, only the rows of the embedding table:
             `[table[input_ids]]`.
-        attention_mask: (batch, length). Special tokens count, as in BERT-flow.
-        pooling: see `pooled_layers`.
+        attention_mask: Shape (batch, length). Special tokens are included, as in BERT-flow.
+        pooling: See `pooled_layers`.
 
     Returns:
-        (batch, d), float32 or the wider dtype of the states.
+        Shape (batch, d), in float32 or the dtype of the states if that is wider.
 
     Raises:
-        ValueError: an unknown pooling, a layer that is not there, shapes that do not fit.
+        ValueError: If the pooling is unknown or reads a layer that is out of range, or if the shapes do not match.
 
     Example:
         >>> states = [torch.full((1, 2, 3), float(layer)) for layer in range(5)]
@@ -99,8 +99,8 @@ def pool(hidden_states: Sequence[Tensor], attention_mask: Tensor, pooling: str =
     if pooling == STATIC:
         if len(hidden_states) != 1:
             raise ValueError(
-                f"pooling 'static' takes the rows of the embedding table, [table[input_ids]], got {len(hidden_states)} "
-                "hidden states; of these, layer:0 is the nearest"
+                f"pooling='static' requires only the rows of the embedding table, [table[input_ids]], got "
+                f"{len(hidden_states)} hidden states. Use pooling='layer:0' for the first of them."
             )
         layers = (0,)
     check_layers(pooling, len(hidden_states) - 1)
@@ -108,13 +108,14 @@ def pool(hidden_states: Sequence[Tensor], attention_mask: Tensor, pooling: str =
     return torch.stack(means).mean(dim=0)
 
 
-def check_layers(pooling: str, number: int) -> None:
-    """Refuse a pooling that reads a layer beyond a model's `number` of them: `ValueError`."""
-    layers = pooled_layers(pooling)
-    if any(not -number - 1 <= layer <= number for layer in layers):
-        raise ValueError(
-            f"pooling {pooling!r} reads a layer that is not there: the last of this model is layer:{number}"
-        )
+def check_layers(pooling: str, depth: int) -> None:
+    """Check that the layers of a pooling exist in a model with `depth` layers.
+
+    Raises:
+        ValueError: If a layer is out of range.
+    """
+    if any(not -depth - 1 <= layer <= depth for layer in pooled_layers(pooling)):
+        raise ValueError(f"pooling={pooling!r} is out of range: the last layer of this model is layer:{depth}.")
 
 
 def encode_texts(
@@ -126,27 +127,28 @@ def encode_texts(
     batch_size: int = 128,
     max_length: int | None = None,
 ) -> Tensor:
-    """Sentence embeddings of texts by a frozen model, in their order.
+    """Encode texts as sentence embeddings with a frozen model.
 
-    The model is read in eval mode, without gradients, on its own device, and left in the mode it was in. Texts of equal
-    length are encoded together, so that nothing is padded: no pad token is needed, and no vector depends on what else
-    is in the batch. An encoder-decoder is read by its encoder. "static" reads the table only.
+    The model runs in eval mode, without gradients, on its own device; its mode is restored afterwards. Batches contain
+    texts of equal length, so nothing is padded: no pad token is needed, and vectors do not depend on the batch. For an
+    encoder-decoder model, the encoder is used. `"static"` only uses the embedding table.
 
     Args:
-        model: with any head, or none.
-        tokenizer: the model's.
-        texts: a sequence of strings.
-        pooling: see `pooled_layers`.
-        batch_size: texts encoded at once.
-        max_length: longest text in tokens, special tokens included, the rest is cut off (both papers: 64);
-            `None` is the tokenizer's `model_max_length`.
+        model: Any model, with or without a head.
+        tokenizer: The tokenizer of the model.
+        texts: The texts.
+        pooling: See `pooled_layers`.
+        batch_size: Number of texts per forward pass.
+        max_length: Maximum text length in tokens, including special tokens (64 in both papers); `None` for the
+            tokenizer's `model_max_length`.
 
     Returns:
-        (n, d) float32, on the CPU.
+        Shape (n, d), float32, on the CPU, in the order of the texts.
 
     Raises:
-        TypeError: `texts` is a single string.
-        ValueError: no texts, a text without tokens, an unknown pooling, a layer that is not there.
+        TypeError: If `texts` is a single string.
+        ValueError: If `texts` is empty or has a text without tokens, or if the pooling is unknown or reads a layer that
+            is out of range.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -159,17 +161,17 @@ def encode_texts(
         torch.Size([2, 4])
     """
     if isinstance(texts, str):
-        raise TypeError("texts must be a sequence of strings, got one string; put it into a list")
+        raise TypeError("`texts` must be a list of strings, got a single string. Put it into a list.")
     if not len(texts):
-        raise ValueError("texts is empty; there is nothing to encode")
+        raise ValueError("`texts` must not be empty, got [].")
     backbone = backbone_of(model)
     config = backbone.config.get_text_config()
     check_layers(pooling, config.num_hidden_layers)
-    plain = {"return_attention_mask": False, "return_token_type_ids": False}
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **plain)["input_ids"]
+    options = {"return_attention_mask": False, "return_token_type_ids": False}
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **options)["input_ids"]
     empty = next((position for position, ids in enumerate(encoded) if not ids), None)
     if empty is not None:
-        raise ValueError(f"text {empty}, {texts[empty]!r}, has no tokens; leave it out")
+        raise ValueError(f"Text {empty}, {texts[empty]!r}, has no tokens. Remove it.")
     table = embedding_weight(model).detach() if pooling == STATIC else None
     vectors = torch.empty(len(texts), config.hidden_size if table is None else table.shape[1])
     with (
@@ -179,12 +181,12 @@ def encode_texts(
     ):
         for batch in equal_length_batches([len(ids) for ids in encoded], batch_size):
             input_ids = torch.tensor([encoded[position] for position in batch], device=model.device)
-            whole = torch.ones_like(input_ids)
+            mask = torch.ones_like(input_ids)
             if table is None:
-                inputs = {"input_ids": input_ids, "attention_mask": whole, "return_dict": True}
+                inputs = {"input_ids": input_ids, "attention_mask": mask, "return_dict": True}
                 states = backbone(**inputs, output_hidden_states=True).hidden_states
             else:
                 states = (table[input_ids],)
-            vectors[batch] = pool(states, whole, pooling).float().cpu()
+            vectors[batch] = pool(states, mask, pooling).float().cpu()
             progress.update(len(batch))
     return vectors

@@ -1,4 +1,4 @@
-"""Whitening in closed form, from one pass over the vectors; and the simpler calibrations that the same pass gives."""
+"""Closed-form calibrations from streaming statistics: whitening, standardization, removal of top directions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ Shrinkage = float | Literal["auto"]
 
 
 class WhiteningFitter:
-    """Mean and covariance of a stream of vectors, and the calibrations that follow from them.
+    """Streaming mean and covariance of vectors, and linear calibrations computed from them.
 
-    Sums are kept in float64 on the device of the first vectors, (d, d) and smaller, whatever the length of the stream.
-    A stream gives what all its vectors at once would give, in any order, and so do the merged fitters of several
-    processes.
+    The statistics, (d, d) and smaller, are kept in float64 on the device of the first vectors. The result is that of a
+    single batch, for any order and any split of the vectors into batches or merged fitters.
 
     Example:
         >>> vectors = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3, 1, 1])
@@ -40,84 +39,84 @@ class WhiteningFitter:
         self._moments: _Moments | None = None
 
     def update(self, vectors: Tensor) -> None:
-        """Take in more vectors.
+        """Add vectors.
 
         Args:
-            vectors: (n, d), any floating dtype, any device.
+            vectors: Shape (n, d), any floating-point dtype, any device.
 
         Raises:
-            TypeError: not a floating-point tensor.
-            ValueError: another shape, NaN or infinity, or another width than before.
+            TypeError: If `vectors` is not a floating-point tensor.
+            ValueError: If `vectors` has another shape or another width than before, or contains NaN or infinity.
         """
         self._add(_Moments.of(checked(vectors, "vectors")))
 
     def merge(self, other: WhiteningFitter) -> None:
-        """Take in what another fitter has seen.
+        """Add the vectors of another fitter.
 
         Raises:
-            ValueError: vectors of another width there.
+            ValueError: If its vectors have another width.
         """
         if other._moments is not None:
             self._add(other._moments)
 
     @property
     def count(self) -> int:
-        """How many vectors were seen."""
+        """Number of vectors."""
         return 0 if self._moments is None else self._moments.count
 
     @property
     def mean(self) -> Tensor:
-        """(d,) float64."""
+        """Mean, (d,) float64."""
         return self._seen(1).mean
 
     @property
     def covariance(self) -> Tensor:
-        """(d, d) float64, unbiased."""
+        """Unbiased covariance, (d, d) float64."""
         moments = self._seen(2)
         return moments.scatter / (moments.count - 1)
 
     def whitening(
         self, components: int | None = None, shrinkage: float | Literal["auto"] = "auto"
     ) -> LinearCalibration:
-        r"""Principal directions, each scaled to variance 1.
+        r"""Whitening: projection to principal directions, each scaled to variance 1.
 
-        .. math:: x' = (x - \mu)\, (U \Lambda^{-1/2})_{:, :k}, \qquad
-            U \Lambda U^\top = (1 - s)\, \Sigma + s\, \tfrac{\operatorname{tr} \Sigma}{d}\, I
+        $$x' = (x - \mu)\, (U \Lambda^{-1/2})_{:, :k}, \qquad
+        U \Lambda U^\top = (1 - s)\, \Sigma + s\, \tfrac{\operatorname{tr} \Sigma}{d}\, I$$
 
-        (Su, Cao, Liu and Ou, arXiv 2103.15316, who have s = 0). Each column's sign makes its largest entry positive.
+        (Su, Cao, Liu and Ou, arXiv 2103.15316, with s = 0.) The sign of each column makes its largest entry positive.
 
-        A layer that ends with LayerNorm spans d − 1 directions only; with ``shrinkage=0`` and ``components=None`` the
-        result has that many columns, since the last would be rounding, scaled up.
+        Outputs of LayerNorm span only d − 1 directions. With `shrinkage=0` and `components=None`, directions that
+        contain only rounding error are dropped.
 
         Args:
-            components: k, how many directions to keep, those of the largest variance; `None` keeps all.
-            shrinkage: s in [0, 1], how much of the covariance is replaced by the sphere of the same trace; 1 only
-                centres, scales and rotates. "auto" estimates the best s (Ledoit and Wolf 2004): much for few vectors,
-                next to nothing for many. With s = 0, all d directions of fewer than about 2d vectors are mostly noise.
+            components: Number k of directions to keep, by decreasing variance; `None` for all.
+            shrinkage: Weight s in [0, 1] of the isotropic covariance; 1 only centres, scales and rotates. `"auto"`
+                estimates the optimal weight (Ledoit and Wolf 2004), which is large for few vectors and small for many.
+                With s = 0 and fewer than about 2d vectors, the whitened directions are mostly noise.
 
         Raises:
-            ValueError: fewer than two vectors, components or shrinkage outside their range, or more components than
-                the vectors have directions.
+            ValueError: If there are fewer than two vectors, `components` or `shrinkage` is out of range, or the vectors
+                vary along fewer than `components` directions.
         """
         moments = self._seen(2)
         dim = len(moments.mean)
         if components is not None and not 1 <= components <= dim:
-            raise ValueError(f"components must be from 1 to the width {dim}, got {components}")
+            raise ValueError(f"`components` must be between 1 and the width {dim}, got {components}.")
         strength = moments.ledoit_wolf() if shrinkage == "auto" else shrinkage
         if not 0 <= strength <= 1:
-            raise ValueError(f'shrinkage must be "auto" or from 0 to 1, got {shrinkage!r}')
+            raise ValueError(f'`shrinkage` must be "auto" or between 0 and 1, got {shrinkage!r}.')
         variances, directions = self._spectrum
         variances = (1 - strength) * variances + strength * variances.mean()
         usable = int((variances > moments.rounding()).sum())
         kept = components or (usable if moments.count > dim or strength else dim)
         if kept > usable or not kept:
             raise ValueError(
-                f"{moments.count} vectors vary in {usable} directions, too few for {kept}: "
-                f'give components={max(1, usable // 2)} or less, shrinkage="auto", or more vectors'
+                f"{moments.count} vectors vary along {usable} directions, fewer than {kept}. "
+                f'Use components={max(1, usable // 2)} or fewer, shrinkage="auto", or more vectors.'
             )
         if not strength and moments.count < 2 * kept:
             logger.warning(
-                'Whitening %d directions from %d vectors without shrinkage gives noise; use shrinkage="auto".',
+                'Whitening %d directions of %d vectors without shrinkage amplifies noise. Use shrinkage="auto".',
                 kept,
                 moments.count,
             )
@@ -125,39 +124,39 @@ class WhiteningFitter:
         return self._calibration(transform, method="whitening", components=kept, shrinkage=float(strength))
 
     def standardization(self) -> LinearCalibration:
-        """Each coordinate less its mean, divided by its standard deviation; one that never varies becomes 0.
+        """Standardization: each coordinate gets mean 0 and standard deviation 1; constant coordinates become 0.
 
         Raises:
-            ValueError: fewer than two vectors.
+            ValueError: If there are fewer than two vectors.
         """
         deviations = self.covariance.diagonal().sqrt()
         return self._calibration(deviations.where(deviations > 0, 1.0).reciprocal().diag(), method="standardization")
 
     def top_removal(self, directions: int | None = None) -> LinearCalibration:
-        """Vectors less their mean and less their share of the strongest principal directions; their width stays.
+        """Removal of the mean and of the projection on the top principal directions; the width is unchanged.
 
         Source: Mu and Viswanath, "All-but-the-Top", ICLR 2018.
 
         Args:
-            directions: how many; `None` is the authors' d / 100, rounded up.
+            directions: Number of directions to remove; `None` for the authors' d / 100, rounded up.
 
         Raises:
-            ValueError: fewer than two vectors, or directions not from 1 to d − 1.
+            ValueError: If there are fewer than two vectors, or `directions` is not between 1 and d − 1.
         """
         dim = len(self._seen(2).mean)
         directions = math.ceil(dim / 100) if directions is None else directions
         if not 1 <= directions < dim:
-            raise ValueError(f"directions must be from 1 to {dim - 1}, one less than the width, got {directions}")
+            raise ValueError(f"`directions` must be between 1 and {dim - 1} (less than the width), got {directions}.")
         top = self._spectrum[1][:, :directions]
         rest = torch.eye(dim, dtype=top.dtype, device=top.device) - top @ top.T
         return self._calibration(rest, method="top removal", directions=directions)
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """Variances of the principal directions, largest first, and these as columns."""
+        """Variances of the principal directions in decreasing order, and the directions as columns."""
         variances, directions = torch.linalg.eigh(self.covariance)
         variances, directions = variances.flip(0).clamp(min=0), directions.flip(1)
-        # LAPACK's signs are arbitrary, and would differ between a stream and a batch.
+        # The signs of eigenvectors are arbitrary and would differ between a stream and a batch.
         largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
         return variances, directions * largest.sign()
 
@@ -169,24 +168,24 @@ class WhiteningFitter:
         if self._moments is not None:
             width, expected = len(moments.mean), len(self._moments.mean)
             if width != expected:
-                raise ValueError(f"vectors must have width {expected}, as those before, got {width}")
+                raise ValueError(f"`vectors` must have width {expected} as before, got {width}.")
             moments = self._moments.merged(moments)
         self._moments = moments
         self.__dict__.pop("_spectrum", None)
 
     def _seen(self, fewest: int) -> _Moments:
         if self._moments is None or self._moments.count < fewest:
-            raise ValueError(f"at least {fewest} vectors are needed, got {self.count}; update() the fitter first")
+            raise ValueError(f"The fitter needs at least {fewest} vectors, got {self.count}. Call update() first.")
         return self._moments
 
 
 def fit_whitening(vectors: Tensor, components: int | None = None, shrinkage: Shrinkage = "auto") -> LinearCalibration:
-    """The whitening of ready vectors: see `WhiteningFitter.whitening`, also for what is raised.
+    """Fit a whitening to vectors; see `WhiteningFitter.whitening` for details and errors.
 
     Args:
-        vectors: (n, d), any floating dtype, any device.
-        components: how many directions to keep; `None` keeps all.
-        shrinkage: "auto", or from 0 (the paper) to 1.
+        vectors: Shape (n, d), any floating-point dtype, any device.
+        components: Number of directions to keep; `None` for all.
+        shrinkage: `"auto"`, or a number from 0 (the paper) to 1.
 
     Example:
         >>> vectors = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) + 5
@@ -202,8 +201,8 @@ def fit_whitening(vectors: Tensor, components: int | None = None, shrinkage: Shr
 class _Moments:
     """Sums over n vectors of powers of y = x − mean, in float64.
 
-    The cubes and fourth powers are what the Ledoit-Wolf estimate takes besides the covariance, and what keeps it exact
-    when sums around different means are merged.
+    The Ledoit-Wolf estimate needs the fourth powers in addition to the covariance; the cubes keep them exact when
+    moments around different means are merged.
     """
 
     count: int
@@ -214,7 +213,7 @@ class _Moments:
 
     @classmethod
     def of(cls, vectors: Tensor) -> _Moments:
-        """Of checked vectors."""
+        """Moments of checked vectors."""
         count = len(vectors)
         mean = torch.stack([block.sum(dim=0) for block in row_blocks(vectors)]).sum(dim=0) / count
         cubes, fourths = torch.zeros_like(mean), mean.new_zeros(())
@@ -226,25 +225,25 @@ class _Moments:
         return cls(count, mean, gram_matrix(vectors, mean=mean), cubes, fourths)
 
     def merged(self, other: _Moments) -> _Moments:
-        """Of the vectors of both: the update of Chan, Golub and LeVeque (1979), carried on to fourth powers."""
+        """Moments of both sets: the update of Chan, Golub and LeVeque (1979), extended to fourth powers."""
         count = self.count + other.count
         mean = self.mean + (other.mean.to(self.mean) - self.mean) * (other.count / count)
         pairs = zip(self._around(mean), other._around(mean), strict=True)
-        return _Moments(count, mean, *(mine + theirs for mine, theirs in pairs))
+        return _Moments(count, mean, *(left + right for left, right in pairs))
 
     def _around(self, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sums of y = x − centre, on the centre's device."""
+        """Sums of powers of y = x − centre, on the device of `centre`."""
         scatter, cubes, fourths = (sums.to(centre) for sums in (self.scatter, self.cubes, self.fourths))
         shift = self.mean.to(centre) - centre
-        turned, square, trace = scatter @ shift, shift @ shift, scatter.trace()
+        projected, square, trace = scatter @ shift, shift @ shift, scatter.trace()
         return (
             scatter + self.count * torch.outer(shift, shift),
-            cubes + trace * shift + 2 * turned + self.count * square * shift,
-            fourths + 4 * cubes @ shift + 4 * turned @ shift + 2 * square * trace + self.count * square**2,
+            cubes + trace * shift + 2 * projected + self.count * square * shift,
+            fourths + 4 * cubes @ shift + 4 * projected @ shift + 2 * square * trace + self.count * square**2,
         )
 
     def ledoit_wolf(self) -> float:
-        """The shrinkage of least expected squared error (Ledoit and Wolf 2004, as scikit-learn computes it)."""
+        """Shrinkage with the least expected squared error (Ledoit and Wolf 2004), as in scikit-learn."""
         dim = len(self.mean)
         covariance = self.scatter / self.count
         distance = covariance.square().sum() - covariance.trace() ** 2 / dim
@@ -252,7 +251,7 @@ class _Moments:
         return float((error / distance).clamp(0, 1)) if distance > 0 else 1.0
 
     def rounding(self) -> Tensor:
-        """The variance, (), below which a direction holds nothing but rounding of float32 vectors and of these sums."""
+        """Variance, (), below which a direction contains only rounding error of float32 vectors and of these sums."""
         variances = self.scatter.diagonal() / (self.count - 1)
         sums = len(self.mean) * torch.finfo(torch.float64).eps * torch.linalg.matrix_norm(self.scatter, ord="fro")
         entries = torch.finfo(torch.float32).eps ** 2 * (variances + self.mean.square()).max()
