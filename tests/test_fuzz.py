@@ -1,6 +1,6 @@
-"""Every parser of a file gives what it documents, or one of the errors that it documents, whatever the file holds.
+"""Each file parser returns a value or raises a documented error, whatever the file contains.
 
-`DEFEMB_FUZZ` says how many inputs each parser gets; `benchmarks/faults.py` gives each 10,000.
+`DEFEMB_FUZZ` sets the number of inputs for each parser; `benchmarks/faults.py` uses 10,000.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ INPUTS = int(os.environ.get("DEFEMB_FUZZ", "100"))
 fuzzed = settings(
     max_examples=INPUTS, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-# Bytes that mean something to one parser or another, and whatever else.
+# Bytes that are special to some parser, and others.
 PIECES = [b'"', b"\t", b"\n", b"\r", b",", b";", b"|", b"{", b"}", b"[", b"]", b":", b"\x00", b"\xff"]
 PIECES += [b"9" * 30, b"-1", b"1e999", b"NaN", b"null", b"\\ud800", b"[" * 3000, b" ", b"  ", b"\xef\xbb\xbf", b"word"]
 PIECES += ["\u2028é".encode()]
 SCALARS = [None, True, False, 0, -1, 1 << 70, 0.5, float("nan"), "", "noun", "cats", "\ud800", "x"]
 KEYS = ["word", "pos", "senses", "glosses", "raw_glosses", "lang_code", "form_of", "alt_of", "tags", "head_templates"]
-# Hypothesis draws a seed and not the input itself, which would take it ten times as long.
+# Hypothesis draws seeds rather than inputs, which is ten times faster.
 SEEDS = st.integers(0, 1 << 64).map(random.Random)
 
 
 def edits(draw: random.Random) -> list[tuple[float, int, bytes]]:
-    """Where, how many bytes, and what stands there instead."""
+    """Edits as (relative position, number of bytes replaced, replacement)."""
     pieces = (draw.choice(PIECES) if draw.random() < 0.7 else draw.randbytes(draw.randrange(6)) for _ in iter(int, 1))
     return [(draw.random(), draw.randrange(9), next(pieces)) for _ in range(draw.randrange(5))]
 
@@ -60,7 +60,7 @@ def some_json(draw: random.Random, depth: int = 3) -> Any:
 
 
 def edited(document: bytes, draw: random.Random) -> bytes:
-    """The document with pieces of it exchanged for others."""
+    """Return the document with some pieces replaced."""
     for where, length, piece in edits(draw):
         start = int(where * len(document))
         document = document[:start] + piece + document[start + length :]
@@ -68,7 +68,7 @@ def edited(document: bytes, draw: random.Random) -> bytes:
 
 
 def try_it(parse: Callable[[], Any], *documented: type[Exception]) -> Any:
-    """What it gives; any other error than those documented fails the test, with the input that hypothesis shows."""
+    """Return the result, or `None` after a documented error. Other errors fail the test; Hypothesis shows the input."""
     try:
         return parse()
     except documented:
@@ -108,17 +108,17 @@ def test_files(name: str, document: str, read: Any, tmp_path: Path) -> None:
     @given(SEEDS)
     def check(draw: random.Random) -> None:
         file.write_bytes(edited(document.encode(), draw))
-        # Glossaries: a value of another kind is a TypeError.
+        # In JSON glossaries, a value of the wrong type is a TypeError.
         found = try_it(lambda: parse(file), ValueError, *([TypeError] if parse is read_json else []))
         outcomes.add(type(found))
 
     check()
-    assert len(outcomes) == 2  # some inputs were read, and some refused
+    assert len(outcomes) == 2  # some inputs were read, others rejected
     if parse in (read_table, read_json, read_wiktionary):
         assert Lexicon in outcomes
 
 
-def test_a_record_of_an_extract() -> None:
+def test_wiktionary_records() -> None:
     outcomes = set()
 
     @fuzzed
@@ -135,7 +135,7 @@ def some_json_object(draw: random.Random) -> dict[str, Any]:
     return {draw.choice(KEYS): some_json(draw) for _ in range(draw.randrange(4))}
 
 
-def test_database_files_of_wordnet(tmp_path: Path) -> None:
+def test_wordnet_database_files(tmp_path: Path) -> None:
     folder = write_wordnet(tmp_path / "wordnet")
     original = {path: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     outcomes = set()
@@ -157,7 +157,7 @@ def embeddings() -> DefinitionEmbeddings:
     return DefinitionEmbeddings(torch.tensor([0, 1]), torch.ones(2, 4), vocabulary, torch.tensor([[0, 1]]))
 
 
-def test_embeddings_on_disk_with_damaged_bytes(tmp_path: Path) -> None:
+def test_embeddings_with_damaged_bytes(tmp_path: Path) -> None:
     embeddings().save_pretrained(tmp_path)
     original = {name: (tmp_path / name).read_bytes() for name in (TENSORS, DESCRIPTION)}
     outcomes = set()
@@ -169,7 +169,7 @@ def test_embeddings_on_disk_with_damaged_bytes(tmp_path: Path) -> None:
         for other, content in original.items():
             (tmp_path / other).write_bytes(content)
         (tmp_path / name).write_bytes(edited(original[name], draw))
-        if name == TENSORS and draw.random() < 0.5:  # with a checksum that holds
+        if name == TENSORS and draw.random() < 0.5:  # with a matching checksum
             description = json.loads(original[DESCRIPTION]) | {"tensors": fingerprint(tmp_path / TENSORS)}
             (tmp_path / DESCRIPTION).write_text(json.dumps(description))
         outcomes.add(type(try_it(lambda: DefinitionEmbeddings.from_pretrained(tmp_path), ValueError)))
@@ -187,7 +187,7 @@ def some_tensor(draw: random.Random) -> torch.Tensor:
     return values[: int(torch.tensor([1, *shape]).prod())].reshape(shape).to(draw.choice(DTYPES))
 
 
-def test_embeddings_on_disk_with_other_contents(tmp_path: Path) -> None:
+def test_embeddings_with_unexpected_contents(tmp_path: Path) -> None:
     embeddings().save_pretrained(tmp_path)
     original = json.loads((tmp_path / DESCRIPTION).read_text())
 
@@ -201,7 +201,7 @@ def test_embeddings_on_disk_with_other_contents(tmp_path: Path) -> None:
         description = original | {"tensors": fingerprint(tmp_path / TENSORS)} | more
         (tmp_path / DESCRIPTION).write_text(json.dumps(description))
         found = try_it(lambda: DefinitionEmbeddings.from_pretrained(tmp_path), ValueError)
-        if found is not None:  # then it is what it says
+        if found is not None:  # then it is consistent
             assert found.ids.dtype == torch.int64
             assert found.rows.dtype == torch.float32
             assert len(found.ids) == len(found.rows)
@@ -211,8 +211,8 @@ def test_embeddings_on_disk_with_other_contents(tmp_path: Path) -> None:
     check()
 
 
-def test_a_manifest_of_the_cache(tmp_path: Path) -> None:
-    """Of a changed manifest nothing is believed: it says what is wrong, and never that the folder is another one."""
+def test_cache_manifests(tmp_path: Path) -> None:
+    """Any manifest gives `None` or a description of the problem, never an error."""
     (tmp_path / "value").write_text("kept")
     write_manifest(tmp_path)
     original = (tmp_path / MANIFEST).read_bytes()

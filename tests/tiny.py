@@ -1,8 +1,8 @@
-"""Tiny, real tokenizers, models and data, built in memory: no download, no file, the same bits on every run.
+"""Tiny but real tokenizers, models and data, built in memory: no download, no file, identical on every run.
 
-The three tokenizers hold the same ordinary English words, so a test can ask one question of every family. They differ
-where real ones differ: the mark of a word's start (none and ``##``, ``Ġ``, ``▁``), case, the unknown token, and where
-special tokens stand. As in real vocabularies, the order is (roughly) that of frequency.
+The tokenizers share the same ordinary English words, so one test can cover every family. They differ as real ones do:
+in the marker of a word start (`##` for continuations, `Ġ`, `▁`), case, the unknown token, and the position of special
+tokens. As in real vocabularies, tokens are roughly ordered by frequency.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import (
 MAX_LENGTH = 128
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
-# Whole words of every family's vocabulary, the most frequent first; inflected forms stand beside lemmas on purpose.
+# Words that are one token in every family, most frequent first. They include inflected forms along with their lemmas.
 WORDS: tuple[str, ...] = tuple(
     """
     the of and in to a is was for on as with that by it from at his an are were which this be he or had not one their
@@ -129,12 +129,12 @@ castle: a large house with strong walls
 
 
 def tiny_glossary() -> dict[str, str]:
-    """Word -> gloss, for 66 of :data:`WORDS`: lemmas only, so that "geese" has a definition only through "goose"."""
+    """Glosses of 66 of `WORDS`: lemmas only, so that "geese" has a definition only through "goose"."""
     return dict(line.split(": ", 1) for line in _GLOSSES.strip().splitlines())
 
 
 def wordpiece_tokenizer(*, mask: bool = True) -> PreTrainedTokenizerFast:
-    """BERT's kind: lower-casing, ``##`` marks what continues a word, ``[unusedN]`` entries, an ``[UNK]`` in use."""
+    """Like BERT's: lower-cased, `##` marks word continuations, `[unusedN]` entries, and an `[UNK]` that occurs."""
     tokens = [
         "[PAD]",
         *(f"[unused{i}]" for i in range(4)),
@@ -143,7 +143,7 @@ def wordpiece_tokenizer(*, mask: bool = True) -> PreTrainedTokenizerFast:
         *PUNCTUATION,
         *LETTERS,
         *(f"##{letter}" for letter in LETTERS),
-        # BERT's pre-tokenizer splits at the apostrophe, so "house's" can be no entry; names are lower-cased.
+        # BERT's pre-tokenizer splits at the apostrophe, so "house's" cannot be a token; names are lower-cased.
         *(word for word in WORDS if "'" not in word),
         *(f"##{suffix}" for suffix in SUFFIXES),
         *(name.lower() for name in NAMES),
@@ -171,19 +171,19 @@ def wordpiece_tokenizer(*, mask: bool = True) -> PreTrainedTokenizerFast:
 
 
 def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
-    """RoBERTa's kind: cased, ``Ġ`` marks a word's start, all bytes are known, ``<mask>`` takes the space before it."""
+    """Like RoBERTa's: cased, `Ġ` marks word starts, every byte is known, `<mask>` includes the space before it."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=5_000,  # more than there is to merge: each word becomes one token
+        vocab_size=5_000,  # more than there are merges, so that each word becomes one token
         min_frequency=1,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     entries = [*WORDS, *NAMES, *NUMBERS, *(word.capitalize() for word in WORDS[:40])]
-    # Zipf's law orders the merges, hence the ids, by frequency. What begins a line has no mark.
+    # Counts follow Zipf's law, which orders the merges, and so the ids, by frequency. Line starts have no marker.
     corpus = [f" {word}" for i, word in enumerate(entries) for _ in range(1 + 600 // (i + 1))]
     corpus += [*(word.capitalize() for word in WORDS[:40]), *PUNCTUATION]
     backend.train_from_iterator(corpus, trainer)
@@ -204,13 +204,13 @@ def byte_bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def unigram_tokenizer() -> PreTrainedTokenizerFast:
-    """T5's kind: cased, ``▁`` marks a word's start, ``</s>`` closes, ``<extra_id_3>`` … ``<extra_id_0>`` stand last."""
+    """Like T5's: cased, `▁` marks word starts, `</s>` ends a text, `<extra_id_3>` … `<extra_id_0>` come last."""
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(4))]
     return _unigram(["<pad>", "</s>", "<unk>"], "$A </s>", "$A </s> $B </s>", sentinels, eos_token="</s>")
 
 
 def gemma_tokenizer() -> PreTrainedTokenizerFast:
-    """Gemma's kind: ``<bos>`` opens, nothing closes, and there is a ``<mask>`` that is not called the mask token."""
+    """Like Gemma's: `<bos>` starts a text, nothing ends it, and `<mask>` is not registered as the mask token."""
     specials = ["<pad>", "<eos>", "<unk>", "<bos>"]
     tokens = {"eos_token": "<eos>", "bos_token": "<bos>"}
     return _unigram(specials, "<bos> $A", "<bos> $A <bos> $B", ["<mask>"], **tokens)
@@ -221,7 +221,7 @@ def _unigram(specials: list[str], single: str, pair: str, last: list[str], **tok
     pieces = dict.fromkeys([f"▁{word}" for word in words] + [*SUFFIXES, *PUNCTUATION])
     letters = dict.fromkeys(["▁", *LETTERS, *(letter.upper() for letter in LETTERS)])
     scores = [(piece, -4.0 - 0.01 * i) for i, piece in enumerate(pieces)]
-    # Letters are so unlikely that a whole word always wins over its spelling.
+    # Letters are so unlikely that a word is never spelled out.
     scores += [(letter, -20.0) for letter in letters if letter not in pieces]
     backend = Tokenizer(models.Unigram([*((special, 0.0) for special in specials), *scores], unk_id=2))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -242,14 +242,14 @@ def _unigram(specials: list[str], single: str, pair: str, last: list[str], **tok
 def tiny_bert(
     tokenizer: PreTrainedTokenizerBase, model_class: type[PreTrainedModel] = BertModel, **config: Any
 ) -> PreTrainedModel:
-    """A two-layer BERT for `tokenizer`, as any ``Bert*`` class: ``tiny_bert(tokenizer, BertForMaskedLM)``."""
+    """A two-layer BERT for `tokenizer`, of any `Bert*` class: `tiny_bert(tokenizer, BertForMaskedLM)`."""
     return _tiny_encoder(BertConfig, model_class, tokenizer, MAX_LENGTH, config)
 
 
 def tiny_roberta(
     tokenizer: PreTrainedTokenizerBase, model_class: type[PreTrainedModel] = RobertaModel, **config: Any
 ) -> PreTrainedModel:
-    """A two-layer RoBERTa for `tokenizer`, as any ``Roberta*`` class."""
+    """A two-layer RoBERTa for `tokenizer`, of any `Roberta*` class."""
     # RoBERTa counts positions from pad_token_id + 1.
     return _tiny_encoder(RobertaConfig, model_class, tokenizer, MAX_LENGTH + tokenizer.pad_token_id + 1, config)
 
@@ -271,7 +271,7 @@ def _tiny_encoder(
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        # With the usual 0.02, layers of this width are almost linear and all definitions get nearly the same state.
+        # With the usual 0.02, layers of this width are almost linear, and all definitions get nearly the same state.
         "initializer_range": 0.2,
     }
     with torch.random.fork_rng(devices=[]):
@@ -288,7 +288,7 @@ _BOTH_SIDES = {
     for side in ("encoder", "decoder")
     for name, number in (("layers", 1), ("attention_heads", 4), ("ffn_dim", 64))
 }
-# By model type: how each calls one layer of width 32 with 4 heads, and weights large enough for states to differ.
+# Settings of each model type for one layer of width 32 with 4 heads, and weights large enough for states to differ.
 _SIZES: dict[str, dict[str, Any]] = {
     "bert": _LAYER,
     "deberta-v2": _LAYER | _DISENTANGLED,
@@ -304,7 +304,7 @@ _SIZES: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(model_class: type[ModelT], tokenizer: PreTrainedTokenizerBase, **config: Any) -> ModelT:
-    """A model of one layer of width 32 for `tokenizer`, of any other family: ``tiny_model(T5Model, tokenizer)``."""
+    """A one-layer model of width 32 for `tokenizer`, of any other family: `tiny_model(T5Model, tokenizer)`."""
     config_class = model_class.config_class
     settings: dict[str, Any] = {
         name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -332,7 +332,7 @@ _FRAMES = (
 
 
 def tiny_dataset(tokenizer: PreTrainedTokenizerBase, n: int = 64) -> Dataset:
-    """`n` short sentences, half about an animal (label 1), half about an artefact (label 0), padded to one length."""
+    """`n` short sentences, half about an animal (label 1), half about an object (label 0), padded to one length."""
     shuffled = random.Random(0)
     labels = [i % 2 for i in range(n)]
     sentences = [shuffled.choice(_FRAMES).format(shuffled.choice(_LIVING if label else _THINGS)) for label in labels]
@@ -343,7 +343,7 @@ def tiny_dataset(tokenizer: PreTrainedTokenizerBase, n: int = 64) -> Dataset:
 
 
 def training_args(output_dir: str | Path, **overrides: Any) -> TrainingArguments:
-    """Eight quick CPU steps over :func:`tiny_dataset`, a log row for each; no reporter, no bar, nothing saved."""
+    """Eight quick CPU steps over `tiny_dataset`, each one logged; no reporter, no progress bar, no checkpoints."""
     settings = {
         "per_device_train_batch_size": 8,
         "num_train_epochs": 1,

@@ -1,4 +1,4 @@
-"""The fixtures are what they claim: a wrong tokenizer here would make every other test answer another question."""
+"""The tiny tokenizers, models and data behave like real ones: a wrong tokenizer would invalidate every other test."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def tokenizer(family):
     return FAMILIES[family]()
 
 
-def test_every_word_is_one_token_with_the_familys_mark(family, tokenizer):
+def test_every_word_is_one_token_with_the_marker_of_its_family(family, tokenizer):
     for word in WORDS:
         if "'" not in word:
             assert tokenizer.tokenize(f"a {word}")[1:] == [MARKS[family] + word]
@@ -54,20 +54,20 @@ def test_every_word_is_one_token_with_the_familys_mark(family, tokenizer):
         assert tokenizer.tokenize(f"a {number}")[1:] == [MARKS[family] + number]
 
 
-def test_words_stand_in_order_of_frequency(family, tokenizer):
+def test_words_are_ordered_by_frequency(family, tokenizer):
     ids = tokenizer.convert_tokens_to_ids([MARKS[family] + word for word in ("the", "house", "wolves", "pillow")])
     assert ids == sorted(ids)
     assert len(set(ids)) == 4
 
 
 @pytest.mark.parametrize("text", ["the geese ran to two houses, in 1990.", "a zebra quizzed"])
-def test_text_comes_back(tokenizer, text):
+def test_text_survives_encoding_and_decoding(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
 
 
-def test_wordpiece_lowers_case_and_continues_with_hashes():
+def test_wordpiece_is_lower_cased_and_marks_continuations():
     tokenizer = wordpiece_tokenizer()
     assert tokenizer.tokenize("The LONDON jumping") == ["the", "london", "j", "##u", "##m", "##p", "##ing"]
     assert tokenizer.tokenize("Ω") == ["[UNK]"]
@@ -76,7 +76,7 @@ def test_wordpiece_lowers_case_and_continues_with_hashes():
     assert {f"[unused{i}]" for i in range(4)} <= set(tokenizer.get_vocab())
 
 
-def test_byte_bpe_keeps_case_and_knows_every_byte():
+def test_byte_bpe_is_cased_and_knows_every_byte():
     tokenizer = byte_bpe_tokenizer()
     assert tokenizer.tokenize("The dog of Paris") == ["The", "Ġdog", "Ġof", "ĠParis"]
     assert tokenizer.tokenize("of the The") == ["o", "f", "Ġthe", "ĠThe"]
@@ -89,7 +89,7 @@ def test_byte_bpe_keeps_case_and_knows_every_byte():
     assert tokenizer.mask_token_id == len(tokenizer) - 1
 
 
-def test_unigram_keeps_case_and_ends_with_sentinels():
+def test_unigram_is_cased_and_ends_with_sentinels():
     tokenizer = unigram_tokenizer()
     assert tokenizer.tokenize("the dog of Paris") == ["▁the", "▁dog", "▁of", "▁Paris"]
     assert tokenizer("Ω")["input_ids"][-2:] == [tokenizer.unk_token_id, tokenizer.eos_token_id]
@@ -103,7 +103,7 @@ def test_names_are_capitalised_except_in_wordpiece(family, tokenizer):
 
 
 def test_vocabulary_is_the_same_in_another_process_with_another_hash_seed():
-    # Training breaks ties between merges: ids that moved between runs would make failures impossible to reproduce.
+    # Training breaks ties between merges. If ids changed between runs, failures could not be reproduced.
     code = "import json, tiny; print(json.dumps(tiny.byte_bpe_tokenizer().get_vocab()))"
     other = subprocess.run(
         [sys.executable, "-c", code],
@@ -115,7 +115,7 @@ def test_vocabulary_is_the_same_in_another_process_with_another_hash_seed():
     assert json.loads(other.stdout) == byte_bpe_tokenizer().get_vocab()
 
 
-def test_a_saved_tokenizer_loads_as_an_ordinary_one(tokenizer, tmp_path):
+def test_a_saved_tokenizer_can_be_loaded(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "the geese of Paris"
@@ -123,7 +123,7 @@ def test_a_saved_tokenizer_loads_as_an_ordinary_one(tokenizer, tmp_path):
     assert loaded.all_special_tokens == tokenizer.all_special_tokens
 
 
-def test_glossary_defines_lemmas_of_the_vocabulary():
+def test_glossary_defines_lemmas_only():
     glossary = tiny_glossary()
     assert len(glossary) == 66
     assert set(glossary) <= set(WORDS)
@@ -133,7 +133,7 @@ def test_glossary_defines_lemmas_of_the_vocabulary():
 
 
 @pytest.mark.parametrize("build", [tiny_bert, tiny_roberta])
-def test_models_are_equal_each_time_and_leave_the_seed_alone(build):
+def test_models_are_reproducible_and_leave_the_seed_unchanged(build):
     tokenizer = byte_bpe_tokenizer()
     state = torch.get_rng_state()
     first, second = (build(tokenizer).get_input_embeddings().weight for _ in range(2))
@@ -142,7 +142,7 @@ def test_models_are_equal_each_time_and_leave_the_seed_alone(build):
     assert first.shape == (len(tokenizer), 32)
 
 
-def test_rows_differ_enough_for_cosines_to_mean_something():
+def test_rows_differ_enough_for_meaningful_cosines():
     rows = torch.nn.functional.normalize(tiny_bert(wordpiece_tokenizer()).get_input_embeddings().weight[1:], dim=1)
     cosines = (rows @ rows.T).fill_diagonal_(0)
     assert cosines.abs().max() < 0.95
@@ -159,7 +159,7 @@ def test_different_definitions_have_different_states():
 
 
 @pytest.mark.parametrize(("build", "model_class"), [(tiny_bert, BertForMaskedLM), (tiny_roberta, RobertaForMaskedLM)])
-def test_masked_lm_ties_its_output(build, model_class):
+def test_masked_language_models_tie_their_output(build, model_class):
     model = build(byte_bpe_tokenizer(), model_class)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
