@@ -1,4 +1,4 @@
-"""The cache gives back what was built, builds once, and never trusts a damaged entry."""
+"""The cache returns what was built, builds once, and never uses a damaged entry."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(folder: Path) -> str:
 
 
 def never() -> str:
-    raise AssertionError("built although the cache is whole")
+    raise AssertionError("built although the cache entry is intact")
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_root_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cache_root() == tmp_path / "hf" / "defemb"
 
 
-def test_whole_entry_is_loaded_not_built(entry: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_intact_entry_is_loaded_and_not_built(entry: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert cached(entry, never, save, load) == "first"
     assert not caplog.records
 
@@ -76,15 +76,15 @@ def flip_a_bit(folder: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def lose_a_file(folder: Path) -> None:
+def delete_a_file(folder: Path) -> None:
     (folder / "sub" / "value.txt").unlink()
 
 
-def lose_the_manifest(folder: Path) -> None:
+def delete_the_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink()
 
 
-def tear_the_manifest(folder: Path) -> None:
+def truncate_the_manifest(folder: Path) -> None:
     path = folder / MANIFEST
     path.write_text(path.read_text()[:20])
 
@@ -100,9 +100,9 @@ def add_a_file(folder: Path) -> None:
 DAMAGES: dict[Callable[[Path], None], str] = {
     truncate: "sub/value.txt has 3 bytes instead of 5",
     flip_a_bit: "the checksum of sub/value.txt is wrong",
-    lose_a_file: "sub/value.txt is missing",
-    lose_the_manifest: "there is no manifest.json",
-    tear_the_manifest: "manifest.json is damaged",
+    delete_a_file: "sub/value.txt is missing",
+    delete_the_manifest: "there is no manifest.json",
+    truncate_the_manifest: "manifest.json is damaged",
     write_a_foreign_manifest: "manifest.json is damaged",
     add_a_file: "foreign.txt is not listed",
 }
@@ -113,7 +113,7 @@ def test_damaged_entry_is_rebuilt_with_a_warning(
     entry: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None]
 ) -> None:
     damage(entry)
-    assert DAMAGES[damage] in (verify_manifest(entry) or "whole")
+    assert DAMAGES[damage] in (verify_manifest(entry) or "intact")
     assert cached(entry, lambda: "second", save, load) == "second"
     [record] = caplog.records
     assert record.levelno == logging.WARNING
@@ -129,7 +129,7 @@ def test_file_in_place_of_the_folder_is_replaced(tmp_path: Path, caplog: pytest.
     assert "is damaged" in caplog.text
 
 
-def test_whole_entry_of_another_format_is_rebuilt(entry: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_intact_entry_in_another_format_is_rebuilt(entry: Path, caplog: pytest.LogCaptureFixture) -> None:
     def load_newer_format(folder: Path) -> str:
         content = json.loads(load(folder))
         assert isinstance(content, str)
@@ -143,8 +143,8 @@ def test_whole_entry_of_another_format_is_rebuilt(entry: Path, caplog: pytest.Lo
     assert cached(entry, never, save_newer_format, load_newer_format) == "second"
 
 
-def test_unwritable_place_warns_once_and_gives_the_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").write_text("no folder can be made below a file")
+def test_unwritable_folder_warns_once_and_returns_the_value(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("a folder cannot be created below a file")
     assert cached(tmp_path / "file" / "entry", lambda: "built", save, load) == "built"
     [record] = caplog.records
     assert "cannot be written" in record.getMessage()
@@ -161,7 +161,7 @@ def test_full_disk_warns_once_and_leaves_nothing(tmp_path: Path, caplog: pytest.
     assert [path.name for path in tmp_path.iterdir()] == [".entry.lock"]
 
 
-def test_errors_of_build_are_the_callers_and_free_the_lock(tmp_path: Path) -> None:
+def test_errors_of_build_are_raised_and_release_the_lock(tmp_path: Path) -> None:
     def fail() -> str:
         raise OSError("the source is gone")
 
@@ -170,7 +170,7 @@ def test_errors_of_build_are_the_callers_and_free_the_lock(tmp_path: Path) -> No
     assert cached(tmp_path / "entry", lambda: "built", save, load) == "built"
 
 
-def test_remains_of_killed_builders_are_cleared(tmp_path: Path) -> None:
+def test_temporary_folders_of_killed_processes_are_deleted(tmp_path: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path
@@ -182,7 +182,7 @@ cached(Path(sys.argv[1]), lambda: "x", save, None)
 """
     killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "entry")], env=environment())
     assert killed.returncode == 9
-    (tmp_path / ".entry2.tmp-other").mkdir()  # another entry's builder may be alive
+    (tmp_path / ".entry2.tmp-other").mkdir()  # another process may be building this entry
     assert len(list(tmp_path.glob(".entry.tmp-*"))) == 1
     assert cached(tmp_path / "entry", lambda: "built", save, load) == "built"
     assert not list(tmp_path.glob(".entry.tmp-*"))
@@ -193,7 +193,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def test_fingerprint_tells_parts_kinds_and_file_contents_apart(tmp_path: Path) -> None:
+def test_fingerprint_distinguishes_parts_types_and_file_contents(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("one")
     first = fingerprint(path)
@@ -214,6 +214,6 @@ def test_file_fingerprint_depends_on_names_and_contents_only(tmp_path: Path) -> 
     assert file_fingerprint((tmp_path / "two" / name) for name in "ac") != one
 
 
-def test_manifest_of_an_empty_folder_holds(tmp_path: Path) -> None:
+def test_manifest_of_an_empty_folder_is_valid(tmp_path: Path) -> None:
     write_manifest(tmp_path)
     assert verify_manifest(tmp_path) is None

@@ -1,4 +1,4 @@
-"""Glossaries in each of their forms, and each mistake in them by file and line."""
+"""Glossaries in every format, and errors that name file and line."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_csv(tmp_path: Path, mark: str, newline: str) -> None:
     lexicon = read_table(write(tmp_path, "medicine.csv", mark + CSV.replace("\n", newline)))
     assert lexicon.name == "medicine"
     assert pairs(lexicon, "cat") == [(1, f'a "small", furry{newline}feline', "noun"), (2, "a bulldozer", "noun")]
-    assert pairs(lexicon, "mA") == [(1, "ampere", "")]  # a part of speech that no lexicon tells apart
+    assert pairs(lexicon, "mA") == [(1, "ampere", "")]  # an unknown part of speech is ignored
 
 
-def test_tsv_takes_quotes_as_they_come(tmp_path: Path) -> None:
+def test_tsv_quotes_are_literal(tmp_path: Path) -> None:
     path = write(tmp_path, "x.tsv", 'Word\tDefinition\nGTX\t"Giga" is a type\ncat\t"a ""small"" feline"\n5"\tinches\n')
     lexicon = read_table(path)
     assert pairs(lexicon, "GTX") == [(1, '"Giga" is a type', "")]
@@ -118,7 +118,7 @@ def test_synonyms_of_a_definition(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_synonyms_count_in_the_fingerprint_and_nothing_else_changes() -> None:
+def test_the_fingerprint_depends_on_synonyms() -> None:
     plain, empty, rich = (
         glossary_from_dict({"cat": value})
         for value in (
@@ -210,16 +210,16 @@ def test_mistakes_in_json(tmp_path: Path, content: str, message: str) -> None:
         ({"cat": ["a feline", None]}, r"'cat' has the definition \['a feline', None\]"),
     ],
 )
-def test_values_of_a_wrong_kind(glossary: dict[str, str], message: str) -> None:
+def test_values_of_a_wrong_type(glossary: dict[str, str], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         glossary_from_dict(glossary)
 
 
 def test_the_papers_hand_written_definitions_are_found_by_token(data_dir: Path) -> None:
-    """Their `index` counts another vocabulary: GPT-2's encoder, not that of the Hugging Face RoBERTa and BART."""
+    """Their `index` refers to GPT-2's encoder, not to the Hugging Face vocabularies of RoBERTa and BART."""
     path = data_dir / "definitionemb" / "bart-manual-definitions.tsv"
     tokenizer = AutoTokenizer.from_pretrained(data_dir / "tokenizers" / "roberta-base")
-    found = definitions_of_tokens(read_vocabulary(tokenizer), load_definitions(path), most=10)
+    found = definitions_of_tokens(read_vocabulary(tokenizer), load_definitions(path), max_definitions=10)
     header, *lines = path.read_text(encoding="utf-8").splitlines()
     assert header == "index\ttoken\tpos\tdefinition"
     ids = tokenizer.get_vocab()

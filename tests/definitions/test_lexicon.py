@@ -1,4 +1,4 @@
-"""What a lexicon answers, takes out, relates, merges and keeps."""
+"""`Lexicon`: lookup, removal of words, relations, merging and saving."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def glosses(definitions: list[Definition]) -> list[str]:
 
 def test_best_definition_first_and_ranked_from_one(lexicon: Lexicon) -> None:
     found = lexicon.lookup("dog")
-    # Both other senses were seen twice: the verb's is the first of its part of speech.
+    # Both other senses have tag count 2; the verb's rank is lower.
     assert glosses(found) == ["a domestic canine", "go after", "a dull person"]
     assert [definition.rank for definition in found] == [1, 2, 3]
 
 
-def test_equally_good_senses_stand_in_the_order_of_the_parts_of_speech() -> None:
+def test_equally_good_senses_are_ordered_by_part_of_speech() -> None:
     parts = ["adverb", "", "adjective", "verb", "noun"]
     lexicon = Lexicon.from_definitions([Definition("x", f"gloss {pos}", pos=pos) for pos in parts], name="x")
     assert [found.pos for found in lexicon.lookup("x")] == ["noun", "verb", "adjective", "adverb", ""]
 
 
-def test_every_field_comes_back(lexicon: Lexicon) -> None:
+def test_lookup_returns_every_field(lexicon: Lexicon) -> None:
     assert lexicon.lookup("dog")[0] == Definition(
         "dog", "a domestic canine", "noun", ("hound",), rank=1, tag_count=40, concept="1", source="tiny"
     )
@@ -66,7 +66,7 @@ def test_every_field_comes_back(lexicon: Lexicon) -> None:
     assert lexicon.lookup("hound")[0].synonyms == ("dog",)
 
 
-def test_spelling_as_written_wins_and_case_is_ignored_last(lexicon: Lexicon) -> None:
+def test_exact_spelling_takes_precedence(lexicon: Lexicon) -> None:
     assert glosses(lexicon.lookup("china")) == ["porcelain"]
     assert glosses(lexicon.lookup("China")) == ["a country in Asia"]
     assert glosses(lexicon.lookup("CHINA")) == ["a country in Asia", "porcelain"]
@@ -90,12 +90,12 @@ def test_inflected_form_leads_to_its_part_of_speech_only(lexicon: Lexicon) -> No
     assert glosses(lexicon.lookup("dogs")) == ["a domestic canine", "go after", "a dull person"]
 
 
-def test_inflected_form_keeps_case_where_case_is_kept(lexicon: Lexicon) -> None:
+def test_inflected_form_keeps_case(lexicon: Lexicon) -> None:
     assert glosses(lexicon.lookup("turkeys")) == ["a bird"]
     assert glosses(lexicon.lookup("turkeys", ignore_case=True)) == ["a republic", "a bird"]
 
 
-def test_abbreviations_are_inflected_in_capitals_or_when_nothing_else_fits(lexicon: Lexicon) -> None:
+def test_abbreviations_are_inflected_in_capitals_or_as_a_last_resort(lexicon: Lexicon) -> None:
     assert glosses(lexicon.lookup("was")) == ["exist"]
     assert glosses(lexicon.lookup("WAs")) == ["a state", "exist"]
     assert glosses(lexicon.lookup("DVDs")) == glosses(lexicon.lookup("dvds")) == ["a disc"]
@@ -109,7 +109,7 @@ def test_unknown_words_have_no_definition(lexicon: Lexicon) -> None:
     assert lexicon.lookup("") == []
 
 
-def test_contains_says_what_lookup_finds(lexicon: Lexicon) -> None:
+def test_contains_agrees_with_lookup(lexicon: Lexicon) -> None:
     for word in ["dog", "DOG", "geese", "goosing", "was", "xyzzy", "", "gooses", "dvds"]:
         assert (word in lexicon) == bool(lexicon.lookup(word)) == bool(lexicon.lookup(word, ignore_case=True))
     assert 3 not in lexicon
@@ -120,17 +120,17 @@ def test_length_and_iteration_count_spellings(lexicon: Lexicon) -> None:
     assert len(lexicon) == 11
 
 
-def test_tokens_are_defined_by_the_user_only(lexicon: Lexicon) -> None:
+def test_only_glossaries_define_tokens(lexicon: Lexicon) -> None:
     mine = Lexicon.from_definitions(
         [Definition("##ing", "forms nouns"), Definition("Dog", "mine")], name="m", explicit=True
     )
     assert glosses(mine.lookup_token("##ing")) == ["forms nouns"]
-    assert mine.lookup_token("dog") == []  # literal text: case counts
+    assert mine.lookup_token("dog") == []  # literal text is case-sensitive
     assert lexicon.lookup_token("dog") == []
     assert glosses(Lexicon.merge([lexicon, mine]).lookup_token("Dog")) == ["mine"]
 
 
-def test_without_takes_out_a_word_in_every_case_and_form(lexicon: Lexicon) -> None:
+def test_without_removes_a_word_in_every_case_and_form(lexicon: Lexicon) -> None:
     fewer = lexicon.without(["GOOSE", "china"])
     for word in ["goose", "geese", "goosed", "Goose", "china", "China"]:
         assert fewer.lookup(word) == []
@@ -138,10 +138,10 @@ def test_without_takes_out_a_word_in_every_case_and_form(lexicon: Lexicon) -> No
     assert fewer.lookup("dog") == lexicon.lookup("dog")
     assert set(lexicon) - set(fewer) == {"goose", "china", "China"}
     assert fewer.relations() == []
-    assert glosses(lexicon.lookup("geese")) == ["a web-footed bird"]  # the original is as it was
+    assert glosses(lexicon.lookup("geese")) == ["a web-footed bird"]  # the original is unchanged
 
 
-def test_without_an_inflected_form_takes_out_that_form_alone(lexicon: Lexicon) -> None:
+def test_without_an_inflected_form_removes_only_that_form(lexicon: Lexicon) -> None:
     fewer = lexicon.without(["geese"])
     assert fewer.lookup("Geese", ignore_case=True) == []
     assert glosses(fewer.lookup("goose")) == glosses(lexicon.lookup("goose"))
@@ -170,14 +170,14 @@ def test_words_that_share_a_gloss_in_different_concepts_are_not_related() -> Non
     assert Lexicon.from_definitions(twins, name="x", relations=[Relation("a", "b", "also")]).relations() == []
 
 
-def test_merged_sources_answer_for_themselves(lexicon: Lexicon) -> None:
+def test_merged_sources_are_looked_up_separately(lexicon: Lexicon) -> None:
     glossary = Lexicon.from_definitions(
         [Definition("geese", "my birds"), Definition("dog", "my pet")], name="tiny", explicit=True
     )
     merged = Lexicon.merge([lexicon, glossary])
     assert merged.sources == ("tiny", "tiny-2")
     assert merged.name == "tiny+tiny-2"
-    # One knows "geese" as an inflected form, the other as written.
+    # One source has "geese" as an inflected form, the other as an entry.
     assert [(d.source, d.rank, d.gloss) for d in merged.lookup("geese")] == [
         ("tiny", 1, "a web-footed bird"),
         ("tiny-2", 1, "my birds"),
@@ -200,7 +200,7 @@ def test_merging_nothing_is_refused() -> None:
         Lexicon.merge([])
 
 
-def test_fingerprint_follows_the_content(lexicon: Lexicon) -> None:
+def test_fingerprint_depends_on_the_content(lexicon: Lexicon) -> None:
     def of(definitions: list[Definition], **options: object) -> str:
         return Lexicon.from_definitions(definitions, **{"name": "x", **options}).fingerprint  # type: ignore[arg-type]
 
@@ -220,7 +220,7 @@ def test_fingerprint_follows_the_content(lexicon: Lexicon) -> None:
     assert lexicon.without(["dog", "cat"]).fingerprint == lexicon.without(["cat"]).without(["Dog"]).fingerprint
 
 
-def test_saved_lexicon_comes_back_whole(lexicon: Lexicon, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(lexicon: Lexicon, tmp_path: Path) -> None:
     mine = Lexicon.from_definitions([Definition("##ing", "forms nouns")], name="mine", explicit=True)
     saved = Lexicon.merge([lexicon.without(["hound"]), mine])
     saved.save(tmp_path)
@@ -235,7 +235,7 @@ def test_saved_lexicon_comes_back_whole(lexicon: Lexicon, tmp_path: Path) -> Non
     assert not [path for path in tmp_path.iterdir() if path.suffix not in {".arrow", ".json"}]
 
 
-def test_nothing_saved_nothing_loaded(tmp_path: Path) -> None:
+def test_loading_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"lexicon\.json"):
         Lexicon.load(tmp_path)
 
@@ -249,6 +249,6 @@ def test_nothing_saved_nothing_loaded(tmp_path: Path) -> None:
         ([Definition("cat", "a feline", pos="nuon")], "unknown part of speech for 'cat': 'nuon'"),
     ],
 )
-def test_broken_definitions_are_refused(definitions: list[Definition], message: str) -> None:
+def test_invalid_definitions_are_refused(definitions: list[Definition], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Lexicon.from_definitions(definitions, name="broken")

@@ -1,4 +1,4 @@
-"""One function for every kind of dictionary."""
+"""`load_definitions` accepts every kind of dictionary."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_lists_are_merged_in_order() -> None:
     assert [found.gloss for found in lexicon.lookup("cat")] == ["a feline", "a bulldozer"]
 
 
-def test_unknown_suffix_names_those_known() -> None:
+def test_an_unknown_suffix_lists_the_known_ones() -> None:
     for name in ("words.xlsx", "words.tsv.gz", "words.gz"):
         with pytest.raises(ValueError, match=rf"{name!r}.*\.tsv, \.csv, \.json.* extract \(\.jsonl, \.jsonl\.gz\)"):
             load_definitions(name)
 
 
-def test_unknown_name_names_what_is_accepted() -> None:
+def test_an_unknown_name_lists_what_is_accepted() -> None:
     with pytest.raises(ValueError, match=r"'wordnte'.*\"wordnet\", a path"):
         load_definitions("wordnte")
 
@@ -83,6 +83,6 @@ def test_empty_list() -> None:
 
 
 @pytest.mark.parametrize("source", [None, 3, {"cat"}])
-def test_other_kinds(source: object) -> None:
+def test_other_types(source: object) -> None:
     with pytest.raises(TypeError, match=r"Cannot load definitions from .* \((NoneType|int|set)\)"):
         load_definitions(source)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""WordNet's morphology on hand-written cases, first with a handful of entries, then with the real dictionary."""
+"""WordNet's morphology on hand-written cases."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MORPHOLOGY = Morphology(
     ("word", "lemmas"),
     [
         ("geese", [("goose", "noun")]),
-        ("better", [("good", "adjective"), ("well", "adverb")]),  # "well" is no adjective among these entries
+        ("better", [("good", "adjective"), ("well", "adverb")]),  # these entries have no adjective "well"
         ("ran", [("run", "verb")]),
         ("boxes", [("box", "noun"), ("box", "verb")]),
         ("houses", [("house", "noun"), ("house", "verb")]),
@@ -56,7 +56,7 @@ MORPHOLOGY = Morphology(
         ("singes", [("singe", "verb")]),  # not "sing" + "es"
         ("sings", [("sing", "verb")]),
         ("hoped", [("hope", "verb")]),
-        ("tried", []),  # "ied" is in no rule: WordNet lists such verbs as exceptions
+        ("tried", []),  # no rule for "ied": WordNet lists such verbs as exceptions
         ("tries", [("try", "verb")]),
         ("finer", [("fine", "adjective")]),
         ("tallest", [("tall", "adjective")]),
@@ -68,7 +68,7 @@ MORPHOLOGY = Morphology(
         ("dishes", [("dish", "noun")]),
         ("spoonsful", [("spoonful", "noun")]),
         ("spoonfuls", [("spoonful", "noun")]),
-        ("his", []),  # listed as its own lemma, so that it is no plural of "hi"
+        ("his", []),  # listed as its own lemma, so it is not the plural of "hi"
         ("as", []),
         ("der", []),
         ("unknowns", []),
@@ -80,11 +80,11 @@ def test_lemmas(word: str, lemmas: list[tuple[str, str]]) -> None:
     assert MORPHOLOGY.lemmas(word, lambda lemma, pos: (lemma, pos) in ENTRIES) == lemmas
 
 
-def test_words_in_double_s_are_no_plurals() -> None:
+def test_words_ending_in_ss_are_not_plurals() -> None:
     assert Morphology().lemmas("glass", lambda lemma, pos: pos == "noun") == []
 
 
-def test_fingerprint_follows_the_exceptions() -> None:
+def test_fingerprint_depends_on_the_exceptions() -> None:
     assert (
         Morphology({"noun": {"geese": ["goose"]}}).fingerprint
         == Morphology({"noun": {"geese": ("goose",)}}).fingerprint

@@ -1,4 +1,4 @@
-"""WordNet's database files, a tiny one written here and the real one; the `wn` library; where they are found."""
+"""WordNet from database files (tiny and real), from the `wn` library, and how it is found."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_definitions_of_the_tiny_wordnet(tiny_dir: Path) -> None:
     ]
 
 
-def test_markers_of_adjectives_are_dropped_but_stand_in_sense_keys(tiny_dir: Path) -> None:
+def test_markers_of_adjectives_are_dropped_except_in_sense_keys(tiny_dir: Path) -> None:
     lexicon = read_wordnet(tiny_dir)
     assert lexicon.lookup("good")[0].word == "good"
     [able] = lexicon.lookup("able")
@@ -74,14 +74,14 @@ def test_relations_of_the_tiny_wordnet(tiny_dir: Path) -> None:
     assert set(read_wordnet(tiny_dir).relations()) == {
         Relation("dog", "canine", "hypernym"),
         Relation("domestic dog", "canine", "hypernym"),
-        Relation("good", "bad", "antonym"),  # of these words only, not of "evil"
+        Relation("good", "bad", "antonym"),  # a relation of these words only, not of "evil"
         Relation("good", "able", "similar"),
         Relation("well", "good", "pertainym"),
     }
 
 
 GLOSSES = {
-    # As WordNet 3.0 has them; some shortened by examples of the same kind.
+    # From WordNet 3.0, some of them shortened.
     "a separate and self-contained entity": "a separate and self-contained entity",
     'a tangible and visible entity; an entity that can cast a shadow; "it was full of rackets, balls"': (
         "a tangible and visible entity; an entity that can cast a shadow"
@@ -121,7 +121,7 @@ GLOSSES = {
 
 
 @pytest.mark.parametrize(("gloss", "definition"), GLOSSES.items())
-def test_glosses_lose_their_examples_only(gloss: str, definition: str) -> None:
+def test_only_examples_are_removed_from_glosses(gloss: str, definition: str) -> None:
     assert definition_of(gloss) == definition
 
 
@@ -145,13 +145,13 @@ def test_damaged_files_are_named(tiny_dir: Path, name: str, line: str, message: 
         read_wordnet(tiny_dir)
 
 
-def test_found_where_the_environment_says(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_found_in_the_folder_of_the_environment(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORDNET_DIR", str(tiny_dir))
     assert wordnet.find_wordnet() == tiny_dir
     assert len(load_definitions("wordnet")) == len(read_wordnet(tiny_dir))
 
 
-def test_found_where_debian_puts_it(tiny_dir: Path, nowhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_found_in_the_folder_of_debian(tiny_dir: Path, nowhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert wordnet.find_wordnet() is None
     monkeypatch.setattr(wordnet, "DEBIAN_FOLDER", tiny_dir)
     assert wordnet.find_wordnet() == tiny_dir
@@ -182,7 +182,7 @@ def test_parsed_once_until_the_files_change(tiny_dir: Path, monkeypatch: pytest.
     assert len(parsed) == 2
 
 
-def test_torn_cache_is_read_again(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_cache_is_built_again(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORDNET_DIR", str(tiny_dir))
     words = load_definitions("wordnet").words
     [table] = (tmp_path / "cache").rglob("definitions-0.arrow")
@@ -203,14 +203,14 @@ def real(wordnet_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_wordnet_is_complete(wordnet_dir: Path) -> None:
-    # As many lemmas and senses as the four index files list.
+    # The numbers of lemmas and senses in the four index files.
     whole = read_wordnet(wordnet_dir)
     lemmas = {word.lower() for word in whole}
     assert len(lemmas) == 147_306
     assert sum(len(whole.lookup(lemma, ignore_case=True)) for lemma in lemmas) == 206_941
 
 
-def test_homographs_of_closed_class_words_are_left_out(real: Lexicon, wordnet_dir: Path) -> None:
+def test_homographs_of_closed_class_words_are_removed(real: Lexicon, wordnet_dir: Path) -> None:
     whole = read_wordnet(wordnet_dir)
     assert any("inert gasses" in found.gloss for found in whole.lookup("he", ignore_case=True))  # helium
     assert not any(real.lookup(word, ignore_case=True) for word in CLOSED_CLASS_WORDS)
@@ -218,7 +218,7 @@ def test_homographs_of_closed_class_words_are_left_out(real: Lexicon, wordnet_di
     assert real.lookup("very")
 
 
-def test_no_definition_keeps_an_example(real: Lexicon) -> None:
+def test_no_definition_contains_an_example(real: Lexicon) -> None:
     quoted = {found.gloss for word in real for found in real.lookup(word) if '"' in found.gloss}
     # The example that follows "yarns" has no punctuation before it; the others are part of the definition.
     assert sorted(gloss.partition('"')[0] for gloss in quoted) == [
@@ -273,7 +273,7 @@ def test_best_senses_of_real_words(real: Lexicon, wordnet_dir: Path) -> None:
 
 def test_real_relations_join_different_concepts_quickly(real: Lexicon) -> None:
     words = [word for word in real if word.isalpha() and word.islower()][::3]
-    real.lookup("dog")  # what is decoded on first use is not to be measured
+    real.lookup("dog")  # exclude the one-time decoding from the measurement
     start = time.perf_counter()
     relations = real.relations(words)
     seconds = time.perf_counter() - start
@@ -319,7 +319,7 @@ LMF = """<?xml version="1.0" encoding="UTF-8"?>
 
 @pytest.fixture
 def wn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nowhere: None) -> ModuleType:
-    """The library with an empty database, which a download would fill with LMF."""
+    """The library with an empty database, which a download fills with LMF."""
     library: Any = pytest.importorskip("wn", reason="needs the extra: pip install 'defemb-callbacks[wordnet]'")
     monkeypatch.setattr(library.config, "_data_directory", library.config._data_directory)
     monkeypatch.setattr(library.config, "_dbpath", library.config._dbpath)
@@ -334,7 +334,7 @@ def wn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nowhere: None) -> Module
     return library
 
 
-def test_wn_library_gives_the_same_kind_of_lexicon(wn: ModuleType) -> None:
+def test_wn_library_gives_an_equivalent_lexicon(wn: ModuleType) -> None:
     lexicon = load_definitions("wordnet")
     assert lexicon.name == "wordnet"
     assert lexicon.lookup("bird")[0] == Definition(
@@ -388,7 +388,7 @@ def test_missing_library_names_all_cures(nowhere: None, monkeypatch: pytest.Monk
         load_definitions("wordnet")
 
 
-def test_reading_is_announced_once(
+def test_reading_is_logged_once(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WORDNET_DIR", str(tiny_dir))

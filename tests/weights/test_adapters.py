@@ -1,4 +1,4 @@
-"""PEFT: rows are written where the adapter trains them, saved, reloaded and merged; or a warning says what to set."""
+"""PEFT: rows are written where the adapter trains them, saved, reloaded and merged; otherwise a warning is logged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ peft = pytest.importorskip("peft")
 TOKENIZER = wordpiece_tokenizer()
 IDS = defined_ids(TOKENIZER)
 EMBEDDINGS = "word_embeddings"
-# What of the embeddings each adapter trains, and how many rows a warning says that the saved adapter will lack.
+# What each adapter trains of the embeddings, and the number of rows that the saved adapter will lack.
 ADAPTERS: dict[str, tuple[dict[str, Any], int]] = {
     "lora": ({}, 66),
     "modules_to_save": ({"modules_to_save": [EMBEDDINGS, "classifier"]}, 0),
@@ -65,7 +65,7 @@ def run(model: Any, folder: Path, **settings: Any) -> Trainer:
 
 
 def reads(model: Any) -> Tensor:
-    """What the embedding layer gives for each token."""
+    """The output of the embedding layer for each token."""
     with torch.no_grad():
         return model.get_input_embeddings()(torch.arange(len(TOKENIZER)))
 
@@ -74,7 +74,7 @@ def reads(model: Any) -> Tensor:
 def test_written_trained_saved_reloaded_and_merged(name, rebuilt, tmp_path, caplog) -> None:
     model, untouched = adapted(name), read_table(base())
     trainer = run(model, tmp_path)
-    torch.testing.assert_close(reads(model), rebuilt)  # what a forward pass reads, not only what stands somewhere
+    torch.testing.assert_close(reads(model), rebuilt)  # what a forward pass reads
     torch.testing.assert_close(read_table(model), rebuilt)
     missing = ADAPTERS[name][1]
     assert (f"{missing} of 66 rebuilt rows" in caplog.text) is bool(missing)
@@ -84,7 +84,7 @@ def test_written_trained_saved_reloaded_and_merged(name, rebuilt, tmp_path, capl
     trained = reads(model)
     lost = (untouched - rebuilt)[IDS].norm()
     assert (trained - rebuilt)[IDS].norm() < lost / 2
-    # The adapter trains what was written, and only that.
+    # The adapter trains only the written rows.
     moved = (trained != rebuilt).any(dim=1)
     if name == "lora":
         assert not moved.any()
@@ -105,7 +105,7 @@ def test_written_trained_saved_reloaded_and_merged(name, rebuilt, tmp_path, capl
 
 
 @pytest.mark.parametrize("name", ["lora", "lora_on_embeddings"])
-def test_what_the_warning_advises_saves_the_rows(name, rebuilt, tmp_path) -> None:
+def test_following_the_warning_saves_the_rows(name, rebuilt, tmp_path) -> None:
     model = adapted(name)
     write_rows(model, IDS, rebuilt[IDS])
     model.save_pretrained(tmp_path, save_embedding_layers=True)
@@ -113,7 +113,7 @@ def test_what_the_warning_advises_saves_the_rows(name, rebuilt, tmp_path) -> Non
     torch.testing.assert_close(reads(reloaded)[IDS], rebuilt[IDS])
 
 
-def test_embeddings_that_peft_saves_by_itself_need_no_warning(tmp_path, caplog) -> None:
+def test_no_warning_for_embeddings_that_peft_saves_by_itself(tmp_path, caplog) -> None:
     tokenizer = unigram_tokenizer()
     llama = tiny_model(LlamaForCausalLM, tokenizer)
     embeddings = build_definition_embeddings(llama, tokenizer, tiny_glossary())
@@ -128,7 +128,7 @@ def test_embeddings_that_peft_saves_by_itself_need_no_warning(tmp_path, caplog) 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_definitions_are_read_by_the_pretrained_model(name) -> None:
-    """So adapters, which start at random, neither change rows nor their key; and all that is trainable stays so."""
+    """Randomly initialized adapters change neither rows nor cache key, and `requires_grad` is restored."""
     model, plain = adapted(name), base()
     flags = [parameter.requires_grad for parameter in model.parameters()]
     assert fingerprint_weights(model.get_base_model()) == fingerprint_weights(plain)
@@ -138,7 +138,7 @@ def test_definitions_are_read_by_the_pretrained_model(name) -> None:
 
 
 @pytest.mark.parametrize("name", ["lora_on_embeddings", "some_tokens"])
-def test_rows_are_written_through_an_adapter_that_was_trained(name) -> None:
+def test_rows_are_written_through_a_trained_adapter(name) -> None:
     model = adapted(name)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -153,7 +153,7 @@ def test_rows_are_written_through_an_adapter_that_was_trained(name) -> None:
     torch.testing.assert_close(read_table(model), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_tokens_stay_written_when_an_adapter_is_merged_and_taken_off_again() -> None:
+def test_written_rows_survive_merging_and_unmerging() -> None:
     model = adapted("tokens")
     rows = torch.ones(len(IDS), 32)
     write_rows(model, IDS, rows)
@@ -172,8 +172,8 @@ def test_tied_tables_are_written_with_their_adapter() -> None:
     assert torch.equal(read_table(model.merge_and_unload())[IDS], torch.ones(len(IDS), 32))
 
 
-def test_a_resumed_run_goes_on_with_the_rows_that_its_adapter_lacks(rebuilt, tmp_path) -> None:
-    """They are built anew, into the base model, the same as before."""
+def test_a_resumed_run_continues_with_the_rows_that_its_adapter_lacks(rebuilt, tmp_path) -> None:
+    """The same rows are built again, into the base model."""
     saving = {"save_strategy": "steps", "save_steps": 4}
     whole = run(adapted("lora"), tmp_path / "whole", **saving)
     whole.train()
@@ -203,12 +203,12 @@ def test_other_adapters_on_the_embeddings_are_refused_and_nothing_is_written(con
     assert torch.equal(embedding_weight(model), before)
 
 
-def test_adapters_that_transformers_itself_has_added(rebuilt, caplog) -> None:
+def test_adapters_added_by_the_transformers_integration(rebuilt, caplog) -> None:
     model = base()
     try:
         model.add_adapter(peft.LoraConfig(r=4, target_modules=["query"], init_lora_weights=False))
     except ValueError as error:
-        pytest.skip(str(error))  # transformers asks for a newer PEFT than is installed
+        pytest.skip(str(error))  # transformers requires a newer PEFT than the one installed
     embeddings = build_definition_embeddings(model, TOKENIZER, tiny_glossary())
     embeddings.apply(model)
     assert torch.equal(read_table(model), rebuilt)

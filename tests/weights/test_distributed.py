@@ -1,4 +1,4 @@
-"""Several processes on gloo: the same rows on all, before and after training, wherever the weights are sharded."""
+"""Several processes with gloo: all have the same rows, before and after training, for every kind of sharding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 class Launch:
-    """What the processes of one launch found."""
+    """The outcomes of the processes of one launch."""
 
     def __init__(self, folder: Path, processes: int) -> None:
         self.folder, self.processes = folder, processes
@@ -39,7 +39,7 @@ class Launch:
         ]
 
     def same(self, case: Any, *names: str) -> dict[str, Any]:
-        """The outcome of a case in the first process, of which these parts are those of all others."""
+        """The outcome of a case in the first process, after checking that these parts are equal in all processes."""
         first, *others = self.of(case)
         for other in others:
             for name in names:
@@ -60,7 +60,7 @@ two_processes = pytest.mark.parametrize("launch", [2], indirect=True, ids=["2-pr
 
 
 def reference(frequency: str, folder: Path) -> tuple[Tensor, Tensor]:
-    """One process: the untouched table and the rebuilt one."""
+    """The original and the rebuilt table in a single process."""
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer, BertForSequenceClassification)
     untouched = read_table(model)
@@ -76,11 +76,11 @@ def check_trainer(launch: Launch, case: Any, tmp_path: Path) -> None:
     found = launch.same(case, "init", "begin", "end")
     assert found["world"] == [launch.processes, launch.processes]
     assert found["backend"] == "gloo"
-    # What one process writes is what all have written; the data are counted in whole, not the share of a process.
+    # All processes write the same rows; the whole dataset is counted, not the share of a process.
     untouched, rebuilt = reference(frequency, tmp_path)
     assert torch.equal(found["init"], rebuilt if frequency == "vocabulary" else untouched)
     assert torch.equal(found["begin"], rebuilt)
-    # Training goes on from these rows, and not from the old ones.
+    # Training continues from the new rows.
     ids = defined_ids(wordpiece_tokenizer())
     moved = (found["end"] - rebuilt)[ids].norm()
     assert 0 < moved < (found["end"] - untouched)[ids].norm() / 2
@@ -89,10 +89,10 @@ def check_trainer(launch: Launch, case: Any, tmp_path: Path) -> None:
     assert sorted(path.name for path in (run / "defemb").iterdir()) == [
         *("index.html", "metrics.png", "projection.png", "report.json", "singular_values.png")
     ]
-    assert len(list(run.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours, of the main process
+    assert len(list(run.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours, both of the main process
     measured = [[row for row in one["history"] if "defemb/isotropy/all" in row] for one in launch.of(case)]
     steps = [[row["step"] for row in rows] for rows in measured]
-    # By default clocks decide, those of the main process for all: the processes agree on the rows.
+    # By default the main process decides by its clock for all: the processes agree on the logged rows.
     assert all(found == steps[0] for found in steps)
     last = -(-64 // (4 * launch.processes))
     assert steps[0][-1] == last
@@ -118,14 +118,16 @@ def model_of_one_process(**config: Any) -> PreTrainedModel:
     return tiny_bert(wordpiece_tokenizer(), BertForMaskedLM, **config)
 
 
-def test_a_tied_table_sharded_by_fsdp2_is_written_read_measured_and_trained_like_a_whole_one(launch: Launch) -> None:
+def test_a_tied_table_sharded_by_fsdp2_behaves_like_an_unsharded_one(
+    launch: Launch,
+) -> None:
     found = launch.same(launched.fsdp_tied, "written", "metrics", "logits", "first", "second")
     model = model_of_one_process()
     write_rows(model, IDS, new_rows())
     assert torch.equal(found["written"], read_table(model))
     assert found["metrics"] == metrics_of(model)
     close(found["logits"], model(input_ids=IDS[None]).logits.detach())
-    # Written while FSDP2 keeps whole weights, and not lost in the first step.
+    # Written while FSDP2 keeps unsharded weights, and not lost in the first step.
     write_rows(model, IDS, 2 * new_rows())
     first, second = trained(model, 2)
     close(found["first"], first)
@@ -159,7 +161,7 @@ def test_adapters_on_sharded_embeddings(launch: Launch, name: str) -> None:
 
 
 @two_processes
-def test_a_table_sharded_as_the_file_for_accelerate_says(launch: Launch) -> None:
+def test_a_table_sharded_by_an_accelerate_config_file(launch: Launch) -> None:
     found = launch.same(launched.fsdp_of_the_file, "written", "first", "layers")
     assert found["layers"] == [True] * len(found["layers"]) != []
     model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
@@ -173,16 +175,16 @@ def test_weights_that_only_the_main_process_has_yet(launch: Launch, tmp_path: Pa
     found = launch.same(launched.awaited, "before", "rows", "again", "note", "table", "first", "refused")
     _, rebuilt = reference("vocabulary", tmp_path)
     assert torch.equal(found["table"], rebuilt)
-    assert torch.equal(found["again"], found["rows"])  # a second model, sharded already, finds them in the cache
+    assert torch.equal(found["again"], found["rows"])  # a second, already sharded model finds them in the cache
     assert found["note"]["rebuilt"] == len(tiny_glossary())
     model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
     write_rows(model, torch.arange(len(rebuilt)), rebuilt)
     close(found["first"], trained(model)[0])
-    assert "sharded over processes (FSDP2 or tensor parallelism) already" in found["refused"]
+    assert "sharded over processes (FSDP2 or tensor parallelism)" in found["refused"]
     assert "pass embeddings=DIR" in found["refused"]
 
 
-def test_a_build_is_shared_out_and_equals_that_of_one_process(launch: Launch, tmp_path: Path) -> None:
+def test_a_distributed_build_equals_that_of_one_process(launch: Launch, tmp_path: Path) -> None:
     found = launch.same(launched.together, "rows", "again")
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
@@ -199,7 +201,7 @@ def test_a_build_is_shared_out_and_equals_that_of_one_process(launch: Launch, tm
     assert len([entry for entry in entries.iterdir() if entry.is_dir()]) == 1
 
 
-def test_what_fails_fails_on_all_processes_and_none_waits(launch: Launch) -> None:
+def test_errors_reach_all_processes_and_none_waits(launch: Launch) -> None:
     for outcome in launch.of(launched.together):
         nothing, main, first = outcome["errors"]
         assert nothing.startswith("ValueError: None of the 476 tokens has a definition")

@@ -1,4 +1,4 @@
-"""Rows are written wherever the table lives, and either all of them or none."""
+"""Rows are written inside every wrapper, either all of them or none."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def model() -> BertModel:
 
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
-    """A world of one process."""
+    """A process group of one process."""
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
 
 
 def assert_written(model: nn.Module, before: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    """The three rows are the new ones, bit by bit, and all others what they were."""
+    """Exactly the three rows are replaced, and all others are unchanged."""
     expected = before.clone()
     expected[IDS] = new_rows().to(dtype).float()
     assert torch.equal(read_table(model), expected)
 
 
-def test_writes_these_rows_and_no_others(model):
+def test_writes_only_the_given_rows(model):
     before = read_table(model)
     write_rows(model, IDS, new_rows())
     assert_written(model, before)
 
 
-def test_the_table_stays_the_same_trainable_parameter_without_history(model):
+def test_the_table_stays_the_same_trainable_leaf_parameter(model):
     weight, address = embedding_weight(model), embedding_weight(model).data_ptr()
     write_rows(model, IDS, new_rows().requires_grad_())
     assert embedding_weight(model) is weight
@@ -61,7 +61,7 @@ def test_the_table_stays_the_same_trainable_parameter_without_history(model):
     assert weight.grad_fn is None
 
 
-def test_an_optimizer_made_before_updates_the_rows_written_after(model):
+def test_an_existing_optimizer_updates_the_written_rows(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     write_rows(model, IDS, new_rows())
     model(input_ids=IDS[None]).last_hidden_state[..., 0].sum().backward()
@@ -71,13 +71,13 @@ def test_an_optimizer_made_before_updates_the_rows_written_after(model):
     torch.testing.assert_close(read_table(model)[IDS], new_rows() - step)
 
 
-def test_no_row_is_no_change(model):
+def test_writing_no_rows_changes_nothing(model):
     before = read_table(model)
     write_rows(model, torch.empty(0, dtype=torch.int64), torch.empty(0, 32))
     assert torch.equal(read_table(model), before)
 
 
-def test_reading_copies(model):
+def test_reading_returns_a_copy(model):
     table = read_table(model)
     table.zero_()
     assert read_table(model).abs().sum() > 0
@@ -92,7 +92,7 @@ def test_a_tied_output_table_changes_too_and_stays_tied():
     output = model.get_output_embeddings().weight
     assert output is embedding_weight(model)
     assert torch.equal(output[300], new_rows(1)[0])
-    # Token 300 is not in the input: only its own logit can have changed.
+    # Token 300 is not in the input, so only its own logit can change.
     changed = (model(ids).logits != logits).any(dim=1)[0]
     assert changed.nonzero().flatten().tolist() == [300]
     model.tie_weights()
@@ -109,7 +109,7 @@ def test_an_untied_output_table_keeps_its_rows():
     assert torch.equal(model.get_output_embeddings().weight, output)
 
 
-def test_rows_are_rounded_to_the_type_of_the_table(model):
+def test_rows_are_cast_to_the_dtype_of_the_table(model):
     model.to(torch.bfloat16)
     before = read_table(model)
     assert before.dtype == torch.float32
@@ -136,7 +136,7 @@ def test_writes_inside_data_parallel_and_torch_compile(model):
         assert_written(inner, before)
 
 
-def test_ddp_inside_torch_compile_stays_there(model, process_group):
+def test_ddp_inside_torch_compile_is_kept(model, process_group):
     """Without it, gradients would no longer be averaged over processes."""
     wrapped = DistributedDataParallel(model)
     compiled = torch.compile(wrapped)
@@ -146,7 +146,7 @@ def test_ddp_inside_torch_compile_stays_there(model, process_group):
 
 
 def test_a_model_inside_fsdp1_is_refused(model, process_group):
-    """All its weights are one: the table is no matrix any more."""
+    """FSDP1 flattens all weights into one parameter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated by torch
         wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
@@ -154,7 +154,7 @@ def test_a_model_inside_fsdp1_is_refused(model, process_group):
         write_rows(wrapped, IDS, new_rows())
 
 
-def broken(row: int, value: float) -> Tensor:
+def with_value(row: int, value: float) -> Tensor:
     rows = new_rows()
     rows[row, 4] = value
     return rows
@@ -163,8 +163,8 @@ def broken(row: int, value: float) -> Tensor:
 @pytest.mark.parametrize(
     ("ids", "rows", "message"),
     [
-        (IDS, broken(1, float("nan")), r"1 new rows contain NaN or infinity, the first one for token 3\."),
-        (IDS, broken(2, float("-inf")), r"1 new rows contain NaN or infinity, the first one for token 400\."),
+        (IDS, with_value(1, float("nan")), r"1 new rows contain NaN or infinity, the first one for token 3\."),
+        (IDS, with_value(2, float("-inf")), r"1 new rows contain NaN or infinity, the first one for token 400\."),
         (IDS, torch.full((3, 32), float("nan")), r"3 new rows contain NaN .* token 7\."),
         (torch.tensor([7, 3, 476]), new_rows(), r"ids from 3 to 476 do not fit a table of 476 rows.*another tokenizer"),
         (torch.tensor([7, -1, 3]), new_rows(), r"ids from -1 to 7 do not fit a table of 476 rows"),
@@ -176,18 +176,18 @@ def broken(row: int, value: float) -> Tensor:
         (IDS, new_rows()[0], r"shape \(32,\), but this model needs"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(model, ids, rows, message):
+def test_invalid_rows_are_refused_and_nothing_is_written(model, ids, rows, message):
     before = read_table(model)
     with pytest.raises(ValueError, match=message):
         write_rows(model, ids, rows)
     assert torch.equal(read_table(model), before)
 
 
-def test_what_is_infinite_in_the_type_of_the_table_is_refused(model):
+def test_values_that_overflow_the_dtype_of_the_table_are_refused(model):
     model.to(torch.float16)
     before = read_table(model)
     with pytest.raises(ValueError, match="1 new rows contain NaN or infinity, the first one for token 3"):
-        write_rows(model, IDS, broken(1, 1e5))
+        write_rows(model, IDS, with_value(1, 1e5))
     assert torch.equal(read_table(model), before)
 
 

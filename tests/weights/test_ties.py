@@ -28,7 +28,7 @@ from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_model, unigr
 
 
 def rebuilt(model: PreTrainedModel, tokenizer: Any) -> Tensor:
-    """The ids whose rows a rebuild has changed."""
+    """The ids of the rows that a rebuild changes."""
     before = read_table(model)
     build_definition_embeddings(model, tokenizer, tiny_glossary()).apply(model)
     return changed_rows(before, read_table(model))
@@ -43,7 +43,7 @@ def test_bart_shares_one_table_four_times(tmp_path) -> None:
     tokenizer = byte_bpe_tokenizer()
     model = tiny_model(BartForConditionalGeneration, tokenizer)
     bias = torch.randn(model.final_logits_bias.shape, generator=torch.Generator().manual_seed(0))
-    model.final_logits_bias = bias  # of the logits, not of the table: it stays
+    model.final_logits_bias = bias  # a bias of the logits, not of the table: it is unchanged
     assert len(rebuilt(model, tokenizer)) > 60
     for one in (model, reloaded(model, tmp_path)):
         shared = one.model.shared.weight
@@ -51,7 +51,7 @@ def test_bart_shares_one_table_four_times(tmp_path) -> None:
             assert other.weight is shared
         assert torch.equal(shared, model.model.shared.weight)
         assert torch.equal(one.final_logits_bias, bias)
-    # What is tied is in the file once.
+    # Tied weights are stored once.
     stored = load_file(tmp_path / "model.safetensors")
     assert len([name for name, tensor in stored.items() if tensor.shape == shared.shape]) == 1
 
@@ -66,7 +66,7 @@ def test_bart_shares_one_table_four_times(tmp_path) -> None:
         (T5ForConditionalGeneration, unigram_tokenizer, True),
     ],
 )
-def test_tied_or_not_the_checkpoint_equals_the_model(model_class, make_tokenizer, tied, tmp_path) -> None:
+def test_the_checkpoint_equals_the_model_whether_tied_or_not(model_class, make_tokenizer, tied, tmp_path) -> None:
     tokenizer = make_tokenizer()
     model = tiny_model(model_class, tokenizer, tie_word_embeddings=tied)
     output = None if output_weight(model) is None else output_weight(model).detach().clone()
@@ -99,7 +99,7 @@ def test_the_padding_row_stays_zero(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"new_num_tokens": 500}, {"pad_to_multiple_of": 64}])
-def test_a_table_that_was_resized_or_padded(settings, tmp_path) -> None:
+def test_a_resized_or_padded_table(settings, tmp_path) -> None:
     tokenizer = wordpiece_tokenizer()
     model, plain = tiny_bert(tokenizer, BertForMaskedLM), tiny_bert(tokenizer, BertForMaskedLM)
     model.resize_token_embeddings(**settings, mean_resizing=False)
@@ -116,7 +116,7 @@ def test_a_table_that_was_resized_or_padded(settings, tmp_path) -> None:
 
 
 def test_a_seq2seq_trainer(tmp_path) -> None:
-    """With generation in the evaluation; the rows are in the checkpoint."""
+    """The evaluation generates text, and the rows are in the checkpoint."""
     from datasets import Dataset
     from transformers import DataCollatorForSeq2Seq
 

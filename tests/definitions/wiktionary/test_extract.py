@@ -1,4 +1,4 @@
-"""Extracts of Wiktionary: records written here for every rule, broken files, and the real ones."""
+"""Wiktionary extracts: a record for every rule, damaged files, and real extracts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def glosses(lexicon: Lexicon, word: str, **options: bool) -> list[str]:
     return [found.gloss for found in lexicon.lookup(word, **options)]
 
 
-# A lexicon of several.
+# Lexicons of several records.
 
 
 def test_every_field_of_a_definition(read: Callable[..., Lexicon]) -> None:
@@ -61,7 +61,7 @@ def test_every_field_of_a_definition(read: Callable[..., Lexicon]) -> None:
     assert lexicon.name == "wiktionary"
 
 
-def test_obsolete_senses_come_last_whatever_says_so(read: Callable[..., Lexicon]) -> None:
+def test_obsolete_senses_come_last(read: Callable[..., Lexicon]) -> None:
     lexicon = read(
         entry("share", {"glosses": ["first"], "tags": ["obsolete"]}, "(archaic) second", "third", pos="verb"),
         entry("a", "The first letter.", pos="character"),
@@ -73,12 +73,12 @@ def test_obsolete_senses_come_last_whatever_says_so(read: Callable[..., Lexicon]
     assert glosses(lexicon, "a") == ["One.", "The first letter."]
 
 
-def test_the_order_of_the_file_counts_not_that_of_the_parts(read: Callable[..., Lexicon]) -> None:
+def test_senses_keep_the_order_of_the_file(read: Callable[..., Lexicon]) -> None:
     lexicon = read(entry("set", "to put", pos="verb"), entry("set", "a collection"), entry("set", "to put", pos="verb"))
     assert glosses(lexicon, "set") == ["to put", "a collection"]
 
 
-def test_forms_give_the_senses_of_their_lemma(read: Callable[..., Lexicon]) -> None:
+def test_forms_have_the_senses_of_their_lemma(read: Callable[..., Lexicon]) -> None:
     lexicon = read(
         entry("cats", form_of("cat")),
         entry("cat", "a feline"),
@@ -95,7 +95,7 @@ def test_forms_give_the_senses_of_their_lemma(read: Callable[..., Lexicon]) -> N
     )
     assert [(found.word, found.gloss) for found in lexicon.lookup("cats")] == [("cat", "a feline")]
     assert glosses(lexicon, "left") == ["not right", "to go away"]
-    assert glosses(lexicon, "theirs") == ["a feline", "to vomit"]  # no part of speech in common: all of them
+    assert glosses(lexicon, "theirs") == ["a feline", "to vomit"]  # no common part of speech: all senses
     assert glosses(lexicon, "colour") == ["a hue"]
     assert glosses(lexicon, "algae") == ["a seaweed"]
     assert all(form in lexicon for form in ("cats", "Colour", "left"))
@@ -106,7 +106,7 @@ def test_forms_give_the_senses_of_their_lemma(read: Callable[..., Lexicon]) -> N
     assert lexicon.without(["cats"]).lookup("cats") == lexicon.without(["cat"]).lookup("cats") == []
 
 
-def test_chains_are_followed_and_loops_end(read: Callable[..., Lexicon]) -> None:
+def test_chains_of_references_are_followed_and_cycles_end(read: Callable[..., Lexicon]) -> None:
     lexicon = read(
         entry("wo'ms", form_of("wo'm", tags=["archaic"])),
         entry("wo'm", form_of("worme", "eye dialect", key="alt_of"), form_of("moth", "alternative form", key="alt_of")),
@@ -120,13 +120,13 @@ def test_chains_are_followed_and_loops_end(read: Callable[..., Lexicon]) -> None
         entry("sheep", form_of("sheep"), "a bleater"),
     )
     assert glosses(lexicon, "wo'ms") == ["a flyer", "a creeper"]
-    assert glosses(lexicon, "hither") == ["see thither"]  # nowhere to go: what it says is kept
+    assert glosses(lexicon, "hither") == ["see thither"]  # a cycle: its gloss is kept
     assert "round" not in lexicon
     assert "around" not in lexicon
     assert glosses(lexicon, "sheep") == ["a bleater"]
 
 
-def test_a_reference_to_nothing(read: Callable[..., Lexicon]) -> None:
+def test_references_to_undefined_words(read: Callable[..., Lexicon]) -> None:
     gloss = "Initialism of random access memory"
     targets = [{"word": "random access memory"}, {"word": "a store"}]
     lexicon = read(entry("dogs", form_of("dog")), entry("RAM", {"glosses": [gloss], "alt_of": targets}))
@@ -138,7 +138,7 @@ def test_a_reference_to_nothing(read: Callable[..., Lexicon]) -> None:
     assert glosses(lexicon, "RAM") == ["a shop"]
 
 
-def test_the_spelling_decides_between_forms_and_words(read: Callable[..., Lexicon]) -> None:
+def test_exact_spelling_takes_precedence(read: Callable[..., Lexicon]) -> None:
     lexicon = read(
         entry("IS", "information system"),
         entry("is", form_of("be", "third-person singular of be"), pos="verb"),
@@ -153,7 +153,7 @@ def test_the_spelling_decides_between_forms_and_words(read: Callable[..., Lexico
     assert glosses(lexicon, "china", ignore_case=True) == ["porcelain", "a country"]
 
 
-def test_rules_of_english_for_english_only(read: Callable[..., Lexicon]) -> None:
+def test_english_morphology_is_used_for_english_only(read: Callable[..., Lexicon]) -> None:
     assert glosses(read(entry("box", "a case")), "boxes") == ["a case"]
     lexicon = read(entry("Box", "a surname", pos="name"), entry("box", "a case"))
     assert glosses(lexicon, "boxes", ignore_case=True) == ["a case", "a surname"]
@@ -162,11 +162,11 @@ def test_rules_of_english_for_english_only(read: Callable[..., Lexicon]) -> None
     assert "danse" in read(french, language="fr")
 
 
-def test_words_of_the_closed_classes_stay(read: Callable[..., Lexicon]) -> None:
+def test_closed_class_words_are_kept(read: Callable[..., Lexicon]) -> None:
     assert glosses(read(entry("the", "definite article", pos="article")), "the") == ["definite article"]
 
 
-def test_relations_join_known_words_that_share_no_gloss(read: Callable[..., Lexicon]) -> None:
+def test_relations_are_between_known_words_without_a_common_gloss(read: Callable[..., Lexicon]) -> None:
     lexicon = read(
         entry("dog", {"glosses": ["a barker"], "hypernyms": [{"word": "canine"}, {"word": "wolf"}, {"word": "dog"}]}),
         entry("canine", "a flesh-eater", hyponyms=[{"word": "dog"}], antonyms=[{"word": "cat"}]),
@@ -176,7 +176,7 @@ def test_relations_join_known_words_that_share_no_gloss(read: Callable[..., Lexi
     assert lexicon.relations() == [Relation("dog", "canine", "hypernym"), Relation("Cat", "dog", "coordinate")]
 
 
-def test_other_languages_are_left_out(read: Callable[..., Lexicon]) -> None:
+def test_other_languages_are_skipped(read: Callable[..., Lexicon]) -> None:
     chat = {**entry("chat", "cat"), "lang_code": "fr"}
     unnamed = {key: value for key, value in entry("dog", "a barker").items() if key != "lang_code"}
     lexicon = read(entry("chat", "a talk"), chat, unnamed)
@@ -186,14 +186,14 @@ def test_other_languages_are_left_out(read: Callable[..., Lexicon]) -> None:
     assert glosses(read(chat, entry("x", "y"), language="fr"), "chat") == ["cat"]
 
 
-def test_a_language_that_is_not_there_names_those_that_are(read: Callable[..., Lexicon]) -> None:
+def test_a_missing_language_lists_those_found(read: Callable[..., Lexicon]) -> None:
     chat = {**entry("chat", "cat"), "lang_code": "fr"}
     with pytest.raises(ValueError, match=r"no definition in the language 'en'.*'fr' \(2\), 'de' \(1\)"):
         read(chat, chat, {**chat, "lang_code": "de"})
 
 
 def test_any_chunking_gives_the_same_lexicon(read: Callable[..., Lexicon], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against plain Python: every word's own glosses, late ones last."""
+    """Reference in plain Python: the glosses of each word, demoted ones last."""
     rng = random.Random(0)
     words = [f"{'AbC'[rng.randrange(3)]}w{number}" for number in range(30)]
     entries = [
@@ -234,7 +234,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize("line", MALFORMED, ids=lambda line: line[:40])
-def test_a_malformed_line_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
+def test_a_malformed_line_is_counted_and_listed(tmp_path: Path, caplog: pytest.LogCaptureFixture, line: str) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text(lines_of(100, {7: line}))
     with caplog.at_level(logging.WARNING):
@@ -248,21 +248,21 @@ def test_a_malformed_line_is_counted_and_named(tmp_path: Path, caplog: pytest.Lo
         read_wiktionary(path)
 
 
-def test_the_first_malformed_lines_are_named(tmp_path: Path) -> None:
+def test_the_first_malformed_lines_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text("\n" + lines_of(10, dict.fromkeys(range(2, 9), "oops")))
     with pytest.raises(ValueError, match=r"7 of 10 lines .* \(lines 3, 4, 5, 6, 7, …\)"):
         read_wiktionary(path)
 
 
-def test_a_file_of_something_else_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_a_file_in_another_format_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text('{"word": "x", "definition": "y"}\n' * 5000)
     with pytest.raises(ValueError, match="1,000 of 1,000 lines"):
         read_wiktionary(path)
 
 
-def test_bytes_that_are_no_text_are_a_malformed_line(tmp_path: Path) -> None:
+def test_a_line_in_another_encoding_is_malformed(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_bytes(lines_of(100, {}).encode() + json.dumps(entry("naïve", "x"), ensure_ascii=False).encode("latin-1"))
     assert len(read_wiktionary(path)) == 100
@@ -280,7 +280,7 @@ def test_redirects_blank_lines_nulls_and_a_byte_order_mark_are_fine(
     assert not caplog.records
 
 
-def test_gzip_is_known_by_its_content(tmp_path: Path) -> None:
+def test_gzip_is_recognized_by_content(tmp_path: Path) -> None:
     data = gzip.compress(lines_of(10, {}).encode())
     for name in ("e.jsonl", "e.jsonl.gz"):
         (tmp_path / name).write_bytes(data)
@@ -297,7 +297,7 @@ def test_a_damaged_gzip_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -
         read_wiktionary(path)
 
 
-def test_progress_is_told_in_bytes_of_the_file(
+def test_the_progress_bar_counts_bytes_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = wiktionary.tqdm
@@ -317,7 +317,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
         read_wiktionary(path)
 
 
-def test_the_cache_keeps_everything(tmp_path: Path, own_cache: Path) -> None:
+def test_the_cached_lexicon_equals_the_built_one(tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "e.jsonl"
     entries = [entry("kine", form_of("cow", "plural of cow")), entry("cow", "a ruminant")]
     entries += [{**entry("chat", "cat"), "lang_code": "fr"}]
@@ -333,7 +333,7 @@ def test_the_cache_keeps_everything(tmp_path: Path, own_cache: Path) -> None:
     assert glosses(load_wiktionary(path), "cat") == ["a pet"]
 
 
-def test_the_fingerprint_follows_senses_and_forms(read: Callable[..., Lexicon]) -> None:
+def test_the_fingerprint_depends_on_senses_and_forms(read: Callable[..., Lexicon]) -> None:
     cat, dog = entry("cat", "a feline"), entry("dog", "a barker")
     lexicons = [
         read(cat, dog),

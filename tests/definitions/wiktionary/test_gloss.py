@@ -70,7 +70,7 @@ def test_labels_of_a_gloss() -> None:
         ("plural", (None, False)),
     ],
 )
-def test_references_in_the_words_of_a_gloss(gloss: str, expected: tuple[str | None, bool]) -> None:
+def test_glosses_that_are_references(gloss: str, expected: tuple[str | None, bool]) -> None:
     assert parse_reference(gloss) == expected
 
 
@@ -82,5 +82,5 @@ def test_references_in_the_words_of_a_gloss(gloss: str, expected: tuple[str | No
         ("plural of cat. Compare dogs", "cat"),
     ],
 )
-def test_full_stops_of_abbreviations_end_no_lemma(gloss: str, lemma: str) -> None:
+def test_periods_of_abbreviations_do_not_end_a_lemma(gloss: str, lemma: str) -> None:
     assert parse_reference(gloss)[0] == lemma

@@ -34,22 +34,22 @@ def test_sub_senses_follow_the_glosses_above_them() -> None:
     assert senses_of({"glosses": ["A", "B:", "C"]}) == ["A: B: C"]
 
 
-def test_raw_glosses_stand_in_and_nothing_is_no_sense() -> None:
+def test_raw_glosses_are_a_fallback_and_empty_senses_are_skipped() -> None:
     assert senses_of({"raw_glosses": ["(slang) Cool."]}, {"glosses": None}, {}, {"glosses": []}) == ["Cool."]
     assert senses_of({"tags": ["no-gloss"], "glosses": ["x"]}, {"glosses": ["…"]}, {"glosses": ["{{rfdef|en}}"]}) == []
 
 
-def test_a_gloss_twice_is_one_sense() -> None:
+def test_a_repeated_gloss_is_one_sense() -> None:
     assert senses_of("A cat.", "A dog.", " A  cat.") == ["A cat.", "A dog."]
 
 
-def test_derived_words_are_no_forms() -> None:
+def test_derived_words_are_not_forms() -> None:
     raw = {"glosses": ["Agent noun of run; one who runs"], "tags": ["agent", "form-of"], "form_of": [{"word": "run"}]}
     assert parse_record(entry("runner", raw)).senses[0].lemmas == ()
     assert parse_record(entry("runner", {**raw, "tags": ["form-of"]})).senses[0].lemmas == ("run",)
 
 
-def test_a_reference_needs_no_gloss() -> None:
+def test_a_reference_does_not_need_a_gloss() -> None:
     raw = {"tags": ["form-of", "plural"], "form_of": [{"word": "cat"}]}
     [sense] = parse_record(entry("cats", raw)).senses
     assert (sense.gloss, sense.lemmas, sense.inflected) == ("", ("cat",), True)
@@ -74,23 +74,23 @@ def test_synonyms_of_a_sense_and_of_an_entry_with_one_sense() -> None:
     assert parse_record(entry("word", "y", synonyms=many)).senses[0].synonyms == tuple(f"w{n}" for n in range(10))
 
 
-def test_any_structure_is_read_or_refused() -> None:
-    """Records with parts replaced by other JSON: nothing but ValueError, and only senses with text or a lemma."""
+def test_any_structure_is_parsed_or_refused() -> None:
+    """Records with randomly replaced values: only ValueError is raised, and every sense has a gloss or a lemma."""
     rng = random.Random(0)
     links = [{"word": "b"}, "c"]
     sense = {"glosses": ["x", "plural of y"], "tags": ["rare"], "form_of": links, "synonyms": links, "hyponyms": links}
     whole = entry("word", sense, {**sense, "form_of": None}, synonyms=links, antonyms=links)
 
-    def other(value: Any) -> Any:
+    def mutated(value: Any) -> Any:
         if rng.random() < 0.1:
             return rng.choice([None, 0, 1.5, True, "", "(obsolete) text", [], [None], {}, {"word": 1}, [["a"]], [{}]])
         if isinstance(value, dict):
-            return {key: other(one) for key, one in value.items()}
-        return [other(one) for one in value] if isinstance(value, list) else value
+            return {key: mutated(one) for key, one in value.items()}
+        return [mutated(one) for one in value] if isinstance(value, list) else value
 
     read = 0
     for _ in range(2000):
-        changed = {key: other(value) for key, value in whole.items()}
+        changed = {key: mutated(value) for key, value in whole.items()}
         try:
             record = parse_record(changed)
         except ValueError:
