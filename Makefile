@@ -1,24 +1,24 @@
-# `make demo` and `make test` do everything on a fresh machine: virtual environment, installation, run.
+# On a fresh machine, `make demo` and `make test` create the virtual environment, install the package, and run.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-# For example: make test PYTEST_ARGS="tests/test_rows.py -x"; with PYTEST_ARGS='-m ""' the slow tests run too.
+# For example: make test PYTEST_ARGS="tests/weights/test_rows.py -x"; PYTEST_ARGS='-m ""' includes the slow tests.
 PYTEST_ARGS ?=
 BENCHMARKS := choices encode faults metrics monitoring new_tokens new_tokens_lm scaling senses sentence sst2 wiktionary wordsim
 
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
-.NOTPARALLEL: # benchmarks must not share the processor
+.NOTPARALLEL: # benchmarks must not run at the same time
 .PHONY: help demo test lint bench clean wordnet deepspeed $(BENCHMARKS:%=bench-%)
 
 help:
-	@echo "make demo   rebuild real embeddings in a real Trainer run and show what that changed"
-	@echo "make test   the tests and doctests, all but the slow ones"
+	@echo "make demo   rebuild the embeddings of a pretrained model in a Trainer run, and show what changed"
+	@echo "make test   tests and doctests, except the slow ones"
 	@echo "make lint   ruff, mypy and the order of imports"
-	@echo "make deepspeed  what the tests of DeepSpeed need, which skip otherwise"
-	@echo "make bench  every benchmark; make bench-metrics: one of: $(BENCHMARKS)"
-	@echo "make clean  remove what these made, $(VENV) included"
+	@echo "make deepspeed  install DeepSpeed for its tests, which are skipped otherwise"
+	@echo "make bench  all benchmarks; make bench-metrics runs one of: $(BENCHMARKS)"
+	@echo "make clean  remove everything these created, including $(VENV)"
 
 demo: wordnet $(VENV)/.installed-demo
 	$(RUN) examples/run_supersense.py
@@ -26,8 +26,8 @@ demo: wordnet $(VENV)/.installed-demo
 test: wordnet $(VENV)/.installed-test
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
-# In a folder of its own, which the tests of DeepSpeed alone look into: where it is installed, accelerate imports it into
-# every process. It builds with the setuptools and torch that are there, and compiles nothing.
+# Installed into a separate folder that only the DeepSpeed tests use, because accelerate imports an installed DeepSpeed in
+# every process. It is built with the installed setuptools and torch, without compiling any ops.
 deepspeed: $(VENV)/deepspeed/deepspeed
 $(VENV)/deepspeed/deepspeed: | $(VENV)/.installed-test
 	$(RUN) -m pip install --disable-pip-version-check --upgrade "setuptools>=77" wheel
@@ -45,7 +45,7 @@ bench: $(BENCHMARKS:%=bench-%)
 $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.installed-test
 	$(RUN) benchmarks/$*.py
 
-# Where apt-get can install it; elsewhere the `wn` library of the extra downloads it on first use.
+# Installed with apt-get if available; otherwise the `wn` package of the `wordnet` extra downloads it on first use.
 wordnet:
 	@if [ -z "$$WORDNET_DIR" ] && [ ! -d /usr/share/wordnet ] && command -v apt-get >/dev/null; then \
 		as_root=$$([ "$$(id -u)" = 0 ] || echo sudo); \
@@ -59,7 +59,7 @@ clean:
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp for each extra: nothing is installed again until one of these files changes.
+# One stamp file per extra: nothing is installed again until one of these files changes.
 $(VENV)/.installed-%: $(VENV)/pyvenv.cfg setup.cfg pyproject.toml $(CONSTRAINTS)
 	$(RUN) -m pip install --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable ".[$*]"
 	touch $@
