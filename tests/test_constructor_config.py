@@ -14,7 +14,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from defemb_callbacks import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import PAPER_SETTINGS, TRAINING_DEFAULTS, ConstructorConfig
-from defemb_callbacks.reconstruction.constructor.training import constructor_arguments, stopping
+from defemb_callbacks.reconstruction.constructor.training import constructor_arguments, early_stopping
 
 # Each setting with a value that is not its default.
 OTHER: dict[str, Any] = {
@@ -176,9 +176,9 @@ def test_early_stopping_needs_held_out_words(tmp_path):
         (ConstructorConfig(patience=4), False, ["no", False, None]),
     ):
         made = arguments(config, tmp_path, evaluates=evaluates)
-        found = [callback.early_stopping_patience for callback in stopping(config, evaluates)]
+        found = [callback.early_stopping_patience for callback in early_stopping(config, evaluates)]
         assert [made.eval_strategy.value, made.load_best_model_at_end, found[0] if found else None] == expected
-        assert all(isinstance(callback, EarlyStoppingCallback) for callback in stopping(config, evaluates))
+        assert all(isinstance(callback, EarlyStoppingCallback) for callback in early_stopping(config, evaluates))
     best = arguments(ConstructorConfig(), tmp_path)
     assert (best.metric_for_best_model, best.greater_is_better) == ("eval_loss", False)
     assert best.eval_strategy == best.save_strategy == IntervalStrategy.STEPS

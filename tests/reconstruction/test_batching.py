@@ -142,7 +142,7 @@ def test_each_process_keeps_within_its_tokens_but_for_a_row(lengths, tokens):
 
 
 def test_fewer_rows_than_processes_are_refused():
-    with pytest.raises(ValueError, match=r"3 definitions cannot be dealt to 4 processes; use fewer"):
+    with pytest.raises(ValueError, match=r"3 definitions cannot be split over 4 processes. Use fewer"):
         TokenBatchSampler([5, 6, 7], 10, processes=4)
     assert list(TokenBatchSampler([5, 6, 7, 8], 1, processes=4)) != []
 

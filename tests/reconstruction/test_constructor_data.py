@@ -191,7 +191,9 @@ def test_no_words_no_rows(roberta):
 )
 def test_random_masking_is_refused_where_text_is_read_left_to_right(model_class, name, family, request):
     tokenizer = request.getfixturevalue(name)
-    with pytest.raises(ValueError, match=f"'random' is for encoders, not for an? {family}; use 'autoregressive'"):
+    with pytest.raises(
+        ValueError, match=f"requires an encoder, got a model of family '{family}'. Use `masking='autoregressive'`"
+    ):
         made(tiny_model(model_class, tokenizer), tokenizer, MONGOOSE, masking="random")
 
 

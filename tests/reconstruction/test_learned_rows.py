@@ -28,8 +28,8 @@ from defemb_callbacks import (
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.embeddings.build import learning_conditions
 from defemb_callbacks.reconstruction import LearnedRows, learned_rows, with_definition_head
-from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words, last_checkpoint
-from defemb_callbacks.reconstruction.constructor.training import isolated_training
+from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words
+from defemb_callbacks.reconstruction.constructor.training import isolated_training, last_checkpoint
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
@@ -326,9 +326,9 @@ def test_adapter_is_small_and_gives_the_same_rows(tmp_path):
 
 
 def test_says_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match=r"None of \d+ words is left to learn from \(held_out=0.0, filter_ratio=0.999"):
+    with pytest.raises(ValueError, match=r"None of \d+ words is left to train on \(held_out=0.0, filter_ratio=0.999"):
         learn(tmp_path, settings(held_out=0.0, filter_ratio=0.999))
-    with pytest.raises(ValueError, match=r"patience=3 goes back to the best checkpoint, .* not 'no' and 'steps'"):
+    with pytest.raises(ValueError, match=r"`patience=3` restores the best checkpoint .* got 'no' and 'steps'"):
         learn(tmp_path, settings(patience=3, training={"save_strategy": "no"}))
     with pytest.raises(ValueError, match=r"do not fit TrainingArguments: .*'lerning_rate'"):
         learn(tmp_path, settings(training={"lerning_rate": 1}))

@@ -1,4 +1,4 @@
-"""From definitions to vectors."""
+"""Reconstruction: from definitions to embeddings, by ridge regression or by a learned constructor."""
 
 from defemb_callbacks.reconstruction.backbone import last_states
 from defemb_callbacks.reconstruction.constructor.learned_rows import (

@@ -1,4 +1,4 @@
-"""The part of a model that reads: its backbone, the states that it gives, and the mode and precision it is read in."""
+"""The backbone of a model: find it, compute its hidden states, in which mode and precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from transformers import PreTrainedModel
 
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """What turns text into states: a model without its head; of an encoder-decoder the encoder, which sees all of it.
+    """Return a model without its head; for an encoder-decoder, its encoder.
+
+    Args:
+        model: Any model.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -32,16 +35,19 @@ def last_states(
     decoder_input_ids: Tensor | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Tensor:
-    """Last hidden states, (batch, length, d), of a model's backbone, whatever head it carries.
+    """Compute the last hidden states, (batch, length, d), of a model's backbone.
 
     Args:
-        model: any model.
+        model: Any model, with or without a head.
         input_ids: (batch, length) int64.
-        attention_mask: (batch, length); not needed where nothing is padded.
-        weights: used in place of the backbone's own, by name, e.g. copies of lower precision.
-        decoder_input_ids: (batch, decoder length) int64, of an encoder-decoder whose decoder is to be read; its states
-            are given then. What is padded there, at the end, is seen by nothing before it.
-        forward: called in place of the backbone, with its own weights.
+        attention_mask: (batch, length); only needed with padding.
+        weights: Weights to use instead of the backbone's own, by name, e.g. copies in lower precision.
+        decoder_input_ids: (batch, decoder length) int64, for an encoder-decoder; the decoder's states are returned
+            then. It needs no mask: padding at the end is invisible to earlier positions.
+        forward: Function to call instead of the backbone.
+
+    Returns:
+        The hidden states of the backbone, or of the decoder.
 
     Example:
         >>> import torch
@@ -67,15 +73,22 @@ def last_states(
     return output.last_hidden_state
 
 
-def _width_of_states(model: PreTrainedModel) -> int:
-    """Of an encoder-decoder the decoder's, where the two differ."""
+def width_of_states(model: PreTrainedModel) -> int:
+    """Return the width of a model's hidden states; for an encoder-decoder, the decoder's.
+
+    Args:
+        model: Any model.
+    """
     config = model.config.get_text_config(decoder=True) if model.config.is_encoder_decoder else model.config
     return config.get_text_config().hidden_size
 
 
 def has_fast_bfloat16(device: str) -> bool:
-    """Whether a kind of device computes in bfloat16 itself."""
-    # Emulated bfloat16 would be slower than float32.
+    """Return whether a type of device supports bfloat16 natively; emulation is slower than float32.
+
+    Args:
+        device: Device type, such as `"cuda"`.
+    """
     if device == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -83,7 +96,11 @@ def has_fast_bfloat16(device: str) -> bool:
 
 @contextlib.contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, which also keeps NEFTune's noise out; afterwards each module is in the mode that it was in."""
+    """Context manager that sets eval mode, which also disables NEFTune's noise, and restores each module's mode.
+
+    Args:
+        model: The model.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Batches by number of tokens or of one length, shared by any number of processes."""
+"""Batches of rows of similar or equal length, by number of tokens or of rows, for any number of processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from torch.utils.data import Sampler
 
 
 def spread(length: int, most: int) -> list[int]:
-    """At most so many positions, from all over the data, which may be sorted.
+    """Return at most `most` evenly spaced positions, a sample that also represents sorted data.
+
+    Args:
+        length: Number of rows.
+        most: Maximum number of positions.
 
     Example:
         >>> spread(9, 3), spread(2, 3)
@@ -19,21 +23,21 @@ def spread(length: int, most: int) -> list[int]:
 
 
 class TokenBatchSampler(Sampler[list[int]]):
-    """Rows of about equal length, together at most so many tokens, padding included.
+    """Batches of rows of similar length with at most `tokens` tokens, padding included.
 
-    What one optimizer step sees does not depend on how many processes share it: batches are made for all of them, and
-    dealt out row by row (but for a row longer than `tokens`, or a last batch of fewer rows than processes). Each epoch
-    draws other rows together, in another order.
+    An optimizer step covers the same rows for any number of processes: batches are built for all processes together and
+    distributed row by row, except for rows longer than `tokens` and a last batch with fewer rows than processes. Each
+    epoch combines other rows, in another order.
 
     Args:
-        lengths: of each row, in tokens.
-        tokens: most tokens of a batch on one process; a row that is longer is a batch of its own. Of several processes
-            some get a row more than that, where a batch cannot be dealt out evenly.
-        processes: each gets every `processes`-th of the batches, as accelerate deals them.
-        seed: of the order.
+        lengths: Number of tokens of each row.
+        tokens: Maximum number of tokens of a batch on one process. A longer row is a batch of its own. With several
+            processes, some get one row more if a batch cannot be split evenly.
+        processes: Number of processes; each gets every `processes`-th batch, as accelerate distributes them.
+        seed: Seed of the order.
 
     Raises:
-        ValueError: fewer rows than processes.
+        ValueError: If there are fewer rows than processes.
 
     Example:
         >>> sampler = TokenBatchSampler([3, 9, 3, 3, 9], tokens=18)
@@ -43,17 +47,23 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     def __init__(self, lengths: Sequence[int], tokens: int, *, processes: int = 1, seed: int = 0) -> None:
         if len(lengths) < processes:
-            raise ValueError(f"{len(lengths)} definitions cannot be dealt to {processes} processes; use fewer.")
+            raise ValueError(
+                f"{len(lengths)} definitions cannot be split over {processes} processes. Use fewer processes."
+            )
         self.lengths = torch.as_tensor(lengths)
         self.processes, self.seed, self.epoch = processes, seed, 0
-        self.batch_size = None  # accelerate's sign for batches of different sizes
+        self.batch_size = None  # tells accelerate that batches differ in size
         self.drop_last = False
-        # Where accelerate looks for `set_epoch` behind its own shards.
+        # accelerate calls `set_epoch` on the `sampler` attribute of what it wraps.
         self.sampler = self
         self._cuts = _cuts(self.lengths.sort(descending=True).values.tolist(), tokens * processes, processes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw another order."""
+        """Set the epoch, which determines the order.
+
+        Args:
+            epoch: Number of the epoch.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -62,7 +72,7 @@ class TokenBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         drawn = torch.randperm(len(self.lengths), generator=generator)
-        # Rows of one length stay in the order drawn, so that each epoch puts others together.
+        # A stable sort keeps rows of one length in random order, so each epoch combines others.
         order: list[int] = drawn[self.lengths[drawn].argsort(descending=True, stable=True)].tolist()
         for number in torch.randperm(len(self._cuts) - 1, generator=generator).tolist():
             batch = order[self._cuts[number] : self._cuts[number + 1]]
@@ -70,7 +80,7 @@ class TokenBatchSampler(Sampler[list[int]]):
 
 
 def _cuts(lengths: list[int], tokens: int, fewest: int) -> list[int]:
-    """Where batches of rows, the longest first, begin and end; each has at least so many rows."""
+    """Boundaries of batches of rows, the longest first; each has at least `fewest` rows."""
     cuts = [0]
     for row in range(len(lengths)):
         rows = row - cuts[-1]
@@ -80,7 +90,11 @@ def _cuts(lengths: list[int], tokens: int, fewest: int) -> list[int]:
 
 
 def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Positions in batches of equal length, the longest first so that memory peaks at once.
+    """Group positions into batches of equal length, the longest first so that memory peaks in the first batch.
+
+    Args:
+        lengths: Number of tokens of each row.
+        batch_size: Maximum number of rows of a batch.
 
     Example:
         >>> equal_length_batches([3, 5, 3, 5, 5], batch_size=2)

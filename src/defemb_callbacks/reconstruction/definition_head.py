@@ -1,4 +1,4 @@
-"""A definition head on top of any Hugging Face model: the constructor of DefinitionEMB."""
+"""The definition head on any Hugging Face model, and the loss of the paper's constructor (arXiv 2408.01308)."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from defemb_callbacks.reconstruction.backbone import _width_of_states, backbone_of, last_states
+from defemb_callbacks.reconstruction.backbone import backbone_of, last_states, width_of_states
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight
 
 
 class DefinitionEMBMixin:
-    """Adds `definition_head`, a linear map d → d from the state at a masked word to that word's embedding.
+    """Adds `definition_head`, a linear map d → d from the hidden state at a masked word to the word's embedding.
 
-    Mixed in before a `PreTrainedModel` by [`with_definition_head`]; source: arXiv 2408.01308, the constructor `L(h)`.
+    `with_definition_head` puts it in front of a `PreTrainedModel`. Source: arXiv 2408.01308, the constructor `L(h)`.
 
     Attributes:
-        definition_head: linear map without bias from the hidden width to the width of the embeddings.
-        definition_targets: (vocabulary, d), the rows to reconstruct, where they are another table's or that table is
-            trained; `None` for those of the input table.
+        definition_head: Linear map without bias from the hidden width to the width of the embeddings.
+        definition_mask_id: Id of the mask token, at whose positions the head reads by default.
+        definition_targets: (vocabulary, d), a fixed copy of the rows to reconstruct if they belong to another table or
+            the input table is trained; otherwise `None`, for the rows of the input table.
     """
 
     definition_head: nn.Linear
     definition_mask_id: int | None
     definition_targets: Tensor | None
-    # The loss below divides by the Trainer's count of targets over all processes and accumulated batches.
+    # The Trainer passes the number of targets over all processes and accumulated batches to `forward`.
     accepts_loss_kwargs = True
 
     def reconstruct(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Embeddings of the masked words of a batch.
+        """Predict the embeddings of the masked words of a batch.
 
         Args:
-            batch: `input_ids`, (batch, length), and optionally `attention_mask`; for an encoder-decoder
-                `decoder_input_ids`, (batch, decoder length), if its decoder is to be read; and `target_mask`, bool, of
-                the shape of what is read: the positions to read, by default those of the mask token.
+            batch: `input_ids`, (batch, length), and optionally `attention_mask`; `decoder_input_ids`, (batch, decoder
+                length), to read an encoder-decoder's decoder; and `target_mask`, a bool mask of the positions to read
+                in the shape of the ids that are read, by default those of the mask token.
 
         Returns:
-            (n, d): one row for each position, in reading order, in the type of the head's weight.
+            (n, d): one row per position, in reading order, in the dtype of the head's weight.
 
         Raises:
-            ValueError: there is no position to read.
+            ValueError: If there is no position to read.
         """
         return self._reconstruct(batch, None)
 
@@ -63,12 +64,14 @@ class DefinitionEMBMixin:
         if targets is None:
             if self.definition_mask_id is None:
                 raise ValueError(
-                    "It is not known where to read: pass target_mask, or wrap with "
-                    "with_definition_head(model, mask_token_id=tokenizer.mask_token_id)."
+                    "No target position was given. Pass `target_mask`, or wrap the model with "
+                    "`with_definition_head(model, mask_token_id=tokenizer.mask_token_id)`."
                 )
             targets = batch["input_ids"] == self.definition_mask_id
         if not targets.any():
-            raise ValueError(f"The batch holds no masked word to reconstruct (mask token {self.definition_mask_id}).")
+            raise ValueError(
+                f"The batch contains no masked word (mask token {self.definition_mask_id}). Mask at least one word."
+            )
         return targets
 
     def forward(
@@ -80,35 +83,38 @@ class DefinitionEMBMixin:
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> ModelOutput:
-        """With `labels`, the loss of reconstructing these tokens' pretrained rows; without, the model's own forward.
+        """Compute the reconstruction loss if `labels` are given, and the model's own forward pass otherwise.
 
-        The loss is the mean squared error × 100 / d (arXiv 2408.01308), against rows taken out of the graph: the
-        table that is to be rebuilt does not move towards its prediction.
+        The loss is the mean squared error × 100 / d (arXiv 2408.01308) to the detached pretrained rows of the labels,
+        so the table that is rebuilt does not move towards its prediction.
 
         Args:
             input_ids: (batch, length) int64.
             attention_mask: (batch, length).
-            labels: int64, the token of each masked position in reading order, (n,).
-            target_mask: as in [`reconstruct`].
-            num_items_in_batch: targets over which the loss is averaged, where these are part of more; default n.
-            **kwargs: for the model's own forward; with `labels` only `decoder_input_ids` plays a part.
+            labels: (n,) int64, the token of each masked position in reading order.
+            target_mask: Positions to read; see `reconstruct`.
+            num_items_in_batch: Number of targets that the loss is averaged over, if more than those of this batch.
+            **kwargs: Arguments of the model's own forward pass. With `labels`, all but `decoder_input_ids` are ignored.
 
         Returns:
             `loss`, a scalar, and `logits`, the reconstructed rows, (n, d).
 
         Raises:
-            ValueError: the number of labels is not the number of masked positions.
+            ValueError: If the number of labels is not the number of masked positions.
         """
         if labels is None:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)  # type: ignore[misc]
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "target_mask": target_mask}
         batch["decoder_input_ids"] = kwargs.get("decoder_input_ids")
-        # A model without a head is its own backbone. It is being called already, and not to be called again within:
-        # accelerate wraps the `forward` of a model in autocast, which stays on for good when it is entered twice.
-        own = super().forward if backbone_of(self) is self else None  # type: ignore[arg-type, comparison-overlap]
-        rows = self._reconstruct(batch, own)  # type: ignore[arg-type]
+        # A model without a head is its own backbone and must not be called recursively: accelerate wraps `forward` in
+        # autocast, which is not left again if it is entered twice.
+        is_backbone = backbone_of(self) is self  # type: ignore[arg-type, comparison-overlap]
+        rows = self._reconstruct(batch, super().forward if is_backbone else None)  # type: ignore[arg-type, misc]
         if labels.shape != (len(rows),):
-            raise ValueError(f"The batch holds {len(rows)} masked words, but labels has shape {tuple(labels.shape)}.")
+            raise ValueError(
+                f"`labels` has shape {tuple(labels.shape)}, but the batch contains {len(rows)} masked words. "
+                "Pass one label per masked word."
+            )
         table = self.definition_targets
         table = embedding_weight(self).detach() if table is None else table  # type: ignore[arg-type]
         error = (rows.float() - table[labels].float()).square().mean(dim=1).sum()
@@ -119,20 +125,23 @@ class DefinitionEMBMixin:
 def with_definition_head(
     model: PreTrainedModel, *, mask_token_id: int | None = None, table: TableName = INPUT
 ) -> PreTrainedModel:
-    """The same model with a definition head, as class `DefinitionEMB<Class>(DefinitionEMBMixin, <Class>)`.
+    """Return a model with a definition head, of class `DefinitionEMB<Class>(DefinitionEMBMixin, <Class>)`.
 
-    Its weights are those of `model`, not copies; `model` itself stays as it is. The head starts from N(0, 1/d).
+    It shares its weights with `model`, which is not changed. The head is initialized from N(0, 1/d).
 
     Args:
-        model: any model that reads text, with any task head.
-        mask_token_id: the tokenizer's `mask_token_id`, where definitions leave the word out; elsewhere batches say with
-            `target_mask` what to read.
-        table: whose rows are to be reconstructed, see `embedding_weight`; a copy of any other than the input table is
-            kept, as it may be trained.
+        model: Any model that reads text, with any task head.
+        mask_token_id: The tokenizer's `mask_token_id`, which replaces the defined word. Without it, batches must
+            contain `target_mask`.
+        table: Table whose rows are reconstructed; see `embedding_weight`. Any table but the input table is copied,
+            because it may be trained.
+
+    Returns:
+        The model with the head.
 
     Raises:
-        ValueError: the model has no such table.
-        TypeError: the model has a definition head already.
+        ValueError: If the model has no such table.
+        TypeError: If the model already has a definition head.
 
     Example:
         >>> import torch
@@ -146,25 +155,25 @@ def with_definition_head(
     """
     original = type(model)
     if isinstance(model, DefinitionEMBMixin):
-        raise TypeError(f"{original.__name__} has a definition head already.")
+        raise TypeError(f"{original.__name__} already has a definition head. Pass the model without it.")
     wrapped_class: type[PreTrainedModel] = type(f"DefinitionEMB{original.__name__}", (DefinitionEMBMixin, original), {})
     wrapped = wrapped_class.__new__(wrapped_class)
-    # A shallow copy of each register shares the parameters, but lets the head be added to the wrapped model alone.
+    # Shallow copies of the dicts share the parameters, but the head is added to the wrapped model only.
     wrapped.__dict__ = {
         name: copy.copy(value) if isinstance(value, dict) else value for name, value in model.__dict__.items()
     }
-    # Nor does it share which buffers are saved, or what accelerate has put over a model that was trained: its forward.
+    # Not shared: the set of non-persistent buffers, and the `forward` that accelerate leaves on a trained model.
     wrapped._non_persistent_buffers_set = set(model._non_persistent_buffers_set)
     for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
         wrapped.__dict__.pop(name, None)
-    wrapped.config = copy.deepcopy(model.config)  # saving writes the class name into it
+    wrapped.config = copy.deepcopy(model.config)  # `save_pretrained` writes the class name into it
     weight = embedding_weight(model, table)
-    width, hidden = weight.shape[1], _width_of_states(model)
+    width, hidden = weight.shape[1], width_of_states(model)
     wrapped.definition_head = nn.Linear(hidden, width, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.normal_(wrapped.definition_head.weight, std=hidden**-0.5)
     targets = None if table == INPUT else weight.detach().clone()
     wrapped.register_buffer("definition_targets", targets, persistent=False)
     wrapped.__dict__["definition_mask_id"] = mask_token_id
-    # The Trainer counts labels as a causal language model would shift them, where it takes the loss for one.
+    # Otherwise the Trainer counts the labels of a causal language model as shifted by one.
     wrapped.__dict__["loss_type"] = None
     return wrapped

@@ -1,4 +1,4 @@
-"""Definitions as training rows of a constructor: which sub-token is masked, and where its vector is read."""
+"""The constructor's data: definitions as rows with masked sub-tokens, the collator, and the words' sub-tokens."""
 
 from __future__ import annotations
 
@@ -25,29 +25,34 @@ FEATURES = Features(
     redrawn=Value("bool"),
 )
 
-# With "random" masking: how many targets stay masked, and how many become any token; the others are shown.
+DefinedWords = Sequence[tuple[str, Sequence[Definition]]]
+
+# Longer words of a dictionary are mostly names of chemicals and the like.
+MAX_SUB_TOKENS = 8
+
+# With "random" masking: the shares of targets that stay masked and that are replaced by a random token.
 MASKED, RANDOM = 0.5, 0.25
 
 
 @dataclass(frozen=True)
 class ReadingStyle:
-    """How definitions are put before one model.
+    """How definitions are presented to a model.
 
-    - An encoder reads `mask, synonym: gloss`, and its state at the mask is the answer.
-    - An encoder-decoder reads the same; its decoder is given the text from its start, and its state where the masked
-      sub-token would come next is the answer.
-    - A decoder reads `synonym: gloss`, and its state after the whole definition is the answer.
+    - An encoder reads `mask, synonym: gloss`; the row is predicted from the state at the mask.
+    - An encoder-decoder reads the same; the decoder reads the text before the mask, and the row is predicted from the
+      state where the masked sub-token comes next.
+    - A decoder reads `synonym: gloss`; the row is predicted from the state after the definition.
 
-    A word of several sub-tokens has one mask for each. Those before the one that is asked for are shown: in place of
-    their masks, to the decoder, or after the definition.
+    A word of several sub-tokens has one mask for each. The sub-tokens before the target are shown: in place of their
+    masks, to the decoder, or after the definition.
 
     Attributes:
-        family: see `family_of`.
-        mask: text in place of the word; "" leaves it out.
-        slots: ids in place of its first, second, … sub-token, the last one also for all others; empty for a decoder.
-        decoder_start: ids with which the decoder begins.
-        special: ids of special tokens.
-        pad: id to fill up rows with.
+        family: Family of the model; see `family_of`.
+        mask: Text in place of the word; `""` for no mask.
+        slots: Ids in place of its first, second, … sub-token; the last one is repeated. Empty for a decoder.
+        decoder_start: Ids that the decoder input starts with.
+        special: Ids of the special tokens.
+        pad: Id used for padding.
     """
 
     family: Family
@@ -59,14 +64,19 @@ class ReadingStyle:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> ReadingStyle:
-        """The style that suits a model, told from its configuration and tokenizer."""
+        """Return the style for a model.
+
+        Args:
+            model: The model, whose config is read.
+            tokenizer: The model's tokenizer.
+        """
         family = family_of(model)
         pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
         special = frozenset(tokenizer.all_special_ids)
         if family == "decoder":
             return cls(family, "", (), (), special, pad)
         masks = slot_tokens(tokenizer)
-        # A tokenizer without masks has at least a token for what it does not know.
+        # Without a mask token, the unknown token takes its place.
         placeholder = pad if tokenizer.unk_token_id is None else tokenizer.unk_token_id
         known = tokenizer.get_vocab()
         slots = tuple(known[token] for token in masks) or (placeholder,)
@@ -91,37 +101,39 @@ def definition_rows(
     max_length: int,
     masking: Masking = "autoregressive",
 ) -> Dataset:
-    """One row for each masked sub-token of each definition, or with "random" masking for each definition.
+    """Build one row per masked sub-token of each definition, or, with "random" masking, one per definition.
 
     Args:
-        style: of the model.
-        tokenizer: the model's.
-        words: as the vocabulary has them.
-        sub_tokens: ids that each word consists of.
-        definitions: of each word, at least one.
-        max_length: longest text in tokens, special tokens included, and what is shown after it.
+        style: The style of the model.
+        tokenizer: The model's tokenizer.
+        words: The words, spelled as in the vocabulary.
+        sub_tokens: Token ids of each word.
+        definitions: Definitions of each word, at least one.
+        max_length: Maximum number of tokens of a row, with special tokens and the sub-tokens shown after it.
         masking: "autoregressive", or, for encoders, "random": all sub-tokens of a word at once.
 
     Returns:
-        Columns `input_ids`; `decoder_input_ids` (empty but for encoder-decoders); `position`, int, where the first
-        target is read, in the decoder's input if there is one; `labels`, the targets, at successive positions; `word`,
-        int, the position in `words`; `weight`, float, of the definition in the mean of its word; `redrawn`, bool,
-        whether masks are drawn anew each time.
+        Columns `input_ids`; `decoder_input_ids` (empty except for encoder-decoders); `position`, int, where the first
+        target is read, in the decoder's input if there is one; `labels`, the targets, at consecutive positions;
+        `word`, int, the index into `words`; `weight`, float, of the definition in the mean of its word; `redrawn`,
+        bool, whether masks are drawn again in each batch.
 
     Raises:
-        ValueError: "random" masking for a model that reads left to right.
+        ValueError: If "random" masking is used with a model that reads left to right.
     """
     if masking == "random" and style.family != "encoder":
-        raise ValueError(f"masking='random' is for encoders, not for an {style.family}; use 'autoregressive'.")
+        raise ValueError(
+            f"`masking='random'` requires an encoder, got a model of family {style.family!r}. "
+            "Use `masking='autoregressive'`."
+        )
     uses = [
         (number, definition_prompt(definition, word, style.mask), weight)
         for number, (word, found) in enumerate(zip(words, definitions, strict=True))
         for definition, weight in zip(found, sense_weights(found), strict=True)
     ]
-    # What does not end in a special token (T5's, BERT's) may be cut anywhere.
     plain = {"return_attention_mask": False, "return_token_type_ids": False}
     longest = max((len(ids) for ids in sub_tokens), default=1)
-    # One sub-token stands where the text has its mask; of the decoder the last one is only asked for.
+    # One sub-token replaces the mask of the text; a decoder's last sub-token is predicted, not read.
     room = max(4, max_length - longest + (1 if style.mask or style.family == "decoder" else 0))
     prompts = [text for _, text, _ in uses]
     texts = tokenizer(prompts, truncation=True, max_length=room, **plain)["input_ids"] if prompts else []
@@ -137,9 +149,9 @@ def definition_rows(
 def _masked(
     style: ReadingStyle, text: list[int], word: list[int], masking: Masking
 ) -> list[tuple[list[int], list[int], int, list[int]]]:
-    """`input_ids`, `decoder_input_ids`, `position` and `labels` of each row of one definition."""
+    """Return `input_ids`, `decoder_input_ids`, `position` and `labels` of each row of one definition."""
     if style.family == "decoder":
-        text = text or [style.pad]  # of a word that is defined by itself alone nothing may be left
+        text = text or [style.pad]  # nothing is left of a definition that repeats only the word
         return [(text + word[:j], [], len(text) + j - 1, [target]) for j, target in enumerate(word)]
     slot = style.slots[0]
     begin = text.index(slot) if style.mask else next(i for i, id in enumerate([*text, -1]) if id not in style.special)
@@ -156,14 +168,14 @@ def _masked(
 
 @dataclass(frozen=True)
 class DefinitionCollator:
-    """Rows of `definition_rows` as what `DefinitionEMBMixin.forward` takes.
+    """Collate rows of `definition_rows` into inputs of `DefinitionEMBMixin.forward`.
 
-    In rows that are `redrawn` each target stays masked with probability 1/2, becomes any token with 1/4, and is shown
-    with 1/4, anew each time.
+    In `redrawn` rows, each target stays masked with probability 1/2, is replaced by a random token with 1/4, and is
+    shown with 1/4; this is drawn again for each batch.
 
     Attributes:
-        pad: id to fill up rows with.
-        vocabulary: number of tokens to draw from.
+        pad: Id used for padding.
+        vocabulary: Number of tokens to draw random tokens from.
     """
 
     pad: int
@@ -190,7 +202,7 @@ class DefinitionCollator:
         ids, begin = list(row["input_ids"]), row["position"]
         chance = torch.rand(len(row["labels"])).tolist()
         for j, (label, drawn) in enumerate(zip(row["labels"], chance, strict=True)):
-            if drawn >= MASKED:  # else the mask that stands there stays
+            if drawn >= MASKED:  # otherwise the mask stays
                 ids[begin + j] = int(torch.randint(self.vocabulary, ())) if drawn < MASKED + RANDOM else label
         return ids
 
@@ -200,7 +212,11 @@ class DefinitionCollator:
 
 
 def sub_tokens_of(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of each word as it stands within a sentence.
+    """Return the token ids of each word within a sentence, i.e. after a space.
+
+    Args:
+        words: The words.
+        tokenizer: The tokenizer.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -215,3 +231,17 @@ def sub_tokens_of(words: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> l
     plain = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     article = len(tokenizer("a", **plain)["input_ids"])
     return [ids[article:] for ids in tokenizer([f"a {word}" for word in words], **plain)["input_ids"]]
+
+
+def split_words(
+    defined: DefinedWords, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[tuple[str, Sequence[Definition]]], list[list[int]]]:
+    """Return the words that consist of 2 to `MAX_SUB_TOKENS` sub-tokens, and their sub-tokens.
+
+    Args:
+        defined: Words with their definitions.
+        tokenizer: The tokenizer.
+    """
+    pairs = zip(defined, sub_tokens_of([word for word, _ in defined], tokenizer), strict=True)
+    several = [(entry, ids) for entry, ids in pairs if 1 < len(ids) <= MAX_SUB_TOKENS]
+    return [entry for entry, _ in several], [ids for _, ids in several]

@@ -1,4 +1,4 @@
-"""The model that turns definitions into embeddings, before and after it is trained."""
+"""The constructor's model: create it as a copy or with adapters, load a trained one, solve its head, freeze weights."""
 
 from __future__ import annotations
 
@@ -21,31 +21,35 @@ from defemb_callbacks.reconstruction.constructor.data import DefinitionCollator
 from defemb_callbacks.reconstruction.definition_head import DefinitionEMBMixin, with_definition_head
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight
 
-# Definitions from which the head is solved: more would not move it by what training does.
+# Number of definitions that the initial head is solved from. More would change it less than training does.
 HEAD_ROWS = 8192
 _HEAD_RIDGE = 0.03
 
 
 @contextlib.contextmanager
 def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table: TableName = INPUT) -> Iterator[Any]:
-    """A trainable constructor: a float32 copy of the model, or with `lora_r` the model itself with adapters.
+    """Context manager for a trainable constructor: a float32 copy of the model, or with `lora_r` the adapted model.
 
-    Its targets are the rows of `table` as they are now.
+    Its targets are the current rows of `table`. On exit the adapters are removed, and each parameter's `requires_grad`,
+    gradient and each module's mode are restored.
 
-    Afterwards the model is what it was: the adapters are taken off, and each parameter is trained or frozen as before.
+    Args:
+        model: The model.
+        settings: Settings of the constructor.
+        table: Table whose rows are the targets.
 
     Raises:
-        ImportError: `lora_r` without peft.
+        ImportError: If `lora_r` is set and peft is not installed.
     """
     if settings.lora_r is None:
         constructor = with_definition_head(copy.deepcopy(model).float(), table=table)
         if "flash" in (constructor.config._attn_implementation or ""):
-            constructor.set_attn_implementation("sdpa")  # FlashAttention reads no float32
+            constructor.set_attn_implementation("sdpa")  # FlashAttention does not support float32
         constructor.requires_grad_(True)
-        # A table that is trained is no fixed target.
+        # The targets must not change while the table is trained.
         if settings.train_embeddings and table == INPUT:
             constructor.definition_targets = embedding_weight(constructor).detach().clone()
-        # Of an encoder-decoder both parts read a table, which may be the same one.
+        # Encoder and decoder each have an input table, which they may share.
         readers = [constructor, constructor.get_decoder()] if constructor.config.is_encoder_decoder else [constructor]
         for reader in readers:
             embedding_weight(reader).requires_grad_(settings.train_embeddings)
@@ -71,21 +75,26 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
 
 
 @contextlib.contextmanager
-def kept_constructor(model: PreTrainedModel, folder: Path, table: TableName = INPUT) -> Iterator[Any]:
-    """A trained constructor that was saved with `ConstructorConfig.save_to`, for reading.
+def load_constructor(model: PreTrainedModel, folder: Path, table: TableName = INPUT) -> Iterator[Any]:
+    """Context manager for a trained constructor, saved with `ConstructorConfig.save_to`, for inference.
 
-    Afterwards the model is what it was.
+    On exit the model is restored.
+
+    Args:
+        model: The model that the constructor was trained from.
+        folder: Folder of the constructor.
+        table: Table whose rows were the targets.
 
     Raises:
-        FileNotFoundError: the folder holds no constructor.
-        ValueError: it is one of another model.
-        ImportError: adapters without peft.
+        FileNotFoundError: If the folder contains no constructor.
+        ValueError: If the constructor was trained from another model.
+        ImportError: If the folder contains adapters and peft is not installed.
     """
     if (folder / "adapter_config.json").is_file():
         try:
             from peft import PeftModel
         except ImportError as error:
-            raise ImportError('adapters need peft: pip install "defemb-callbacks[peft]"') from error
+            raise ImportError('Adapters require peft: pip install "defemb-callbacks[peft]"') from error
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         modes = [(module, module.training) for module in model.modules()]
         adapted = PeftModel.from_pretrained(with_definition_head(model, table=table), folder)
@@ -100,15 +109,20 @@ def kept_constructor(model: PreTrainedModel, folder: Path, table: TableName = IN
         return
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"There is no trained constructor in {folder}; train one with save_to={str(folder)!r}.")
+        raise FileNotFoundError(
+            f"There is no trained constructor in {folder}. Train one with `save_to={str(folder)!r}`."
+        )
     constructor = with_definition_head(copy.deepcopy(model).float(), table=table)
     state = {name: tensor for file in files for name, tensor in load_file(file).items()}
     missing = set(constructor.load_state_dict(state, strict=False).missing_keys)
-    # A tied weight is saved once, under one of its names.
+    # A tied weight is saved under one of its names only.
     saved = {tensor.data_ptr() for name, tensor in constructor.state_dict().items() if name not in missing}
     lost = [name for name in sorted(missing) if constructor.state_dict()[name].data_ptr() not in saved]
     if lost:
-        raise ValueError(f"The constructor in {folder} is of another model: it has no {lost[0]!r}.")
+        raise ValueError(
+            f"The constructor in {folder} was trained from another model: it has no {lost[0]!r}. "
+            "Pass the model that it was trained from."
+        )
     yield constructor
 
 
@@ -116,8 +130,8 @@ def _with_adapters(wrapped: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError('lora_r needs peft: pip install "defemb-callbacks[peft]"') from error
-    wrapped.definition_head.float()  # a head in half precision would not move by small steps
+        raise ImportError('`lora_r` requires peft: pip install "defemb-callbacks[peft]"') from error
+    wrapped.definition_head.float()  # small updates would be lost in half precision
     head = "definition_head"
     adapters = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=[head], modules_to_save=[head]
@@ -125,27 +139,31 @@ def _with_adapters(wrapped: Any, rank: int) -> Any:
     return get_peft_model(wrapped, adapters)
 
 
-def bare_constructor(constructor: Any) -> Any:
-    """The `DefinitionEMBMixin` itself, inside of adapters."""
+def unwrap_constructor(constructor: Any) -> Any:
+    """Return the `DefinitionEMBMixin` inside PEFT's wrapper, if there is one.
+
+    Args:
+        constructor: From `open_constructor` or `load_constructor`.
+    """
     return constructor if isinstance(constructor, DefinitionEMBMixin) else constructor.get_base_model()
 
 
 def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, batch_size: int = 64) -> None:
-    """Let the head start as the best linear map from the untrained states to the pretrained rows (ridge, closed form).
+    """Initialize the head as the best linear map from the untrained states to the pretrained rows (ridge, closed form).
 
     Args:
-        constructor: from `open_constructor`, not trained yet.
-        rows: from `definition_rows`; a spread sample of them is read.
-        collator: for these rows.
-        batch_size: definitions encoded at once.
+        constructor: From `open_constructor`, not trained yet.
+        rows: From `definition_rows`; an evenly spaced sample of them is encoded.
+        collator: Collator for these rows.
+        batch_size: Definitions encoded at once.
     """
-    model = bare_constructor(constructor)
+    model = unwrap_constructor(constructor)
     table = embedding_weight(model).detach() if model.definition_targets is None else model.definition_targets
-    head = model.definition_head  # with adapters peft trains a copy of it
+    head = model.definition_head  # with adapters, PEFT trains a copy of it
     weight = (head if isinstance(head, torch.nn.Linear) else head.modules_to_save["default"]).weight
     gram = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
     moment = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.float64)
-    # Those of one length together, so that little is padded.
+    # Sorted by length to minimize padding.
     sample = sorted(rows.select(spread(len(rows), HEAD_ROWS)), key=lambda row: len(row["input_ids"]))
     with evaluating(model), torch.inference_mode():
         for start in range(0, len(sample), batch_size):
@@ -160,21 +178,21 @@ def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, ba
             states, targets = states.cpu().double(), table[batch["labels"]].cpu().double()
             gram += states.T @ states
             moment += states.T @ targets
-    # Without an intercept, as the head has none.
+    # The head has no bias, so the solution has no intercept.
     gram.diagonal().add_(_HEAD_RIDGE * float(gram.diagonal().mean()))
     with torch.no_grad():
         weight.copy_(torch.linalg.solve(gram, moment).T)
 
 
 def freeze_unused(constructor: Any, batch: dict[str, Tensor]) -> None:
-    """Freeze what no gradient reaches (task heads, poolers): processes would wait for it after each step.
+    """Freeze parameters that get no gradient (task heads, poolers), because DDP would wait for their gradients.
 
     Args:
-        constructor: from `open_constructor`.
-        batch: of many kinds of rows, as those experts of a mixture that none of them reaches are frozen, too.
+        constructor: From `open_constructor`.
+        batch: A diverse batch, because the experts of a mixture-of-experts layer that it does not use are frozen too.
     """
-    model = bare_constructor(constructor)
-    with evaluating(model):  # where no layer is dropped
+    model = unwrap_constructor(constructor)
+    with evaluating(model):  # without layer dropout
         constructor(**{name: tensor.to(model.device) for name, tensor in batch.items()}).loss.backward()
     for parameter in constructor.parameters():
         if parameter.grad is None:

@@ -1,8 +1,9 @@
-"""The Trainer of the constructor, and its arguments."""
+"""The constructor's training: its Trainer and arguments, isolation from an outer Trainer, and resuming."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -19,13 +21,16 @@ from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction.backbone import has_fast_bfloat16
 from defemb_callbacks.reconstruction.batching import TokenBatchSampler
 
+logger = logging.getLogger(__name__)
+
 
 class ConstructorTrainer(Trainer):
-    """A `Trainer` whose batches are counted in tokens.
+    """A `Trainer` whose batch size is a number of tokens.
 
     Args:
-        tokens_per_batch: on one process.
-        *args, **kwargs: of the `Trainer`.
+        *args: Arguments of `Trainer`.
+        tokens_per_batch: Maximum number of tokens of a batch on one process.
+        **kwargs: Arguments of `Trainer`.
     """
 
     def __init__(self, *args: Any, tokens_per_batch: int, **kwargs: Any) -> None:
@@ -33,7 +38,7 @@ class ConstructorTrainer(Trainer):
         self.tokens_per_batch = tokens_per_batch
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of `TokenBatchSampler`, dealt to the processes by accelerate."""
+        """Return batches of `TokenBatchSampler`, distributed over the processes by accelerate."""
         rows: Any = self.train_dataset
         lengths = [len(a) + len(b) for a, b in zip(rows["input_ids"], rows["decoder_input_ids"], strict=True)]
         sampler = TokenBatchSampler(lengths, self.tokens_per_batch, processes=self.args.world_size, seed=self.args.seed)
@@ -50,30 +55,30 @@ class ConstructorTrainer(Trainer):
 def constructor_arguments(
     output_dir: Path, settings: ConstructorConfig, *, device: torch.device, bfloat16: bool, evaluates: bool
 ) -> TrainingArguments:
-    """The arguments of a constructor's Trainer.
+    """Return the arguments of the constructor's Trainer.
 
     Args:
-        output_dir: for checkpoints.
-        settings: of the constructor.
-        device: the model's; on a CPU it is trained there, even if there is an accelerator.
-        bfloat16: compute in bfloat16, unless `settings.training` says otherwise.
-        evaluates: whether there are words that are held out.
+        output_dir: Folder for checkpoints.
+        settings: Settings of the constructor.
+        device: Device of the model. If it is the CPU, other devices are not used.
+        bfloat16: Whether to train in bfloat16; `settings.training` overrides it.
+        evaluates: Whether there are held-out words.
 
     Raises:
-        ValueError: `settings.training` has a field that `TrainingArguments` does not have, or strategies that early
-            stopping cannot do with.
+        ValueError: If `settings.training` has a field that `TrainingArguments` does not have, or strategies that early
+            stopping does not support.
     """
     fixed = {
         "remove_unused_columns": False,
         "label_names": ["labels"],
         "prediction_loss_only": True,
-        "ddp_find_unused_parameters": False,  # `freeze_unused` has found them
+        "ddp_find_unused_parameters": False,  # `freeze_unused` freezes them
     }
     chosen: dict[str, Any] = {
         "use_cpu": device.type == "cpu",
         "bf16": bfloat16 and not settings.training.get("fp16", False),
         "per_device_eval_batch_size": 64,
-        "dataloader_pin_memory": device.type != "cpu",  # warns without an accelerator
+        "dataloader_pin_memory": device.type != "cpu",  # would warn on the CPU
         **settings.training_settings,
     }
     if not evaluates:
@@ -81,45 +86,56 @@ def constructor_arguments(
     elif settings.patience is not None:
         if chosen["save_strategy"] != chosen["eval_strategy"]:
             raise ValueError(
-                f"patience={settings.patience} goes back to the best checkpoint, which needs save_strategy and "
-                f"eval_strategy to be the same, not {chosen['save_strategy']!r} and {chosen['eval_strategy']!r}; or "
-                "set patience=None."
+                f"`patience={settings.patience}` restores the best checkpoint and requires equal save_strategy and "
+                f"eval_strategy, got {chosen['save_strategy']!r} and {chosen['eval_strategy']!r}. Make them equal, or "
+                "set `patience=None`."
             )
         chosen |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **chosen | fixed)
     except TypeError as error:
         raise ValueError(f"The constructor's training settings do not fit TrainingArguments: {error}.") from error
-    # Not what `accelerate launch` was told of the run around this one.
+    # The settings of `accelerate launch` apply to the outer run.
     arguments.mixed_precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
-    # DataParallel would cut labels where it cuts rows, which may have several.
+    # DataParallel would split labels like rows, but a row may have several labels.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def trains_in_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether a constructor computes in bfloat16: if asked to, or with "auto" where it is fast."""
+    """Return whether a constructor is trained in bfloat16: if requested, or with "auto" if it is fast.
+
+    Args:
+        precision: "float32", "bfloat16" or "auto".
+        device: Device of the model.
+    """
     return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device.type))
 
 
-def stopping(settings: ConstructorConfig, evaluates: bool) -> list[TrainerCallback]:
-    """Early stopping, where it is asked for and there is something to evaluate."""
+def early_stopping(settings: ConstructorConfig, evaluates: bool) -> list[TrainerCallback]:
+    """Return the callback for early stopping, if it is configured and there are held-out words.
+
+    Args:
+        settings: Settings of the constructor.
+        evaluates: Whether there are held-out words.
+    """
     return [EarlyStoppingCallback(settings.patience)] if evaluates and settings.patience is not None else []
 
 
+# accelerate keeps the state of all accelerators of a process in these classes.
 _SHARED: tuple[Any, ...] = (PartialState, AcceleratorState, GradientState)
 
-# With these `accelerate launch` tells a Trainer to shard its model.
+# `accelerate launch` sets these to make a Trainer shard its model.
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
 
 
 @contextlib.contextmanager
 def isolated_training() -> Iterator[None]:
-    """Train a model in here; afterwards random numbers and accelerate's shared state are what they were.
+    """Context manager to train a model inside another Trainer's run; restores random states and accelerate's state.
 
-    `TrainingArguments` reset the state that all accelerators of a process share, and a Trainer seeds every generator.
-    A Trainer around this one would go on with the other's precision, and with other random numbers. A model in here is
-    not sharded, whatever `accelerate launch` was told to do with the one outside: its processes train copies (DDP).
+    `TrainingArguments` resets the state that all accelerators of a process share, and a Trainer seeds all generators.
+    Without isolation, the outer Trainer would continue with the precision and the random numbers of the inner one. The
+    inner model is never sharded, regardless of the settings of `accelerate launch`: processes train copies (DDP).
 
     Example:
         >>> before = torch.get_rng_state()
@@ -139,6 +155,27 @@ def isolated_training() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         for state, values in shared:
-            # In place: accelerators that exist hold this very dict.
+            # In place, because existing accelerators refer to this dict.
             state._shared_state.clear()
             state._shared_state.update(values)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest complete checkpoint, the same on all processes; `None` if there is none.
+
+    Args:
+        folder: Folder that contains the checkpoints.
+
+    Raises:
+        ValueError: If the processes see different checkpoints.
+    """
+    # The Trainer writes this file last.
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    names = gather_object([newest and newest.name])
+    if len(set(names)) > 1:
+        raise ValueError(f"The processes see different checkpoints in {folder} ({names}). Let them share `cache_dir`.")
+    if newest is None:
+        return None
+    logger.info("Resuming the training of the constructor from %s.", newest)
+    return str(newest)
