@@ -302,3 +302,17 @@ def test_batches_part_the_texts_by_length_the_longest_first(batch_size):
 
 def test_without_texts_there_are_no_batches():
     assert equal_length_batches([], 4) == []
+
+
+def test_a_definition_of_only_special_tokens_is_averaged_over_all_of_them(bert):
+    model, tokenizer = bert
+    cls, sep, cat = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", "cat"])
+    numbers = torch.arange(2)
+    texts = DefinitionTexts([[cls, sep, sep], [cls, cat, sep]], numbers, numbers, torch.ones(2))
+    found = word_features(model, tokenizer, texts, ["mean", "bag"], precision="float32")
+    table = model.get_input_embeddings().weight.detach()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor(texts.input_ids)).last_hidden_state
+    only_special = torch.cat([states[0].mean(dim=0), table[[cls, sep, sep]].mean(dim=0)])
+    with_a_word = torch.cat([states[1, 1], table[cat]])
+    torch.testing.assert_close(found, torch.stack([only_special, with_a_word]), rtol=0, atol=1e-5)
