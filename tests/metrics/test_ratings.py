@@ -59,7 +59,7 @@ class TestReadRatings:
             read_ratings(path)
 
     def test_no_file(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"'missing\.txt' is no file of human ratings"):
+        with pytest.raises(FileNotFoundError, match=r"'missing\.txt' does not exist"):
             read_ratings("missing.txt")
 
     def test_real_files(self, data_dir: Path) -> None:

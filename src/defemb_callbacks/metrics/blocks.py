@@ -1,4 +1,4 @@
-"""Reading an embedding table: checked once, then in float64 blocks of rows, on the table's own device."""
+"""Read embedding tables in float64 blocks of rows, on the device of the table."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-LARGEST = 1e140  # sums of squares of larger float64 entries would overflow; no float32 entry comes near
-SHORTEST = 1e-145  # squares of shorter float64 rows would vanish; every float32 row that is not zero is longer
+LARGEST = 1e140  # sums of squares of larger float64 entries would overflow; all float32 entries are far smaller
+SHORTEST = 1e-145  # squares of shorter float64 rows would underflow; nonzero float32 rows are all longer
 
-# Numbers in a block: on the CPU few enough to stay in its cache, elsewhere enough to be worth a launch.
+# Numbers in a block: on the CPU few enough to fit its cache, on other devices enough to justify a kernel launch.
 CACHED, LAUNCHED = 1 << 17, 1 << 22
 
 
 def checked(table: Tensor, name: str = "table") -> Tensor:
-    """The table, detached and ready for float64, or an error that says what is wrong with it.
+    """Validate a table and detach it.
 
     Args:
-        table: what should be an ``(n, d)`` tensor of real numbers.
-        name: what the error calls it.
+        table: Table to validate, (n, d).
+        name: Name of the table in error messages.
 
     Returns:
-        The same storage without gradient; on the CPU where the device (MPS) has no float64.
+        The same storage without gradient; a copy on the CPU if the device has no float64 (MPS).
 
     Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: not two-dimensional, empty, on the meta device, or with a NaN, infinite or overflowing entry.
+        TypeError: If the table is not a floating-point tensor.
+        ValueError: If the table is not two-dimensional, is empty, is on the meta device, or has a NaN, infinite or
+            overflowing entry.
     """
     if not isinstance(table, Tensor) or not table.is_floating_point():
         kind = table.dtype if isinstance(table, Tensor) else type(table).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind}; dequantize or convert it first")
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}. Dequantize or convert it first.")
     if table.ndim != 2 or 0 in table.shape:
         raise ValueError(f"{name} must have shape (n, d) with n ≥ 1 and d ≥ 1, got {tuple(table.shape)}")
     if table.is_meta:
-        raise ValueError(f"{name} is on the meta device and has no values; load the weights first")
+        raise ValueError(f"{name} is on the meta device and has no values. Load the weights first.")
     table = table.detach()
     if table.device.type == "mps":
         table = table.cpu()
     low, high = (float(bound) for bound in torch.aminmax(table))
-    if not (low > -LARGEST and high < LARGEST):  # put so that NaN, which is neither, gets here too
+    if not (low > -LARGEST and high < LARGEST):  # negated so that NaN is caught as well
         start = 0
         for block in row_blocks(table):
             bad = ~(block.abs() < LARGEST).all(dim=1)
             if bad.any():
                 row = start + int(bad.nonzero()[0])
                 what = "a NaN or infinite entry" if not table[row].isfinite().all() else f"an entry beyond {LARGEST:g}"
-                raise ValueError(f"row {row} of {name} has {what}; repair or leave out this row")
+                raise ValueError(f"row {row} of {name} has {what}. Repair or leave out this row.")
             start += len(block)
     return table
 
@@ -54,10 +55,10 @@ def checked(table: Tensor, name: str = "table") -> Tensor:
 def row_blocks(
     table: Tensor, ids: Tensor | None = None, *, dtype: torch.dtype = torch.float64, elements: int = CACHED
 ) -> Iterator[Tensor]:
-    """The rows, or those that ``ids`` names, in order, as blocks of about ``elements`` numbers of this dtype.
+    """Yield the rows, or those in `ids`, in order, as blocks of about `elements` numbers of the given dtype.
 
-    Each block overwrites the one before it, and may be written to: memory is asked for once, which costs more than the
-    arithmetic on a block otherwise.
+    All blocks share one buffer, because allocating a new one would cost more than the arithmetic on it: each block
+    overwrites the previous one, and callers may modify it.
     """
     dim = table.shape[1]
     on_cpu = table.device.type == "cpu"
@@ -75,21 +76,21 @@ def row_blocks(
 
 
 def row_lengths(block: Tensor) -> Tensor:
-    """The length of each row of a float64 block, ``(rows,)``; 0 where it is below `SHORTEST`."""
+    """Return the norm of each row of a float64 block, (rows,); norms up to `SHORTEST` become 0."""
     lengths = torch.linalg.vector_norm(block, dim=1)
     return lengths.where(lengths > SHORTEST, 0.0)
 
 
 def reciprocal_or_zero(lengths: Tensor) -> Tensor:
-    """1/x, and 0 where x is 0."""
+    """Return 1/x, and 0 where x is 0."""
     return torch.where(lengths > 0, lengths.reciprocal(), 0.0)
 
 
 def make_unit_(block: Tensor) -> Tensor:
-    """Divide each row of a float64 block by its length, in place; a zero row stays zero."""
+    """Normalize each row of a float64 block in place; zero rows stay zero."""
     return block.mul_(reciprocal_or_zero(row_lengths(block))[:, None])
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """Each row divided by its length, a float64 copy; a zero row stays zero."""
+    """Return a float64 copy with normalized rows; zero rows stay zero."""
     return make_unit_(rows.to(torch.float64, copy=True))

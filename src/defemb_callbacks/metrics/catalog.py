@@ -76,8 +76,8 @@ _METRICS = (
     Metric(
         name="isotropy",
         title="Isotropy I(E)",
-        definition="min Z(c) / max Z(c) for Z(c) = Σ exp(c·e) over the rows e, where c are the eigenvectors of EᵀE with "
-        "both signs; 1 = the same in all directions",
+        definition="min Z(c) / max Z(c) for Z(c) = Σ exp(c·e) over the rows e, where c are the eigenvectors of EᵀE "
+        "with both signs; 1 = the same in all directions",
         meaning="Whether the vectors point evenly in all directions. Near 1 they do. Near 0 most of them cluster in a "
         "few directions, so that even unrelated tokens look alike.",
         scale="1 = the same in all directions",
@@ -129,8 +129,8 @@ _METRICS = (
     Metric(
         name="relation_auc",
         title="Relation AUC",
-        definition="probability that two words related in the dictionary have a larger cosine than two re-paired words; "
-        "0.5 = chance",
+        definition="probability that two words related in the dictionary have a larger cosine than two re-paired "
+        "words; 0.5 = chance",
         meaning="How often two words that the dictionary relates (such as a thing and its kind, or opposites) are more "
         "similar than two words paired at random. 0.5: no better than chance. 1: always.",
         scale="0.5 = no meaning, 1 = perfect",

@@ -1,4 +1,4 @@
-"""Groups of rows: checked, sampled, and cut into disjoint parts, so that a sum over all rows is one over the groups."""
+"""Groups of rows: validation, sampling, and disjoint parts, so that sums over all rows are sums over groups."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 class Parts(NamedTuple):
     """Groups as unions of disjoint sets of rows.
 
-    Where the other groups are disjoint parts of ``"all"``, the parts are they and, as part ``"all"``, the rows in none
-    of them; otherwise each group is a part.
+    If the other groups are disjoint subsets of `"all"`, the parts are these groups and, as part `"all"`, the rows in
+    none of them. Otherwise each group is a part.
 
     Attributes:
-        ids: int64 row ids by part, in growing order; no part is empty.
-        of: the parts that each group consists of; none for a group without rows.
+        ids: Row ids of each part, int64, ascending; no part is empty.
+        of: Names of the parts of each group; empty for a group without rows.
     """
 
     ids: dict[str, Tensor]
@@ -25,7 +25,7 @@ class Parts(NamedTuple):
 
     @classmethod
     def of_groups(cls, groups: Mapping[str, Tensor]) -> Parts:
-        """From `checked_groups`.
+        """Split groups from `checked_groups` into parts.
 
         Example:
             >>> parts = Parts.of_groups({"all": torch.arange(5), "rare": torch.tensor([4, 3])})
@@ -43,33 +43,39 @@ class Parts(NamedTuple):
 
 
 def checked_groups(groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The groups on the CPU, or an error that says what is wrong with them.
+    """Validate groups and move them to the CPU.
 
     Raises:
-        TypeError: ids that are no one-dimensional int64 tensor.
-        ValueError: no group ``"all"``, negative ids, or an id twice in a group.
+        TypeError: If the ids of a group are not a one-dimensional int64 tensor.
+        ValueError: If there is no group `"all"`, or a group has negative or duplicate ids.
     """
     if "all" not in groups:
-        raise ValueError(f'groups must contain "all", the ids of every token that counts, got {sorted(groups)}')
+        raise ValueError(f'groups must contain "all", the ids of all tokens to measure, got {sorted(groups)}.')
     for name, ids in groups.items():
         if not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.ndim != 1:
-            raise TypeError(f"group {name!r} must be a one-dimensional int64 tensor of row ids, got {ids!r}")
+            raise TypeError(f"group {name!r} must be a one-dimensional int64 tensor of row ids, got {ids!r}.")
         if (ids < 0).any():
-            raise ValueError(f"group {name!r} must hold row ids of 0 or more, got {int(ids.min())}")
+            raise ValueError(
+                f"group {name!r} must hold row ids of 0 or more, got {int(ids.min())}. Leave out negative ids."
+            )
         if len(ids.unique()) < len(ids):
-            raise ValueError(f"group {name!r} names a row twice; use ids.unique()")
+            raise ValueError(f"group {name!r} names a row twice. Pass ids.unique().")
     return {name: ids.cpu() for name, ids in groups.items()}
 
 
 def check_inside(groups: Mapping[str, Tensor], table: Tensor, name: str = "table") -> None:
-    """Refuse ids that the table, which errors call ``name``, has no row for: `ValueError`."""
+    """Check that a table has a row for every id.
+
+    Raises:
+        ValueError: If an id is out of range; the message calls the table `name`.
+    """
     for group, ids in groups.items():
         if len(ids) and int(ids.max()) >= len(table):
-            raise ValueError(f"group {group!r} names row {int(ids.max())}, the {name} has rows 0 to {len(table) - 1}")
+            raise ValueError(f"group {group!r} names row {int(ids.max())}, the {name} has rows 0 to {len(table) - 1}.")
 
 
 def evenly(ids: Tensor, size: int | None) -> Tensor:
-    """At most ``size`` of the ids, evenly spaced, the first and the last among them.
+    """Return at most `size` of the ids, evenly spaced, including the first and the last.
 
     Example:
         >>> evenly(torch.arange(10, 20), 4).tolist()

@@ -1,4 +1,4 @@
-"""All metrics of one table by group of tokens, as the flat dictionary that loggers take."""
+"""All metrics of a table by group of tokens, as a flat dictionary for loggers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from defemb_callbacks.metrics.semantics import RelatedWords, pairs_by_group
 from defemb_callbacks.metrics.spectrum import Spectrum, gram_matrix
 from defemb_callbacks.metrics.sums import RowSums
 
-FEWEST_TOKENS = 2  # below, a mean over pairs of tokens does not exist
-FEWEST_PAIRS = 10  # below, one pair moves the score by more than anything it could show
+FEWEST_TOKENS = 2  # with fewer, there is no pair of tokens to take a mean over
+FEWEST_PAIRS = 10  # with fewer, a single pair would dominate the score
 NEIGHBOURS = 10
 
 
@@ -33,9 +33,9 @@ def measure_table(
     neighbour_sample: int | None = 200,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Every metric of every group, keyed ``defemb/<metric>/<group>``: `TableMeasure` for a single time.
+    """Compute all metrics of all groups once, keyed `defemb/<metric>/<group>`.
 
-    All arguments but the table are those of `TableMeasure`, the table and the errors those of `TableMeasure.measure`.
+    See `TableMeasure` for the arguments, and `TableMeasure.measure` for the table and the errors.
 
     Example:
         >>> table = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -57,29 +57,29 @@ def measure_table(
 
 
 class TableMeasure:
-    """Measures one table again and again: what stays the same is checked and computed once, here.
+    """Measures a table repeatedly; everything that stays the same is validated and computed once.
 
     Args:
-        groups: int64 row ids by name, ``"all"`` among them, the others from frequent to rare and disjoint.
-        pairs: ``(m, 2)`` int64 row ids of related words; each belongs to the group of its rarer word.
-        reference: the table of an earlier time, ``(n, d)``. It is kept, not copied: pass a copy if it will change.
-        ratings: human ratings of pairs of tokens; each belongs to the group of its rarer word.
-        sample: measure at most that many rows of each group, evenly spaced in the group's order, so always the same
-            ones; pairs, and the rows among which neighbours are sought, are not sampled. ``None`` is exact. Of the
-            table of all-MiniLM-L6-v2, 30,522 × 384, a sample of 5,000 moves I(E) by 0.014, the average cosine by 0.0002
-            and the norm by 0.1 % (root mean square), and lowers the effective rank by 0.7 % and IsoScore by 0.013; one
-            of 1,000 by 0.013, 0.001, 0.4 %, 5.7 % and 0.088 (``benchmarks/metrics.py``). The last two, which count
-            directions, are too low by about d/sample: take at least 10 d.
-        neighbour_sample: rows asked for their neighbours in each group, always the same ones. The standard error is at
-            most 0.5/√200 = 0.035 in one group at one time; ``"all"`` is the mean of its groups, weighted by their
-            sizes. ``None`` asks every row.
-        seed: of the shuffled pairs and of the neighbour sample.
+        groups: Row ids by name, int64: `"all"`, and disjoint other groups from frequent to rare.
+        pairs: Row ids of related words, (m, 2) int64; each pair belongs to the group of its rarer word.
+        reference: The table at an earlier time, (n, d). It is not copied: pass a copy if it will change.
+        ratings: Human ratings of pairs of tokens; each pair belongs to the group of its rarer word.
+        sample: Measure at most this number of rows per group, evenly spaced in the order of the group and therefore
+            always the same; `None` is exact. Pairs, and the rows among which neighbours are searched, are not sampled.
+            For the table of all-MiniLM-L6-v2 (30,522 × 384), a sample of 5,000 rows changes I(E) by 0.014, the average
+            cosine by 0.0002 and the norm by 0.1 % (root mean square), and lowers the effective rank by 0.7 % and
+            IsoScore by 0.013. A sample of 1,000 rows: 0.013, 0.001, 0.4 %, 5.7 % and 0.088 (`benchmarks/metrics.py`).
+            The last two count directions and are too low by about d/sample: use a sample of at least 10 d.
+        neighbour_sample: Number of rows per group whose neighbours are compared, always the same ones. The standard
+            error is at most 0.5/√200 = 0.035 for one group at one time. `"all"` is the mean of its groups, weighted by
+            their sizes. `None` uses all rows.
+        seed: Seed of the shuffled pairs and of the neighbour sample.
 
     Raises:
-        TypeError: a dtype other than these.
-        ValueError: no group ``"all"``, negative ids or ids twice in a group, groups that share a token (with ``pairs``
-            or ``ratings``), a reference too short for the ids or with NaN or infinity (the row is named), a sample
-            below 2.
+        TypeError: If an argument has another dtype than documented.
+        ValueError: If there is no group `"all"`, ids are negative or duplicate, groups overlap (with `pairs` or
+            `ratings`), the reference is too short for the ids or has a NaN or infinite entry (the row is named), or a
+            sample is too small.
 
     Example:
         >>> measure = TableMeasure({"all": torch.arange(4)}, reference=torch.eye(4))
@@ -99,7 +99,7 @@ class TableMeasure:
         seed: int = 0,
     ) -> None:
         if sample is not None and sample < FEWEST_TOKENS:
-            raise ValueError(f"sample must be at least {FEWEST_TOKENS}, got {sample}; None measures every row")
+            raise ValueError(f"sample must be at least {FEWEST_TOKENS}, got {sample}. Pass None to measure every row.")
         groups = checked_groups(groups)
         self._measured = {name: evenly(ids, sample).sort().values for name, ids in groups.items()}
         self._is_sample = any(len(self._measured[name]) < len(ids) for name, ids in groups.items())
@@ -123,34 +123,34 @@ class TableMeasure:
                 )
 
     def measure(self, table: Tensor, spectra: Mapping[str, Spectrum] | None = None) -> dict[str, float]:
-        """Every metric of every group now, keyed ``defemb/<metric>/<group>``.
+        """Compute all metrics of all groups now, keyed `defemb/<metric>/<group>`.
 
-        Always ``isotropy``, ``average_cosine``, ``effective_rank``, ``isoscore`` and ``norm``; with pairs also
-        ``relation_auc``; with ratings also ``rating_correlation``; with a reference also ``drift`` and
-        ``neighbour_overlap``. Each metric is that of the group's rows as a table of their own, I(E) over the
-        eigenvectors of their own EᵀE. Only neighbours are sought among all rows of ``"all"``, since a rare token whose
-        neighbours have become frequent ones is just what should be seen, and the cosines of rated pairs are centred by
-        one mean, so that a group's pairs are scored as they are among all.
+        The metrics are `isotropy`, `average_cosine`, `effective_rank`, `isoscore` and `norm`; with pairs also
+        `relation_auc`; with ratings also `rating_correlation`; with a reference also `drift` and `neighbour_overlap`.
+        Each metric treats the rows of the group as a table of their own; for example, I(E) uses the eigenvectors of
+        their own EᵀE. There are two exceptions: neighbours are searched among all rows of `"all"`, so that rare tokens
+        whose neighbours have become frequent tokens are noticed, and the cosines of rated pairs are centred by the
+        mean of all pairs, so that a group's pairs get the same cosines as in `"all"`.
 
-        A value that would not be defined is left out rather than NaN: a group with fewer than 2 rows that are not zero
-        has no keys, one whose rows are all the same no ``isoscore``, one with fewer than 10 pairs no ``relation_auc``,
-        one with fewer than 10 rated pairs, or with the same rating or cosine for all, no ``rating_correlation``, and
-        with 10 rows or fewer in ``"all"`` there is no ``neighbour_overlap``.
+        Undefined values are left out instead of being NaN: a group with fewer than 2 nonzero rows has no keys; a group
+        whose rows are all the same has no `isoscore`; a group with fewer than 10 pairs has no `relation_auc`; a group
+        with fewer than 10 rated pairs, or with the same rating or cosine for all of them, has no `rating_correlation`;
+        and with at most 10 rows in `"all"` there is no `neighbour_overlap`.
 
         Args:
-            table: ``(n, d)``, any floating dtype, any device.
-            spectra: `spectra_by_group` of this very table and these groups, where they are known already. They are not
-                used where ``sample`` leaves rows out.
+            table: Table, (n, d), any floating dtype, any device.
+            spectra: The result of `spectra_by_group` for this table and these groups, if it is already known. It is
+                ignored if `sample` leaves out rows.
 
         Raises:
-            TypeError: a table that is not floating-point.
-            ValueError: a row with NaN or infinity (named), a table too short for the ids, or of another shape than the
-                reference.
+            TypeError: If the table is not a floating-point tensor.
+            ValueError: If a row has a NaN or infinite entry (it is named), or the table is too short for the ids or
+                has another shape than the reference.
         """
         table = checked(table)
         if self._reference is not None and self._reference.shape != table.shape:
             raise ValueError(
-                f"reference must have the table's shape {tuple(table.shape)}, got {tuple(self._reference.shape)}"
+                f"reference must have the table's shape {tuple(table.shape)}, got {tuple(self._reference.shape)}."
             )
         check_inside(self._groups, table)
         if spectra is None or self._is_sample:
@@ -184,7 +184,7 @@ class TableMeasure:
         return figures
 
     def _unmoved(self, sums: Mapping[str, RowSums]) -> dict[str, float]:
-        """What comes of a table that is the reference still, as at the start of a run or where it is frozen."""
+        """Values for a table that still equals the reference, as at the start of a run or if it is frozen."""
         with_neighbours = self._neighbours.of if self._neighbours is not None else {}
         figures = {f"defemb/drift/{name}": 0.0 for name in sums}
         return figures | {f"defemb/neighbour_overlap/{name}": 1.0 for name in sums if with_neighbours.get(name)}
@@ -205,17 +205,18 @@ class TableMeasure:
 
 
 def spectra_by_group(table: Tensor, groups: Mapping[str, Tensor]) -> dict[str, Spectrum]:
-    """The spectrum of each group's own EᵀE, for `isotropy` and `effective_rank`; a group without rows has none.
+    """Compute the spectrum of each group's own EᵀE, for `isotropy` and `effective_rank`; groups without rows have none.
 
-    Where the other groups are disjoint parts of ``"all"``, EᵀE of ``"all"`` is the sum of theirs and of that of the
-    rows in no other group, which saves a pass over the table.
+    If the other groups are disjoint subsets of `"all"`, EᵀE of `"all"` is the sum of theirs and that of the remaining
+    rows, which saves a pass over the table.
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device.
-        groups: int64 row ids by name, ``"all"`` among them.
+        table: Table, (n, d), any floating dtype, any device.
+        groups: Row ids by name, int64, including `"all"`.
 
     Raises:
-        TypeError, ValueError: as `TableMeasure`.
+        TypeError: As in `TableMeasure`.
+        ValueError: As in `TableMeasure`.
 
     Example:
         >>> spectra = spectra_by_group(torch.eye(3), {"all": torch.arange(3), "rare": torch.tensor([2])})

@@ -1,4 +1,4 @@
-"""Whether near rows are what people call similar: correlation of cosines with human ratings of word pairs."""
+"""Rating correlation: whether the cosines of word pairs agree with human similarity ratings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Ratings(NamedTuple):
     """Rated pairs of tokens.
 
     Attributes:
-        pairs: ``(m, 2)`` int64, the rows of the two words, no word with itself.
-        scores: ``(m,)`` float64, how similar people find them; any scale that grows with similarity.
+        pairs: Row ids of the two words of each pair, (m, 2) int64; the two are different.
+        scores: How similar people find them, (m,) float64, on any scale that increases with similarity.
     """
 
     pairs: Tensor
@@ -26,32 +26,32 @@ class Ratings(NamedTuple):
 
 
 def read_ratings(path: str | Path) -> list[tuple[str, str, float]]:
-    """Rated pairs of words from a file such as SimLex-999, MEN or Rare Words: word, word, rating on each line.
+    r"""Read rated pairs of words from a file such as SimLex-999, MEN or Rare Words: word, word, rating on each line.
 
-    The three are separated by tabs, else by semicolons, else by commas, else by blanks; what follows them is passed
-    over, and so are empty lines. The first line may be a header: it is one if its third field is no number.
+    Fields are separated by tabs, otherwise by semicolons, otherwise by commas, otherwise by whitespace. Further fields
+    and empty lines are ignored. The first line is a header if its third field is not a number.
 
     Args:
-        path: a text file in UTF-8.
+        path: Text file in UTF-8.
 
     Returns:
-        ``[(word, word, rating), …]`` in the file's order, words as written.
+        `[(word, word, rating), …]` in the order of the file, with the words as written.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that is not of this form (named), or none that is.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If a line has another form (it is named), or no line has this form.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = Path(folder, "ratings.csv")
-        ...     _ = file.write_text("word1,word2,similarity\\nold,new,1.58\\nsmart,intelligent,9.2\\n")
+        ...     _ = file.write_text("word1,word2,similarity\nold,new,1.58\nsmart,intelligent,9.2\n")
         ...     read_ratings(file)
         [('old', 'new', 1.58), ('smart', 'intelligent', 9.2)]
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{str(path)!r} is no file of human ratings")
+        raise FileNotFoundError(f"{str(path)!r} does not exist. Pass a file of human ratings.")
     ratings: list[tuple[str, str, float]] = []
     seen = False
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
@@ -62,32 +62,36 @@ def read_ratings(path: str | Path) -> list[tuple[str, str, float]]:
         if score is not None and fields[0] and fields[1]:
             ratings.append((fields[0], fields[1], score))
         elif seen or len(fields) < 3 or score is not None:
-            raise ValueError(f"{path}, line {number}: {line.rstrip()!r} is not 'word, word, rating'")
+            raise ValueError(
+                f"{path}, line {number}: {line.rstrip()!r} is not 'word, word, rating'. Correct this line."
+            )
         seen = True
     if not ratings:
-        raise ValueError(f"{path} has no line 'word, word, rating'")
+        raise ValueError(f"{path} has no line 'word, word, rating'. Pass a file of human ratings.")
     return ratings
 
 
 def rating_correlation(table: Tensor, pairs: Tensor, scores: Tensor, *, centred: bool = True) -> float:
-    r"""Spearman's rank correlation of the cosine of two rows with a human rating of the two words; higher is better.
+    r"""Spearman rank correlation of the cosine of two rows with a human rating of the two words; higher is better.
 
-    .. math:: \rho\big(\operatorname{rank} \cos(e_a - \mu, e_b - \mu), \operatorname{rank} s_{ab}\big)
+    $$\rho\big(\operatorname{rank} \cos(e_a - \mu, e_b - \mu), \operatorname{rank} s_{ab}\big)$$
 
-    with μ the mean row of all words in ``pairs`` (Spearman 1904; as word similarity benchmarks are scored, with the
-    common direction taken out: Mu and Viswanath 2018). In [−1, 1]: 0 is no relation, 1 the same order. Ties share
-    their mean rank. Unchanged by the scale and by a rotation of the table, and by any growing change of the ratings.
+    where μ is the mean row of all words in `pairs` (Spearman 1904; the usual score of word similarity benchmarks, with
+    the common direction removed as in Mu and Viswanath 2018). It lies in [−1, 1]: 0 means no relation, 1 the same
+    order. Ties share their mean rank. It does not depend on the scale or a rotation of the table, or on a monotonic
+    change of the ratings.
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device; a row that is zero after centring has cosine 0 to all.
-        pairs: ``(m, 2)`` int64, row ids of the two words, m ≥ 2, no word with itself.
-        scores: ``(m,)`` floating, their ratings.
-        centred: subtract μ; ``False`` takes the cosines as they are.
+        table: Table, (n, d), any floating dtype, any device. A row that is zero after centring has cosine 0 to all
+            others.
+        pairs: Row ids of the two words of each pair, (m, 2) int64, m ≥ 2; the two must be different.
+        scores: Their ratings, (m,), any floating dtype.
+        centred: Subtract μ; `False` uses the plain cosines.
 
     Raises:
-        TypeError: ``table``, ``pairs`` or ``scores`` of another dtype.
-        ValueError: see `checked`; or shapes that do not fit, ids outside the table, a word with itself, ratings that
-            are not finite; or all ratings, or all cosines, are the same, so that there is no order.
+        TypeError: If `table`, `pairs` or `scores` has the wrong dtype.
+        ValueError: If the table is invalid (see `checked`), the shapes do not match, ids are out of range, a word is
+            paired with itself, ratings are not finite, or all ratings or all cosines are equal.
 
     Example:
         >>> import torch
@@ -97,20 +101,20 @@ def rating_correlation(table: Tensor, pairs: Tensor, scores: Tensor, *, centred:
     """
     pairs, scores = checked_ratings(Ratings(pairs, scores))
     if len(pairs) < 2:
-        raise ValueError(f"rating_correlation needs at least 2 pairs, got {len(pairs)}")
+        raise ValueError(f"rating_correlation needs at least 2 pairs, got {len(pairs)}.")
     cosines = _cosines(checked(table), pairs, centred)
     for name, values in (("cosine", cosines), ("rating", scores)):
-        if not _has_order(values):
-            raise ValueError(f"rating_correlation needs an order, but every {name} is {float(values[0]):g}")
+        if not _has_different_values(values):
+            raise ValueError(f"rating_correlation needs different values, but every {name} is {float(values[0]):g}.")
     return _rank_correlation(cosines, scores)
 
 
 class RatedByGroup(NamedTuple):
-    """Rated pairs, each in the group of its rarer word and in ``"all"``.
+    """Rated pairs, each in the group of its rarer word and in `"all"`.
 
     Attributes:
-        ratings: all of them.
-        groups: ``(m,)`` bool by group, which pairs are its own.
+        ratings: All pairs.
+        groups: Which pairs belong to each group, (m,) bool by group name.
     """
 
     ratings: Ratings
@@ -118,13 +122,13 @@ class RatedByGroup(NamedTuple):
 
     @classmethod
     def of(cls, ratings: Ratings, groups: dict[str, Tensor]) -> RatedByGroup:
-        """With groups as `pairs_by_group` takes them.
+        """Assign pairs to groups, given as for `pairs_by_group`.
 
         Example:
             >>> import torch
             >>> ratings = Ratings(torch.tensor([[0, 1], [2, 0]]), torch.tensor([3.0, 1.0]))
             >>> by_group = RatedByGroup.of(ratings, {"frequent": torch.tensor([0, 1]), "rare": torch.tensor([2])})
-            >>> {name: ratings.scores[its].tolist() for name, its in by_group.groups.items()}
+            >>> {name: ratings.scores[members].tolist() for name, members in by_group.groups.items()}
             {'all': [3.0, 1.0], 'frequent': [3.0], 'rare': [1.0]}
         """
         pairs, scores = checked_ratings(ratings)
@@ -135,46 +139,46 @@ class RatedByGroup(NamedTuple):
         )
 
     def correlations(self, table: Tensor, *, fewest: int = 2) -> dict[str, float]:
-        """`rating_correlation` of a checked table for each group that has so many pairs, and an order among them.
+        """Compute `rating_correlation` of a validated table for each group with enough pairs that are not all tied.
 
-        The cosines of all pairs are centred by one mean.
+        A group needs at least `fewest` pairs. The cosines of all pairs are centred by the same mean.
         """
         cosines = _cosines(table, self.ratings.pairs, centred=True)
         found = {}
-        for name, its in self.groups.items():
-            here, scores = cosines[its], self.ratings.scores[its]
-            if len(here) >= fewest and _has_order(here) and _has_order(scores):
-                found[name] = _rank_correlation(here, scores)
+        for name, members in self.groups.items():
+            of_group, scores = cosines[members], self.ratings.scores[members]
+            if len(of_group) >= fewest and _has_different_values(of_group) and _has_different_values(scores):
+                found[name] = _rank_correlation(of_group, scores)
         return found
 
 
 def checked_ratings(ratings: Ratings) -> Ratings:
-    """The ratings, or an error that says what is wrong with them."""
+    """Validate ratings."""
     pairs, scores = checked_pairs(ratings.pairs), ratings.scores
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         kind = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"scores must be a floating-point tensor of ratings, got {kind}; use torch.tensor(scores)")
+        raise TypeError(f"scores must be a floating-point tensor of ratings, got {kind}. Pass torch.tensor(scores).")
     if scores.shape != pairs.shape[:1]:
-        raise ValueError(f"scores must have shape ({len(pairs)},), one for each pair, got {tuple(scores.shape)}")
+        raise ValueError(f"scores must have shape ({len(pairs)},), one for each pair, got {tuple(scores.shape)}.")
     if not scores.isfinite().all():
-        raise ValueError(f"the rating of pair {int((~scores.isfinite()).nonzero()[0])} is not finite; leave it out")
+        raise ValueError(f"the rating of pair {int((~scores.isfinite()).nonzero()[0])} is not finite. Leave it out.")
     return Ratings(pairs, scores)
 
 
 def _cosines(table: Tensor, pairs: Tensor, centred: bool) -> Tensor:
-    """The cosine of each pair, ``(m,)`` float64 on the CPU, of rows less the mean row of all words in ``pairs``."""
-    words, where = pairs.to(table.device).unique(return_inverse=True)
+    """Compute the cosine of each pair of rows less the mean row of all words in `pairs`: (m,) float64 on the CPU."""
+    words, positions = pairs.to(table.device).unique(return_inverse=True)
     if len(words) and int(words[-1]) >= len(table):
-        raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}")
+        raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}.")
     rows = table[words].double()
     if centred:
         rows = rows - rows.mean(dim=0)
     directions = unit_rows(rows)
-    # Cosines that differ by rounding alone must tie, as in a rank-1 table.
-    return (directions[where[:, 0]] * directions[where[:, 1]]).sum(dim=1).round(decimals=12).cpu()
+    # Cosines that differ only by rounding must tie, as in a rank-1 table.
+    return (directions[positions[:, 0]] * directions[positions[:, 1]]).sum(dim=1).round(decimals=12).cpu()
 
 
-def _has_order(values: Tensor) -> bool:
+def _has_different_values(values: Tensor) -> bool:
     return bool((values != values[0]).any())
 
 

@@ -1,4 +1,4 @@
-"""Whether a table still knows which words belong together: lexical relations against re-paired words."""
+"""Relation AUC: whether a table reflects lexical relations, compared with randomly re-paired words."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ from torch import Tensor
 
 from defemb_callbacks.metrics.blocks import CACHED, checked, make_unit_, reciprocal_or_zero, row_blocks
 
-_TRIES = 64
+MAX_SWAPS = 64  # per pair, to find an unrelated partner
 
 
 def relation_auc(table: Tensor, pairs: Tensor, *, centred: bool = True, seed: int = 0) -> float:
-    r"""How well the cosine tells related words from re-paired ones; higher means more meaning.
+    r"""Probability that related words have a larger cosine than re-paired ones; higher means more meaning.
 
-    .. math:: P(\cos^+ > \cos^-) + \tfrac{1}{2} P(\cos^+ = \cos^-)
+    $$P(\cos^+ > \cos^-) + \tfrac{1}{2} P(\cos^+ = \cos^-)$$
 
-    over all combinations of a related pair and a re-paired one (Mann and Whitney 1947; the area under the ROC curve).
-    In [0, 1]: 0.5 is no meaning, 1 is perfect. The re-paired ones are the same left words with the right words shuffled
-    (`shuffled_pairs`): both sets hold the same words equally often, so that frequency or length cannot give the answer
-    away.
+    over all combinations of a related pair and a re-paired one: the area under the ROC curve (Mann and Whitney 1947).
+    It lies in [0, 1]: 0.5 is chance, 1 is perfect. Re-paired words are the same left words with the right words
+    shuffled (see `shuffled_pairs`): both sets contain the same words equally often, so frequency or length cannot give
+    the answer away.
 
-    The cosines are of unit rows less the mean unit row of all words in ``pairs``. A direction common to all rows adds
-    no mere constant, which ranks would ignore: it adds each row's own share of it, until cosines tell mostly who has
-    more. With a common direction three times as long as the rows, MiniLM's score on 19,266 WordNet hypernym pairs falls
-    from 0.83 to 0.71 uncentred, though every word is still where it was among the others; centred it stays at 0.83. How
-    strong that direction is, `average_cosine` tells; this score tells who is near whom. It is unchanged by row
-    lengths, by rotation, and by rows in no pair. Directions are computed in float64 and kept in float32, so cosines
-    that are the same to six decimals tie, to twelve for a float64 table; that moves the score by less than 1e-6.
+    Cosines are computed from unit rows less the mean unit row of all words in `pairs`. A direction common to all rows
+    would add to each cosine not a constant, which ranks would ignore, but a term that depends on how much of it the
+    two rows have. For example, a common direction three times as long as the rows lowers MiniLM's score on 19,266
+    WordNet hypernym pairs from 0.83 to 0.71 without centring, although no word has moved relative to the others; with
+    centring it stays at 0.83. `average_cosine` measures that direction; this score measures which words are near each
+    other. It does not depend on row lengths, rotation, or rows that are in no pair. Directions are computed in float64
+    and stored in float32, so cosines that agree to six decimals tie (to twelve for a float64 table), which changes the
+    score by less than 1e-6.
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device; a row that is zero, or at the mean, has cosine 0 to all.
-        pairs: ``(m, 2)`` int64, row ids of related words, m ≥ 2, no word with itself.
-        centred: subtract the mean unit row; ``False`` takes the cosines as they are.
-        seed: of the shuffle.
+        table: Table, (n, d), any floating dtype, any device. A row that is zero or equal to the mean has cosine 0 to
+            all others.
+        pairs: Row ids of related words, (m, 2) int64, m ≥ 2; the two words of a pair must be different.
+        centred: Subtract the mean unit row; `False` uses the plain cosines.
+        seed: Seed of the shuffle.
 
     Raises:
-        TypeError: ``table`` or ``pairs`` of another dtype.
-        ValueError: see `checked`; or ``pairs`` of another shape, fewer than 2, outside the table, a word with itself.
+        TypeError: If `table` or `pairs` has the wrong dtype.
+        ValueError: If the table is invalid (see `checked`), there are fewer than 2 pairs, ids are out of range, or a
+            word is paired with itself.
 
     Example:
         >>> table = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
@@ -50,11 +53,13 @@ def relation_auc(table: Tensor, pairs: Tensor, *, centred: bool = True, seed: in
 
 
 class RelatedWords(NamedTuple):
-    """What `relation_auc` needs of its pairs, computed once for many tables.
+    """Pairs prepared for `relation_auc`, computed once for many tables.
 
     Attributes:
-        words: ``(w,)`` int64, the rows in any pair, in growing order.
-        left, right, other: ``(m,)`` int64, positions in ``words``; left with right are related, with other re-paired.
+        words: Ids of all words in the pairs, ascending, (w,) int64.
+        left: Positions in `words` of the left words, (m,) int64.
+        right: Positions of the words related to them, (m,) int64.
+        other: Positions of the words they are re-paired with, (m,) int64.
     """
 
     words: Tensor
@@ -64,20 +69,20 @@ class RelatedWords(NamedTuple):
 
     @classmethod
     def of(cls, pairs: Tensor, *, seed: int = 0) -> RelatedWords:
-        """From ``(m, 2)`` int64 row ids, m ≥ 2."""
+        """Prepare pairs of row ids, (m, 2) int64, m ≥ 2."""
         pairs = checked_pairs(pairs)
         if len(pairs) < 2:
-            raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}")
+            raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}.")
         words, (left, right, other) = torch.stack([*pairs.cpu().T, shuffled_pairs(pairs, seed=seed)[:, 1]]).unique(
             return_inverse=True
         )
         return cls(words, left, right, other)
 
     def auc(self, table: Tensor, *, centred: bool = True) -> float:
-        """`relation_auc` of a `checked` table."""
+        """Compute `relation_auc` of a `checked` table."""
         words, left, right, other = (ids.to(table.device) for ids in self)
         if int(words[-1]) >= len(table):
-            raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}")
+            raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}.")
         directions = _directions(table, words, centred)
         related, shuffled = (_cosines(directions, left, partners) for partners in (right, other))
         shuffled = shuffled.sort().values
@@ -87,21 +92,23 @@ class RelatedWords(NamedTuple):
 
 
 def shuffled_pairs(pairs: Tensor, *, seed: int = 0) -> Tensor:
-    """The same left words with the right words in another order: what `relation_auc` compares related pairs with.
+    """Shuffle the right words of the pairs: `relation_auc` compares related pairs with the result.
 
-    The shuffle is one random cycle, so no pair keeps its right word by staying in place. A word that met itself or one
-    that it is related to (in either order) then swaps its right word with random others, up to 64 tries, until both
-    are unrelated. What cannot be helped, as when one word is in every pair, stays, and draws the score towards 0.5.
+    The shuffle is a random cycle, so no pair keeps its right word by staying in place. If a word is then paired with
+    itself or with a related word (in either order), its right word is swapped with random others, in up to 64
+    attempts, until both pairs are unrelated. Pairs for which this fails, for example if one word is in every pair,
+    stay and pull the score towards 0.5.
 
     Args:
-        pairs: ``(m, 2)`` int64, no word with itself.
-        seed: of the shuffle.
+        pairs: Row ids, (m, 2) int64; the two words of a pair must be different.
+        seed: Seed of the shuffle.
 
     Returns:
-        ``(m, 2)`` int64 on the CPU.
+        The pairs, (m, 2) int64, on the CPU.
 
     Raises:
-        TypeError, ValueError: ``pairs`` of another dtype or shape, or a word with itself.
+        TypeError: If `pairs` is not an int64 tensor.
+        ValueError: If `pairs` has another shape, or a word is paired with itself.
 
     Example:
         >>> shuffled_pairs(torch.tensor([[0, 1], [2, 3]])).tolist()
@@ -113,10 +120,10 @@ def shuffled_pairs(pairs: Tensor, *, seed: int = 0) -> Tensor:
     cycle = list(range(len(left)))
     rng.shuffle(cycle)
     partner = [0] * len(left)
-    for here, there in zip(cycle, cycle[1:] + cycle[:1], strict=True):
-        partner[here] = right[there]
+    for position, following in zip(cycle, cycle[1:] + cycle[:1], strict=True):
+        partner[position] = right[following]
     for i in range(len(left)):
-        for _ in range(_TRIES):
+        for _ in range(MAX_SWAPS):
             if (left[i], partner[i]) not in related:
                 break
             j = rng.randrange(len(left))
@@ -126,18 +133,19 @@ def shuffled_pairs(pairs: Tensor, *, seed: int = 0) -> Tensor:
 
 
 def pairs_by_group(pairs: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each pair in the group of its rarer word, and every pair in ``"all"``.
+    """Assign each pair to the group of its rarer word, and all pairs to `"all"`.
 
     Args:
-        pairs: ``(m, 2)`` int64 row ids.
-        groups: disjoint ids by name, from frequent to rare: ``{"frequent": …, "medium": …, "rare": …}``.
+        pairs: Row ids, (m, 2) int64.
+        groups: Disjoint ids by name, from frequent to rare: `{"frequent": …, "medium": …, "rare": …}`.
 
     Returns:
-        ``{"all": every pair, "frequent": …, …}``. A pair with a word in no group is in ``"all"`` only.
+        `{"all": all pairs, "frequent": …, …}`. Pairs with a word in no group are only in `"all"`.
 
     Raises:
-        TypeError: ``pairs`` of another dtype.
-        ValueError: ``pairs`` of another shape or a word with itself; an id in two groups; a group called "all".
+        TypeError: If `pairs` is not an int64 tensor.
+        ValueError: If `pairs` has another shape, a word is paired with itself, an id is in two groups, or a group is
+            called "all".
 
     Example:
         >>> groups = {"frequent": torch.tensor([0, 1]), "rare": torch.tensor([2])}
@@ -150,10 +158,11 @@ def pairs_by_group(pairs: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def group_of_pairs(pairs: Tensor, groups: dict[str, Tensor]) -> Tensor:
-    """The position in ``groups`` of each pair's rarer word, ``(m,)`` int64; −1 where a word is in no group.
+    """Return the position in `groups` of each pair's rarer word, (m,) int64; −1 if one of its words is in no group.
 
     Raises:
-        TypeError, ValueError: as `pairs_by_group`.
+        TypeError: As in `pairs_by_group`.
+        ValueError: As in `pairs_by_group`.
 
     Example:
         >>> groups = {"frequent": torch.tensor([0, 1]), "rare": torch.tensor([2])}
@@ -162,17 +171,17 @@ def group_of_pairs(pairs: Tensor, groups: dict[str, Tensor]) -> Tensor:
     """
     pairs = checked_pairs(pairs)
     if "all" in groups:
-        raise ValueError('groups must not contain "all", which is every pair; pass the frequency groups only')
+        raise ValueError('groups must not contain "all", which is every pair. Pass the frequency groups only.')
     ids = [members.to(pairs.device) for members in groups.values()]
     highest = max([int(members.max()) for members in (*ids, pairs) if members.numel()], default=-1)
     rank = torch.full((highest + 1,), -1, device=pairs.device)
     for position, (name, members) in enumerate(zip(groups, ids, strict=True)):
         if (members < 0).any():
-            raise ValueError(f"group {name!r} must hold row ids of 0 or more, got {int(members.min())}")
+            raise ValueError(f"group {name!r} must hold row ids of 0 or more, got {int(members.min())}.")
         taken = members[rank[members] >= 0]
         if taken.numel():
             raise ValueError(
-                f"token {int(taken[0])} is in group {name!r} and in a group before it; groups must be disjoint"
+                f"token {int(taken[0])} is in group {name!r} and in a group before it. Pass disjoint groups."
             )
         rank[members] = position
     ranks = rank[pairs]
@@ -180,30 +189,30 @@ def group_of_pairs(pairs: Tensor, groups: dict[str, Tensor]) -> Tensor:
 
 
 def checked_pairs(pairs: Tensor) -> Tensor:
-    """The pairs, or an error that says what is wrong with them."""
+    """Validate pairs of row ids."""
     if not isinstance(pairs, Tensor) or pairs.dtype != torch.int64:
         kind = pairs.dtype if isinstance(pairs, Tensor) else type(pairs).__name__
-        raise TypeError(f"pairs must be an int64 tensor of row ids, got {kind}; use torch.tensor(pairs)")
+        raise TypeError(f"pairs must be an int64 tensor of row ids, got {kind}. Pass torch.tensor(pairs).")
     if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"pairs must have shape (m, 2), got {tuple(pairs.shape)}")
+        raise ValueError(f"pairs must have shape (m, 2), got {tuple(pairs.shape)}.")
     if (pairs < 0).any():
-        raise ValueError(f"pairs must hold row ids of 0 or more, got {int(pairs.min())}")
+        raise ValueError(f"pairs must hold row ids of 0 or more, got {int(pairs.min())}.")
     alike = (pairs[:, 0] == pairs[:, 1]).nonzero()
     if alike.numel():
         row = int(alike[0])
-        raise ValueError(f"pair {row} relates token {int(pairs[row, 0])} to itself; leave such pairs out")
+        raise ValueError(f"pair {row} relates token {int(pairs[row, 0])} to itself. Leave such pairs out.")
     return pairs
 
 
 def _directions(table: Tensor, words: Tensor, centred: bool) -> Tensor:
-    """Unit rows of ``words``, less their mean if ``centred``, and made unit again: ``(w, d)``."""
-    # Computed in float64; then float32 holds a cosine to 1e-7, far finer than the table's own rounding moves it.
+    """Normalize the rows of `words`, subtract their mean if `centred`, and normalize again: (w, d)."""
+    # Computed in float64. Stored in float32, a cosine is exact to 1e-7, far better than the rounding of the table.
     dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
     centre = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
     if centred:
         centre = torch.stack([make_unit_(block).sum(dim=0) for block in row_blocks(table, words)]).sum(dim=0)
         centre /= len(words)
-    # Nearer to the centre than the table's dtype, or this sum, can tell, an offset is rounding: no direction at all.
+    # An offset from the centre below the precision of the table's dtype, or of this sum, is rounding error.
     shortest = max(torch.finfo(table.dtype).eps, 1e-12)
     directions = torch.empty(len(words), table.shape[1], dtype=dtype, device=table.device)
     start = 0
@@ -217,9 +226,9 @@ def _directions(table: Tensor, words: Tensor, centred: bool) -> Tensor:
 
 
 def _cosines(directions: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Of each row named by ``left`` with the one named beside it by ``right``: ``(m,)`` float64."""
+    """Compute the cosine of each row in `left` with the row at the same position in `right`: (m,) float64."""
     rows = max(1, CACHED // directions.shape[1])
     blocks = zip(left.split(rows), right.split(rows), strict=True)
-    cosines = torch.cat([(directions[here] * directions[there]).sum(dim=1) for here, there in blocks])
-    # Cosines that differ by rounding alone must tie, as in a rank-1 table.
+    cosines = torch.cat([(directions[a] * directions[b]).sum(dim=1) for a, b in blocks])
+    # Cosines that differ only by rounding must tie, as in a rank-1 table.
     return cosines.double().round(decimals=12 if directions.dtype == torch.float64 else 6)

@@ -1,4 +1,4 @@
-"""The singular values and directions of an embedding table, from EᵀE, and how many of them count."""
+"""The spectrum of an embedding table: singular values and directions from EᵀE, and the effective rank."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from torch import Tensor
 
 from defemb_callbacks.metrics.blocks import checked, row_blocks
 
-# Numbers in a block that is multiplied: enough that the product's threads do not wait for one another.
-_PRODUCT = 1 << 21
+# Numbers in a block for matrix products: enough to keep all threads busy.
+PRODUCT_BLOCK = 1 << 21
 
 
 class Spectrum(NamedTuple):
-    """Eigenvalues (ascending, ``(d,)``) and eigenvectors (columns, ``(d, d)``) of EᵀE, in float64.
+    """Eigenvalues and eigenvectors of EᵀE in float64.
 
-    What `isotropy` and `effective_rank` have in common: compute it once where both are wanted.
+    `isotropy` and `effective_rank` both need it: compute it once if you want both.
+
+    Attributes:
+        eigenvalues: Eigenvalues in ascending order, (d,).
+        eigenvectors: Eigenvectors as columns, (d, d).
     """
 
     eigenvalues: Tensor
@@ -24,35 +28,35 @@ class Spectrum(NamedTuple):
 
     @classmethod
     def of_gram(cls, gram: Tensor) -> Spectrum:
-        """From EᵀE itself, for instance the sum of the Gram matrices of groups of rows."""
+        """Compute it from EᵀE, for instance from the sum of the Gram matrices of groups of rows."""
         eigenvalues, eigenvectors = torch.linalg.eigh(gram)
-        # Below the rounding of EᵀE an eigenvalue is noise around zero, and can be negative.
+        # Eigenvalues below the rounding error of EᵀE are noise, and may be negative.
         noise = gram.shape[0] * torch.finfo(gram.dtype).eps * eigenvalues[-1]
         return cls(eigenvalues.where(eigenvalues > noise, 0.0), eigenvectors)
 
     @classmethod
     def of_table(cls, table: Tensor) -> Spectrum:
-        """From the rows, ``(n, d)``."""
+        """Compute it from a table, (n, d)."""
         return cls.of_gram(gram_matrix(checked(table)))
 
     def effective_rank(self) -> float:
-        """See the function of this name."""
+        """See `effective_rank`."""
         sigma = self.eigenvalues.sqrt()
         if not sigma.any():
-            raise ValueError("effective_rank needs at least 1 row that is not zero, every row is")
+            raise ValueError("effective_rank needs at least 1 row that is not zero, but all rows are zero.")
         return float(torch.special.entr(sigma / sigma.sum()).sum().exp())
 
 
 def gram_matrix(table: Tensor, ids: Tensor | None = None, *, mean: Tensor | None = None) -> Tensor:
-    """Σ (e − mean)(e − mean)ᵀ over the rows of a `checked` table or those that ``ids`` names; EᵀE without ``mean``.
+    """Compute Σ (e − mean)(e − mean)ᵀ over the rows of a `checked` table; EᵀE without `mean`.
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device.
-        ids: ``(m,)`` int64.
-        mean: ``(d,)`` float64.
+        table: Table, (n, d), any floating dtype, any device.
+        ids: Ids of the rows to use, (m,) int64; `None` uses all rows.
+        mean: Vector to subtract from each row, (d,) float64.
 
     Returns:
-        ``(d, d)`` in float64.
+        The matrix, (d, d) float64.
 
     Example:
         >>> gram_matrix(torch.tensor([[1.0, 2.0], [0.0, 3.0]])).tolist()
@@ -61,27 +65,29 @@ def gram_matrix(table: Tensor, ids: Tensor | None = None, *, mean: Tensor | None
     dim = table.shape[1]
     gram = torch.zeros(dim, dim, dtype=torch.float64, device=table.device)
     step = max(64, -(-dim // 4))
-    for block in row_blocks(table, ids, elements=_PRODUCT):
+    for block in row_blocks(table, ids, elements=PRODUCT_BLOCK):
         if mean is not None:
             block -= mean
-        for start in range(0, dim, step):  # the upper triangle in four strips: 5/8 of the full product
+        for start in range(0, dim, step):  # the upper triangle in four strips: 5/8 of the cost of the full product
             gram[start : start + step, start:].addmm_(block[:, start : start + step].T, block[:, start:])
     return gram.triu() + gram.triu(1).T
 
 
 def effective_rank(table: Tensor, *, spectrum: Spectrum | None = None) -> float:
-    r"""How many directions the table really uses; higher is more isotropic.
+    r"""Number of directions that the table effectively uses; higher is more isotropic.
 
-    .. math:: \exp\Big(-\sum_i p_i \ln p_i\Big), \qquad p_i = \sigma_i / \textstyle\sum_j \sigma_j
+    $$\exp\Big(-\sum_i p_i \ln p_i\Big), \qquad p_i = \sigma_i / \textstyle\sum_j \sigma_j$$
 
-    over the singular values σ of E (Roy and Vetterli 2007). In [1, min(n, d)]; unchanged by scale and rotation.
+    over the singular values σ of E (Roy and Vetterli 2007). It lies in [1, min(n, d)] and does not depend on scale and
+    rotation.
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device.
-        spectrum: of this very table, where it is known already.
+        table: Table, (n, d), any floating dtype, any device.
+        spectrum: The spectrum of this table, if it is already known.
 
     Raises:
-        TypeError, ValueError: see `checked`; or every row is zero.
+        TypeError: If the table is not a floating-point tensor.
+        ValueError: If the table is invalid (see `checked`), or all rows are zero.
 
     Example:
         >>> round(effective_rank(torch.eye(3)), 6)
@@ -94,12 +100,17 @@ def effective_rank(table: Tensor, *, spectrum: Spectrum | None = None) -> float:
 
 
 def singular_values(table: Tensor) -> Tensor:
-    """The min(n, d) singular values of an ``(n, d)`` table, largest first, float64; the flatter, the more isotropic.
+    """Return the min(n, d) singular values of a table, largest first, in float64; flatter means more isotropic.
 
-    Square roots of the eigenvalues of EᵀE: values below about 1e-7 of the largest are rounding, and come out as 0.
+    They are square roots of the eigenvalues of EᵀE, so values below about 1e-7 of the largest are lost in rounding and
+    become 0.
+
+    Args:
+        table: Table, (n, d), any floating dtype, any device.
 
     Raises:
-        TypeError, ValueError: see `checked`.
+        TypeError: If the table is not a floating-point tensor.
+        ValueError: If the table is invalid (see `checked`).
 
     Example:
         >>> singular_values(torch.tensor([[0.0, 2.0], [3.0, 0.0], [0.0, 0.0]])).tolist()

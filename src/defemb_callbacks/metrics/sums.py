@@ -1,4 +1,4 @@
-"""Lengths and mean direction: sums over rows, so that those of all rows are the total of those of the groups."""
+"""Row norms and mean direction from sums over rows, so that the sums of all rows are those of the groups together."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from defemb_callbacks.metrics.blocks import checked, reciprocal_or_zero, row_blo
 
 
 class RowSums(NamedTuple):
-    """Sums over a set of rows e, in float64 on the table's device; ê is e divided by its length.
+    """Sums over a set of rows e, in float64 on the device of the table; ê is the normalized row.
 
     Attributes:
-        rows: how many.
-        directions: ``()`` int64, how many of them are not zero.
-        length: ``()``, Σ ‖e‖.
-        longest: ``()``, max ‖e‖.
-        total: ``(d,)``, Σ e.
-        unit_total: ``(d,)``, Σ ê over the rows that are not zero.
+        rows: Number of rows.
+        directions: Number of nonzero rows, () int64.
+        length: Σ ‖e‖, ().
+        longest: max ‖e‖, ().
+        total: Σ e, (d,).
+        unit_total: Σ ê over the nonzero rows, (d,).
     """
 
     rows: int
@@ -32,7 +32,7 @@ class RowSums(NamedTuple):
 
     @classmethod
     def of(cls, table: Tensor, ids: Tensor | None = None) -> RowSums:
-        """Of all rows of a checked table, or of those that ``ids`` names, in one pass."""
+        """Sum all rows of a validated table, or those in `ids`, in one pass."""
         parts = []
         for block in row_blocks(table, ids):
             lengths = row_lengths(block)
@@ -43,7 +43,7 @@ class RowSums(NamedTuple):
 
     @classmethod
     def combined(cls, parts: Sequence[RowSums]) -> RowSums:
-        """Of the union of disjoint sets of rows."""
+        """Combine the sums of disjoint sets of rows."""
         rows, directions, lengths, longest, totals, unit_totals = zip(*parts, strict=True)
         return cls(
             sum(rows),
@@ -55,31 +55,33 @@ class RowSums(NamedTuple):
         )
 
     def average_cosine(self) -> float:
-        """See the function of this name."""
+        """See `average_cosine`."""
         count = int(self.directions)
         if count < 2:
-            raise ValueError(f"average_cosine needs at least 2 rows that are not zero, got {count} of {self.rows}")
+            raise ValueError(f"average_cosine needs at least 2 rows that are not zero, got {count} of {self.rows}.")
         mean = (self.unit_total @ self.unit_total - count) / (count * (count - 1))
-        return float(mean.clamp(-1 / (count - 1), 1))  # rounding must not carry it out of its range
+        return float(mean.clamp(-1 / (count - 1), 1))  # against rounding errors
 
     def mean_norm(self) -> float:
-        """See the function of this name."""
+        """See `mean_norm`."""
         return float(self.length) / self.rows
 
 
 def average_cosine(table: Tensor) -> float:
-    r"""Mean cosine over all ordered pairs of different rows; lower is more isotropic.
+    r"""Mean cosine over all ordered pairs of different rows; values near 0 are more isotropic.
 
-    .. math:: \frac{\lVert \sum_i \hat e_i \rVert^2 - m}{m (m - 1)}
+    $$\frac{\lVert \sum_i \hat e_i \rVert^2 - m}{m (m - 1)}$$
 
-    over the m rows that are not zero (Ethayarajh 2019 samples it; the sum makes it exact in O(nd)).
-    In [−1/(m−1), 1]; about 0 for directions without preference, 1 for one common direction. Unchanged by row lengths.
+    over the m nonzero rows. Ethayarajh (2019) estimates it from a sample; the sum is exact in O(nd). It lies in
+    [−1/(m−1), 1]: about 0 if no direction is preferred, 1 if all rows have the same direction. It does not depend on
+    row lengths.
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device.
+        table: Table, (n, d), any floating dtype, any device.
 
     Raises:
-        TypeError, ValueError: see `checked`; or fewer than two rows are not zero.
+        TypeError: If the table is not a floating-point tensor.
+        ValueError: If the table is invalid (see `checked`), or fewer than two rows are nonzero.
 
     Example:
         >>> round(average_cosine(torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 3.0], [0.0, 0.0]])), 4)
@@ -89,15 +91,16 @@ def average_cosine(table: Tensor) -> float:
 
 
 def mean_norm(table: Tensor) -> float:
-    r"""Mean length of the rows, zero rows included; ≥ 0, in the table's own unit, no direction is better.
+    r"""Mean Euclidean norm of the rows, including zero rows; neither direction is better.
 
-    .. math:: \frac{1}{n} \sum_i \lVert e_i \rVert
+    $$\frac{1}{n} \sum_i \lVert e_i \rVert$$
 
     Args:
-        table: ``(n, d)``, any floating dtype, any device.
+        table: Table, (n, d), any floating dtype, any device.
 
     Raises:
-        TypeError, ValueError: see `checked`.
+        TypeError: If the table is not a floating-point tensor.
+        ValueError: If the table is invalid (see `checked`).
 
     Example:
         >>> mean_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
