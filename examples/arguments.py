@@ -1,4 +1,4 @@
-"""Command lines of the example scripts: a recipe in YAML, and options that replace single settings of it."""
+"""Command lines of the example scripts: an optional YAML recipe, and options that override its settings."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ from defemb_callbacks import DefinitionEMBConfig
 
 @dataclass
 class ModelArguments:
-    """Which model, and whether its embeddings are rebuilt, from what."""
+    """Model, and the dictionaries its embeddings are rebuilt from."""
 
-    model_name_or_path: str = field(metadata={"help": "Folder or hub id."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the hub."})
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     definition_emb: bool = field(
         default=True, metadata={"help": "Rebuild the embeddings before training; false is the baseline."}
     )
     definitions: list[str] = field(
-        default_factory=lambda: ["wordnet"], metadata={"help": "'wordnet' and files, as `load_definitions` reads them."}
+        default_factory=lambda: ["wordnet"],
+        metadata={"help": "'wordnet' and dictionary files; see `load_definitions`."},
     )
 
 
 def parse(types: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """One instance of each dataclass from `[RECIPE.yaml] --name value …`.
+    """Parse `[RECIPE.yaml] --name value …` into one instance of each dataclass.
 
-    A recipe's `paper: bart-large` stands for all settings of `DefinitionEMBConfig.paper("bart-large")`; those beside it
-    replace single ones.
+    `paper: bart-large` in a recipe stands for all settings of `DefinitionEMBConfig.paper("bart-large")`; other settings
+    in the recipe override them.
 
     Args:
-        types: dataclasses, no two of which have a field of the same name.
-        argv: without the script's name; by default those of this process.
+        types: Dataclasses without common field names.
+        argv: Arguments without the script name; by default those of this process.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given and given[0].endswith((".yaml", ".yml")):
-        given = [*_options(Path(given[0])), *given[1:]]
-    return tuple(HfArgumentParser(types).parse_args_into_dataclasses(given))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments = [*_options(Path(arguments[0])), *arguments[1:]]
+    return tuple(HfArgumentParser(types).parse_args_into_dataclasses(arguments))
 
 
 def _options(recipe: Path) -> list[str]:
-    """The settings of a recipe as options; what is given after them replaces them."""
+    """Convert a recipe to options, which later options override."""
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     if "paper" in settings:
         settings = DefinitionEMBConfig.paper(settings.pop("paper")).to_dict() | settings

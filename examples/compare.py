@@ -1,13 +1,13 @@
-"""Run a script with and without the callback, over seeds in pairs, and say whether the difference is more than chance.
+"""Run a script with and without the callback, with paired seeds, and test whether the difference is significant.
 
     python examples/compare.py examples/run_glue.py --output_dir outputs/compare --seeds 5 \
         --variants baseline blend replace "learned=--method learned --strategy replace" -- \
         --model_name_or_path roberta-base --task_name sst2 --do_train --do_eval --max_train_samples 4096
 
-What follows `--` goes to the script as it is, and so do the options of a variant. A seed gives all variants the same
-training examples, order and new head. Each finished run is a line in `runs.jsonl`: the same command, given again, goes
-on where it was interrupted, and with more seeds or variants it runs only those. `--launcher "accelerate launch"` runs
-on several GPUs. Results: `results.md`, `results.json` and `differences.png`.
+Arguments after `--` and the options of a variant are passed to the script unchanged. With the same seed, all variants
+have the same training examples, order and initialisation of the head. Each finished run is a line in `runs.jsonl`: an
+interrupted command continues when it is run again, and with more seeds or variants only the missing runs are started.
+`--launcher "accelerate launch"` runs on several GPUs. Results: `results.md`, `results.json` and `differences.png`.
 """
 
 from __future__ import annotations
@@ -36,59 +36,61 @@ Results = dict[str, dict[str, dict[str, Any]]]  # metric, group, variant (and "e
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options; `variants` as {name: options of the script}, `script_options` as a list."""
-    own = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
+    """Parse the options; `variants` becomes {name: script options}, `script_options` a list."""
+    options = list(argv[: argv.index("--")]) if "--" in argv else list(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("script", help="run_glue.py, run_summarization.py, or another that writes the same files")
+    parser.add_argument(
+        "script", help="run_glue.py, run_summarization.py, or another script that writes the same files"
+    )
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5, help="pairs of runs: with --seed 0, 1, 2, …")
+    parser.add_argument("--seeds", type=int, default=5, help="number of paired runs, with --seed 0, 1, 2, …")
     parser.add_argument(
         "--variants", nargs="+", default=["baseline", "blend"], help=f"{', '.join(VARIANTS)}, NAME=OPTIONS"
     )
-    parser.add_argument("--launcher", default=sys.executable, help="what starts the script, instead of python")
-    arguments = parser.parse_args(own)
-    arguments.script_options = list(argv[len(own) + 1 :])
+    parser.add_argument("--launcher", default=sys.executable, help="command that starts the script, instead of python")
+    arguments = parser.parse_args(options)
+    arguments.script_options = list(argv[len(options) + 1 :])
     variants = {}
     for variant in arguments.variants:
-        name, equals, options = variant.partition("=")
+        name, equals, script_options = variant.partition("=")
         if not equals and name not in VARIANTS:
-            parser.error(f"the variant {name!r} is unknown; take one of {', '.join(VARIANTS)}, or write {name}=OPTIONS")
-        variants[name] = shlex.split(options if equals else VARIANTS[name])
+            parser.error(f"unknown variant {name!r}. Choose one of {', '.join(VARIANTS)}, or pass {name}=OPTIONS")
+        variants[name] = shlex.split(script_options if equals else VARIANTS[name])
     if arguments.seeds < 1:
-        parser.error(f"--seeds {arguments.seeds}: there must be at least one")
+        parser.error(f"--seeds must be at least 1, got {arguments.seeds}")
     if BASELINE not in variants:
-        parser.error(f"the variants {', '.join(variants)} lack a {BASELINE!r} to compare with")
+        parser.error(f"--variants must include {BASELINE!r}, got {', '.join(variants)}")
     arguments.variants = variants
     return arguments
 
 
 def finished_runs(path: Path, expected: dict[str, list[str]]) -> list[Run]:
-    """The runs of earlier commands, of the variants that are expected.
+    """Read the runs of earlier commands for the given variants.
 
     Raises:
-        ValueError: a run of one of these variants with other options.
+        ValueError: If a run of one of these variants had different options.
     """
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):  # killed while it was written
+    if lines and not lines[-1].endswith("\n"):  # killed while writing
         path.write_text("".join(lines[:-1]), encoding="utf-8")
         lines = lines[:-1]
     runs = [run for run in map(json.loads, lines) if run["variant"] in expected]
     for run in runs:
         if run["options"] != expected[run["variant"]]:
             raise ValueError(
-                f"{path} has runs of {run['variant']!r} with other options ({shlex.join(run['options'])}); "
-                "give another --output_dir, or another name to the variant."
+                f"{path} has runs of {run['variant']!r} with different options ({shlex.join(run['options'])}). "
+                "Choose another --output_dir or rename the variant."
             )
     return runs
 
 
 def new_run(launcher: str, script: str, variant: str, options: list[str], seed: int, folder: Path) -> Run:
-    """Run the script; its metrics, and the scores of single examples.
+    """Run the script and return its metrics and the scores of single examples.
 
     Raises:
-        RuntimeError: it failed; the message has the end of its output.
+        RuntimeError: If the script fails; the message contains the end of its output.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [*shlex.split(launcher), script, *options, "--seed", str(seed), "--output_dir", str(folder)]
@@ -100,13 +102,13 @@ def new_run(launcher: str, script: str, variant: str, options: list[str], seed: 
     metrics = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     files = sorted(folder.glob(f"*{EXAMPLES}"))
     if not files:
-        raise RuntimeError(f"{shlex.join(command)} evaluated nothing, there is no *{EXAMPLES}: give --do_eval.")
+        raise RuntimeError(f"{shlex.join(command)} wrote no *{EXAMPLES}. Pass --do_eval.")
     examples = {path.name.removesuffix(EXAMPLES): _columns(path, metrics) for path in files}
     return {"variant": variant, "seed": seed, "options": options, "metrics": metrics, "examples": examples}
 
 
 def _columns(path: Path, metrics: dict[str, float]) -> dict[str, list[float]]:
-    """Of single examples: whether they have a rare token, and the scores that are averaged over them."""
+    """Read for each example whether it has a rare token, and the scores that are averaged over examples."""
     prefix = path.name.removesuffix(EXAMPLES)
     examples = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     kept = ["rare", *(name for name in examples[0] if f"{prefix}_{name}" in metrics)]
@@ -114,17 +116,17 @@ def _columns(path: Path, metrics: dict[str, float]) -> dict[str, list[float]]:
 
 
 def check_same_examples(runs: list[Run]) -> None:
-    """Refuse runs that were evaluated on other examples than the first: `ValueError`."""
+    """Raise a `ValueError` if runs were evaluated on different examples."""
     sizes = [{prefix: len(columns["rare"]) for prefix, columns in run["examples"].items()} for run in runs]
     if other := [size for size in sizes if size != sizes[0]]:
         raise ValueError(f"The runs were evaluated on different numbers of examples: {sizes[0]} and {other[0]}.")
 
 
 def compared(runs: list[Run], variants: Sequence[str], seeds: int) -> Results:
-    """Mean score and paired difference with its interval, by metric, group of examples and variant.
+    """Compute mean score, paired difference and interval by metric, group of examples and variant.
 
-    Settings may differ in which tokens are rare and rebuilt; groups are those of the baseline's first run. Metrics that
-    are no mean over examples are given by group only where all runs have the same groups.
+    Variants may differ in which tokens are rare and rebuilt; the groups are those of the baseline's first run. Metrics
+    that are not means over examples are reported by group only if all runs have the same groups.
     """
     by_key = {(run["variant"], run["seed"]): run for run in runs}
     pairs = {variant: [by_key[variant, seed] for seed in range(seeds)] for variant in variants}
@@ -151,7 +153,7 @@ def compared(runs: list[Run], variants: Sequence[str], seeds: int) -> Results:
 
 
 def _row(scores: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[str, Any]:
-    """Of (seeds, examples) scores, or of (seeds,) where they are no mean over examples."""
+    """Summarise (seeds, examples) scores, or (seeds,) scores that are not means over examples."""
     difference = scores - baseline
     by_seed = difference if difference.ndim == 1 else difference.mean(axis=1)
     row = {"mean": float(scores.mean()), "difference": float(difference.mean()), "of_seeds": by_seed.tolist()}
@@ -163,7 +165,7 @@ def _row(scores: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[str
 
 
 def _metrics(run: Run, prefix: str) -> list[str]:
-    """The metrics that are given by group, of one set of examples."""
+    """Return the metrics of one set of examples that are reported by group."""
     others = tuple(f"{other}_" for other in run["examples"] if other.startswith(f"{prefix}_"))
     keys = [key for key in run["metrics"] if key.startswith(f"{prefix}_") and key.endswith(("_rare", "_other"))]
     own = [key for key in keys if not key.startswith((*others, f"{prefix}_samples_"))]
@@ -171,7 +173,7 @@ def _metrics(run: Run, prefix: str) -> list[str]:
 
 
 def markdown(results: Results, variants: Sequence[str]) -> str:
-    """One table for each metric, a row for each variant; differences in bold whose interval leaves 0 out."""
+    """Write a table per metric with a row per variant. Differences are bold if their interval excludes 0."""
     return "\n\n".join("\n".join(_table(name, groups, variants)) for name, groups in results.items())
 
 
@@ -196,7 +198,7 @@ def _difference(row: dict[str, Any]) -> str:
 
 
 def draw(results: Results, variants: Sequence[str], path: Path) -> None:
-    """A row of panels for each metric, a panel for each group: differences with intervals, a dot for each seed."""
+    """Draw a row of panels per metric and a panel per group: differences with intervals, a dot per seed."""
     shown = [variant for variant in variants if variant != BASELINE]
     columns = max(map(len, results.values()))
     size = (3.4 * columns + 1, (0.45 * len(shown) + 1.3) * len(results))
@@ -221,7 +223,7 @@ def draw(results: Results, variants: Sequence[str], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> Results:
-    """Run what is missing, and compare."""
+    """Run what is missing and compare."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     folder: Path = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> Results:
     table = markdown(results, list(expected))
     (folder / "results.md").write_text(table + "\n", encoding="utf-8")
     draw(results, list(expected), folder / "differences.png")
-    print(f"\n{table}\n\nWritten to {folder}.")
+    print(f"\n{table}\n\nSaved in {folder}.")
     return results
 
 

@@ -1,4 +1,4 @@
-"""The splits of a data set, of the hub or in local files; what the example scripts share of reading data."""
+"""Read the splits of a data set from the Hub or from local files. Shared by the example scripts."""
 
 from __future__ import annotations
 
@@ -12,62 +12,68 @@ from transformers import TrainingArguments
 
 @dataclass
 class SplitArguments:
-    """Where the data are, and how much of them to take."""
+    """Location and size of the data."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the hub."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
-    train_file: str | None = field(default=None, metadata={"help": "Local .tsv, .csv or .jsonl file, with a header."})
-    validation_file: str | None = field(default=None, metadata={"help": "The same, to evaluate on."})
-    test_file: str | None = field(default=None, metadata={"help": "The same, to predict."})
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on so many examples, drawn by --seed; by default on all."}
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Local .tsv, .csv or .jsonl file with column names."}
     )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate and predict the first so many."})
+    validation_file: str | None = field(default=None, metadata={"help": "Local file to evaluate on."})
+    test_file: str | None = field(default=None, metadata={"help": "Local file to predict."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Number of training examples, sampled with --seed. Default: all."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Number of examples to evaluate and predict, the first ones. Default: all."}
+    )
 
     @property
     def files(self) -> dict[str, str]:
-        """The local files, by split."""
+        """Local files by split."""
         found = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
         return {split: path for split, path in found.items() if path}
 
 
 def load_splits(arguments: SplitArguments, args: TrainingArguments) -> DatasetDict:
-    """The splits that are needed for what is to be done: "train", those for validation, those for tests.
+    """Load the splits required by `do_train`, `do_eval` and `do_predict`.
 
     Args:
-        arguments: local files, or else a data set on the hub.
-        args: say what is to be done.
+        arguments: Local files or a data set on the Hub.
+        args: Training arguments.
 
     Raises:
-        ValueError: neither files nor a data set, a file of another kind, no split for what is to be done, or an order
-            of training examples that the Trainer would give to those for evaluation, too.
-        FileNotFoundError: no such file.
+        ValueError: If there is no data source, a file has an unknown format, a required split is missing, or the
+            sampling strategy would also reorder evaluation examples.
+        FileNotFoundError: If a file does not exist.
     """
     if args.train_sampling_strategy == "group_by_length":
-        raise ValueError("train_sampling_strategy='group_by_length' would shuffle what is evaluated, too.")
+        raise ValueError(
+            "train_sampling_strategy='group_by_length' would also shuffle evaluation examples. Choose another."
+        )
     if arguments.files:
         found = {split: _read(path) for split, path in arguments.files.items()}
     elif arguments.dataset_name:
         name, config = arguments.dataset_name, arguments.dataset_config_name
         found = load_dataset(name, config, revision=arguments.dataset_revision)
     else:
-        raise ValueError("No data: give --dataset_name, or --train_file and --validation_file.")
+        raise ValueError("There are no data. Pass --dataset_name, or --train_file and --validation_file.")
     splits = DatasetDict()
     for kind, needed in (("train", args.do_train), ("validation", args.do_eval), ("test", args.do_predict)):
         of_kind = {split: rows for split, rows in found.items() if split.startswith(kind)}
         if needed and not of_kind:
-            raise ValueError(f"No split {kind!r} among {', '.join(found)}: give --{kind}_file.")
+            raise ValueError(f"There is no split {kind!r}, only {', '.join(found)}. Pass --{kind}_file.")
         splits |= of_kind if needed else {}
     if not splits:
-        raise ValueError("Nothing to do: give --do_train, --do_eval or --do_predict.")
+        raise ValueError("Nothing to do. Pass --do_train, --do_eval or --do_predict.")
     return splits
 
 
 def cut(splits: DatasetDict, arguments: SplitArguments, args: TrainingArguments) -> DatasetDict:
-    """At most so many examples as the arguments say.
+    """Limit the number of examples.
 
-    Those to train on are drawn by `seed`, so that runs with the same seed train on the same examples.
+    Training examples are sampled with `seed`, so runs with the same seed train on the same examples.
     """
     shorter = DatasetDict()
     for split, rows in splits.items():
@@ -80,8 +86,8 @@ def cut(splits: DatasetDict, arguments: SplitArguments, args: TrainingArguments)
 
 def _read(path: str) -> Dataset:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path!r}.")
-    # A review may be "null" or "None": text, and no missing value.
+        raise FileNotFoundError(f"The file {path!r} does not exist.")
+    # "null" and "None" may be texts; they are not missing values.
     text = {"keep_default_na": False}
     match Path(path).suffix:
         case ".tsv":
@@ -91,4 +97,4 @@ def _read(path: str) -> Dataset:
         case ".jsonl" | ".json":
             return Dataset.from_json(path)
         case suffix:
-            raise ValueError(f"{path!r} is a {suffix or 'file without a suffix'}; known are .tsv, .csv and .jsonl.")
+            raise ValueError(f"{path!r} has an unknown format ({suffix or 'no suffix'}). Use .tsv, .csv or .jsonl.")

@@ -1,4 +1,4 @@
-"""The metrics of GLUE as a metric of the library `evaluate`; nothing comes from the hub."""
+"""GLUE metrics as an `evaluate.Metric`, without downloads from the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets import Features, Value
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-# What each task is scored by. Of all others a classification is by accuracy, a regression ("stsb") by correlations.
+# Other tasks: accuracy for classification, correlations for regression ("stsb").
 MORE_THAN_ACCURACY = {"cola": ("matthews_correlation",), "mrpc": ("accuracy", "f1"), "qqp": ("accuracy", "f1")}
 METRICS = {
     "accuracy": lambda predictions, references: accuracy_score(references, predictions),
@@ -23,7 +23,7 @@ METRICS = {
 
 
 class GlueMetric(evaluate.Metric):
-    """The metrics of a GLUE task, as `evaluate.load("glue", task)` gives them; of any other task, accuracy.
+    """Metrics of a GLUE task, equal to `evaluate.load("glue", task)`; accuracy for any other task.
 
     A correlation of fewer than two pairs, or with a constant, is NaN.
 
@@ -31,8 +31,8 @@ class GlueMetric(evaluate.Metric):
         config_name: "sst2", "mnli", …; "stsb" for any regression; `None` for any classification.
 
     Returns:
-        Of `compute`: `{"accuracy": float}`, for "mrpc" and "qqp" with `"f1"`, for "cola"
-        `{"matthews_correlation": float}`, for "stsb" `{"pearson": float, "spearmanr": float}`.
+        `compute` returns `{"accuracy": float}`; also `"f1"` for "mrpc" and "qqp"; `{"matthews_correlation": float}` for
+        "cola"; `{"pearson": float, "spearmanr": float}` for "stsb".
 
     Source: Wang et al., "GLUE", arXiv 1804.07461.
 
@@ -43,20 +43,20 @@ class GlueMetric(evaluate.Metric):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics of this task."""
+        """Names of the metrics of this task."""
         if self.config_name == "stsb":
             return ("pearson", "spearmanr")
         return MORE_THAN_ACCURACY.get(self.config_name, ("accuracy",))
 
     def of_each(self, predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, list[float]]:
-        """The metrics that are a mean over examples, as (n,) values of each example: accuracy, where it is one."""
+        """Return (n,) values per example for metrics that are means over examples, that is, accuracy."""
         right = [float(said == true) for said, true in zip(predictions, references, strict=True)]
         return {"accuracy": right} if "accuracy" in self.names else {}
 
     def _info(self) -> evaluate.MetricInfo:
         value = Value("float64" if self.config_name == "stsb" else "int64")
         return evaluate.MetricInfo(
-            description=f"The metrics of GLUE's {self.config_name}.",
+            description=f"Metrics of the GLUE task {self.config_name}.",
             citation="",
             features=Features({"predictions": value, "references": value}),
         )

@@ -1,4 +1,4 @@
-"""Which task: its data, and what they say of it: which columns hold text, which classes there are, how it is scored."""
+"""A GLUE-like task: its text columns, classes and metric, inferred from the data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glue_metrics import GlueMetric
 from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
-# The columns with text, of each task of GLUE.
+# Text columns of each GLUE task
 TASKS = {
     "cola": ("sentence",),
     "mnli": ("premise", "hypothesis"),
@@ -28,30 +28,31 @@ TASKS = {
 
 @dataclass
 class DataArguments(SplitArguments):
-    """Which data, of which task."""
+    """Task and data."""
 
-    task_name: str | None = field(default=None, metadata={"help": f"One of GLUE: {', '.join(TASKS)}."})
+    task_name: str | None = field(default=None, metadata={"help": f"GLUE task: {', '.join(TASKS)}."})
     text_columns: list[str] = field(
-        default_factory=list, metadata={"help": "One or two; by default the task's, or all that hold text."}
+        default_factory=list,
+        metadata={"help": "One or two text columns. Default: those of the task, or all text columns."},
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Longest input in tokens."})
+    max_seq_length: int = field(default=128, metadata={"help": "Maximum input length in tokens."})
 
     def __post_init__(self) -> None:
         if self.task_name is not None and self.task_name not in TASKS:
-            raise ValueError(f"task_name={self.task_name!r} is unknown; choose from {', '.join(TASKS)}.")
+            raise ValueError(f"task_name={self.task_name!r} is unknown. Choose one of {', '.join(TASKS)}.")
         if self.task_name and not self.dataset_name and not self.files:
             self.dataset_name, self.dataset_config_name = "nyu-mll/glue", self.task_name
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A classification, or, where it has no classes, a regression.
+    """A classification task, or a regression task if it has no classes.
 
     Attributes:
-        texts: the columns with text, one or two.
-        classes: their names, in the order of the model's outputs.
-        class_ids: the model's output of each value in the column `label`.
-        metric: how it is scored.
+        texts: Names of the text columns, one or two.
+        classes: Names of the classes, in the order of the model's outputs.
+        class_ids: Index of the model's output for each value in the column `label`.
+        metric: Metric of the task.
     """
 
     texts: tuple[str, ...]
@@ -61,24 +62,26 @@ class GlueTask:
 
     @classmethod
     def of(cls, splits: DatasetDict, name: str | None, texts: list[str], config: PretrainedConfig) -> GlueTask:
-        """Of the data, and of the model's config where it knows these classes by name, having learned them.
+        """Infer the task from the data, and from the model's config if it was fine-tuned on the same classes.
 
         Args:
-            splits: those with a column `label`, and perhaps tests without.
-            name: one of `TASKS`; by default what is in the columns.
-            texts: the columns with text; by default those of the task, or all that hold text.
-            config: of the model.
+            splits: Splits with a column `label`, which test splits may lack.
+            name: One of `TASKS`. By default, the task is inferred from the columns.
+            texts: Text columns. Default: those of the task, or all text columns.
+            config: Config of the model.
 
         Raises:
-            ValueError: no such column, no label, or more than two columns with text.
+            ValueError: If a column or the label is missing, or there are more than two text columns.
         """
         labelled = {split: rows for split, rows in splits.items() if not split.startswith("test")}
         for split, rows in splits.items():
             columns = _text_columns(rows, name, texts)
             for column in (*columns, *(["label"] if split in labelled else [])):
                 if column not in rows.column_names:
-                    raise ValueError(f"The data have no column {column!r}, only {', '.join(rows.column_names)}.")
-        if not labelled:  # only to predict: what the model has learned
+                    raise ValueError(
+                        f"The data have no column {column!r}. Choose one of {', '.join(rows.column_names)}."
+                    )
+        if not labelled:  # prediction only: the classes of the model
             number = config.num_labels
             names = tuple(config.id2label[i] for i in range(number)) if number > 1 else ()
             return cls(columns, names, {}, GlueMetric("stsb" if number == 1 else name, keep_in_memory=True))
@@ -93,7 +96,7 @@ class GlueTask:
         return task._as_learned(config)
 
     def _as_learned(self, config: PretrainedConfig) -> GlueTask:
-        """With the numbers that a fine-tuned model has given to classes of these names."""
+        """Use the class indices of a model that was fine-tuned on the same classes."""
         learned = {name.lower(): number for name, number in (config.label2id or {}).items()}
         if not {name.lower() for name in self.classes} <= learned.keys():
             return self
@@ -102,7 +105,7 @@ class GlueTask:
 
     @property
     def head(self) -> dict[str, Any]:
-        """Settings of the model's config."""
+        """Settings for the model's config."""
         if not self.classes:
             return {"num_labels": 1}
         return {
@@ -112,28 +115,30 @@ class GlueTask:
         }
 
     def targets(self, labels: list[Any]) -> list[int] | list[float]:
-        """What the model is to say.
+        """Convert labels to targets.
 
         Raises:
-            ValueError: a label that is none of the classes, such as the -1 of what is not labelled.
+            ValueError: If a label is not a known class, such as the -1 of unlabelled rows.
         """
         if not self.classes:
             return [float(label) for label in labels]
         if unknown := set(labels) - self.class_ids.keys():
-            raise ValueError(f"The label {unknown.pop()!r} is none of {', '.join(self.classes)}; leave such rows out.")
+            raise ValueError(f"The label {unknown.pop()!r} is not one of {', '.join(self.classes)}. Remove such rows.")
         return [self.class_ids[label] for label in labels]
 
     def predicted(self, logits: NDArray[Any]) -> NDArray[Any]:
-        """Class or score of each example."""
+        """Return the class or score of each example."""
         return logits.argmax(axis=-1) if self.classes else logits.squeeze(axis=-1)
 
 
 def _text_columns(rows: Dataset, name: str | None, asked: list[str]) -> tuple[str, ...]:
     if asked or name:
         return tuple(asked) or TASKS[name]
-    holding = [column for column, kind in rows.features.items() if str(getattr(kind, "dtype", "")).endswith("string")]
-    found = tuple(column for column in holding if column != "label")
+    text_columns = [
+        column for column, kind in rows.features.items() if str(getattr(kind, "dtype", "")).endswith("string")
+    ]
+    found = tuple(column for column in text_columns if column != "label")
     if not 1 <= len(found) <= 2:
-        which = f"the columns {', '.join(found)}" if found else "no column"
-        raise ValueError(f"Text is in {which}: name one or two by --text_columns.")
+        names = ", ".join(found) or "none"
+        raise ValueError(f"There must be one or two text columns, found {names}. Pass --text_columns.")
     return found

@@ -1,4 +1,4 @@
-"""Which examples contain a rare token that is rebuilt: where definitions should matter most."""
+"""Find the examples with a rare rebuilt token, where definitions should matter most."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ def rare_rebuilt_tokens(
     *,
     labels: bool = False,
 ) -> set[int]:
-    """The rare tokens whose rows a rebuild with this config writes, known without one: a baseline asks, too.
+    """Return the rare tokens that a rebuild with this config would rebuild, also for a baseline without a rebuild.
 
     Args:
-        tokenizer: the model's own.
-        size: rows of its embedding table.
-        definitions: all that `load_definitions` takes.
-        config: decides which tokens are rare and which are rebuilt.
-        train: tokenized training data, for settings that count its tokens.
-        labels: whether its labels are text, which the model is to write.
+        tokenizer: Tokenizer of the model.
+        size: Number of rows of its embedding table.
+        definitions: Dictionaries in any form accepted by `load_definitions`.
+        config: Decides which tokens are rare and which are rebuilt.
+        train: Tokenized training data, for settings that count its tokens.
+        labels: Whether its labels are target texts.
 
     Raises:
-        ValueError: such settings without training data.
+        ValueError: If such settings are used without training data.
     """
     vocabulary = read_vocabulary(tokenizer, size)
     defined = definitions_of_tokens(vocabulary, load_definitions(definitions), config.definitions_per_token)
     counting = config.frequency == "training_data" or config.only_training_tokens
     if counting and train is None:
-        raise ValueError("only_training_tokens and frequency='training_data' need the training data: --do_train.")
+        raise ValueError("only_training_tokens and frequency='training_data' require training data. Pass --do_train.")
     counts = count_tokens(train, size, labels=labels) if counting else None
-    # Which of the defined tokens are written does not depend on the rows: any will do.
+    # The choice of tokens does not depend on the rows, so these are zeros.
     embeddings = DefinitionEmbeddings(torch.tensor(list(defined)), torch.zeros(len(defined), 1), vocabulary)
     rare = frequency_groups(configured_rank(vocabulary, config, counts), config.group_edges)["rare"]
     return set(embeddings.chosen(config, counts).tolist()) & set(rare.tolist())
 
 
 def contain(rows: Iterable[Sequence[int]], tokens: set[int]) -> list[bool]:
-    """Whether each row of token ids has one of the tokens.
+    """Return for each row of token ids whether it contains one of the tokens.
 
     Example:
         >>> contain([[1, 2], [3, 4]], {4, 5})
@@ -65,9 +65,9 @@ def contain(rows: Iterable[Sequence[int]], tokens: set[int]) -> list[bool]:
 def by_frequency(
     metric: evaluate.Metric, rare: Sequence[bool], predictions: Sequence[Any], references: Sequence[Any], prefix: str
 ) -> dict[str, float]:
-    """The metric of the examples with a rare rebuilt token, and of the others: `eval_accuracy_rare`, `…_other`.
+    """Compute a metric for the examples with a rare rebuilt token (`eval_accuracy_rare`) and the others (`…_other`).
 
-    Their numbers are given as `eval_samples_rare` and `…_other`; of no examples there is no metric.
+    The numbers of examples are `eval_samples_rare` and `…_other`. An empty group has no metric.
     """
     metrics: dict[str, float] = {}
     for group, value in (("rare", True), ("other", False)):
@@ -80,7 +80,7 @@ def by_frequency(
 
 
 def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
-    """One line of JSON for each example."""
+    """Write one JSON line per example."""
     plain = [values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values()]
     lines = [json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) for row in zip(*plain, strict=True)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

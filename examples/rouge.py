@@ -1,4 +1,4 @@
-"""ROUGE as a metric of the library `evaluate`; nothing comes from the hub."""
+"""ROUGE as an `evaluate.Metric`, without downloads from the Hub."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ SENTENCE_END = re.compile(r"([.!?][\"'”’)\]]*)\s+(?![a-z])")
 
 
 class Rouge(evaluate.Metric):
-    """F-measures of ROUGE-1, -2, -L and -Lsum, from 0 to 1: the numbers of `evaluate.load("rouge")`.
+    """F-measures of ROUGE-1, -2, -L and -Lsum from 0 to 1, equal to `evaluate.load("rouge")`.
 
-    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004; computed by the package rouge-score.
+    Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004; computed with the package rouge-score.
 
     Args:
-        predictions, references: (n,) texts; for Lsum with one sentence a line, see `one_sentence_a_line`.
-        rouge_types: which of them.
-        use_stemmer: compare words by Porter's stems.
-        use_aggregator: one number for all texts: the median of the means of 1,000 bootstrap samples, drawn by numpy's
-            global generator. `False` gives a score for each text, in order.
+        predictions, references: (n,) texts; for Lsum with one sentence per line, see `one_sentence_per_line`.
+        rouge_types: The variants to compute.
+        use_stemmer: Compare Porter stems of words.
+        use_aggregator: Return one number for all texts: the median of the means of 1,000 bootstrap samples, drawn with
+            numpy's global generator. `False` returns the score of each text, in order.
 
     Returns:
-        ``{"rouge1": float, …}``, or ``{"rouge1": [float, …], …}`` without the aggregator.
+        `{"rouge1": float, …}`, or `{"rouge1": [float, …], …}` without the aggregator.
 
     Example:
         >>> scores = Rouge(keep_in_memory=True).compute(
@@ -69,14 +69,14 @@ class Rouge(evaluate.Metric):
         return {name: float(interval.mid.fmeasure) for name, interval in aggregator.aggregate().items()}
 
 
-def one_sentence_a_line(text: str) -> str:
-    """The text as ROUGE-Lsum wants it, by a regular expression that needs no download.
+def one_sentence_per_line(text: str) -> str:
+    """Split a text into sentences for ROUGE-Lsum with a regular expression, which needs no download.
 
-    A sentence ends at a line break, and at ``.``, ``!`` or ``?``, closing quotes and brackets included, before white
-    space that no small letter follows. So "e.g. this" is no end, but "Mr. Smith" is.
+    A sentence ends at a line break, or at `.`, `!` or `?` with closing quotes and brackets before white space, unless a
+    lower-case letter follows. So "e.g. this" is not an end, but "Mr. Smith" is.
 
     Example:
-        >>> one_sentence_a_line('He said "No." Mr. Smith, i.e. the mayor, left.')
+        >>> one_sentence_per_line('He said "No." Mr. Smith, i.e. the mayor, left.')
         'He said "No."\\nMr.\\nSmith, i.e. the mayor, left.'
     """
     return SENTENCE_END.sub(r"\1\n", text.strip())

@@ -1,12 +1,12 @@
-"""Fine-tune on a GLUE task, or on sentences of your own, with the model's embeddings rebuilt from definitions.
+"""Fine-tune on a GLUE task or your own sentences, with the model's embeddings rebuilt from definitions.
 
     python examples/run_glue.py --model_name_or_path roberta-base --task_name sst2 --do_train --do_eval \
         --output_dir outputs/sst2
     python examples/run_glue.py --model_name_or_path roberta-base --train_file train.tsv --validation_file dev.tsv \
         --do_train --do_eval --output_dir outputs/mine
 
-`--definition_emb false` is the baseline. Metrics are given for all examples of the validation set, for those with a
-rare token that is rebuilt (`eval_accuracy_rare`), and for the others. A `.yaml` file before the options is a recipe.
+`--definition_emb false` is the baseline. Metrics are reported for the whole validation set, for the examples with a
+rare rebuilt token (`eval_accuracy_rare`), and for the others. A `.yaml` file before the options is a recipe.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig
 
 logger = logging.getLogger(__name__)
 
-# The splits to evaluate on, and what their metrics are called; MNLI has two.
+# Prefix of the metrics of each validation split; MNLI has two.
 EVALUATED = {"validation": "eval", "validation_matched": "eval", "validation_mismatched": "eval_mm"}
 
 
-def logits_alone(output: Any, labels: Tensor) -> Tensor:
-    """Of what some models give as well (states of an encoder), nothing is to be kept for every example."""
+def keep_logits(output: Any, labels: Tensor) -> Tensor:
+    """Drop other outputs, such as encoder states, which would be collected for every example."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train, evaluate and predict as the options say; returns the metrics."""
+    """Train, evaluate and predict according to the options; return the metrics."""
     types = (ModelArguments, DataArguments, DefinitionEMBConfig, TrainingArguments)
     model_args, data_args, config, args = parse(types, argv)
     logging.basicConfig(level=args.get_process_log_level(), format="%(levelname)s %(name)s: %(message)s")
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     task = GlueTask.of(found, data_args.task_name, data_args.text_columns, AutoConfig.from_pretrained(**source))
     model = AutoModelForSequenceClassification.from_pretrained(**source, **task.head)
-    model.accepts_loss_kwargs = False  # its loss is a mean over its own batch, which Trainer does not expect
+    model.accepts_loss_kwargs = False  # its loss is already the mean over the batch
 
     def tokenize(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [rows[column] for column in task.texts]
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     with args.main_process_first(desc="tokenize"):
         splits = cut(found, data_args, args)
         for split, rows in splits.items():
-            if split.startswith("test") and "label" in rows.column_names:  # GLUE's are all -1
+            if split.startswith("test") and "label" in rows.column_names:  # GLUE's test labels are all -1
                 rows = rows.remove_columns("label")
             splits[split] = rows.map(tokenize, batched=True, remove_columns=rows.column_names)
         size = model.get_input_embeddings().num_embeddings
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         eval_dataset=splits[next(iter(evaluated))] if evaluated else None,
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=logits_alone,
-        # A model that is only evaluated stays what it is.
+        preprocess_logits_for_metrics=keep_logits,
+        # Do not rebuild a model that is only evaluated.
         callbacks=[callback] if model_args.definition_emb and args.do_train else [],
     )
     results = train_and_save(trainer, callback) if args.do_train else {}

@@ -1,12 +1,12 @@
-"""Semantic textual similarity by sentence embeddings that are raw, or calibrated without labels.
+"""Evaluate raw and calibrated sentence embeddings on semantic textual similarity.
 
     python examples/run_sts.py --model bert-base-uncased --pooling first_last --data mteb/stsbenchmark-sts
     python examples/run_sts.py --data STS12-en-test STS13-en-test SICK_test_annotated.txt --fit SICK_train.txt
 
-Each calibration is fitted on the sentences of the set that it is tested on, and those of --fit, without any score: the
-"target" setting of BERT-flow (arXiv 2011.05864). Scores are Spearman's rank correlations of cosines with human ratings:
-"all" over all pairs of a set, "wmean" the mean over its subsets weighted by their sizes, which is what BERT-flow and
-BERT-whitening publish of STS12 to STS16. Where a set has no subsets both are the same.
+Each calibration is fitted on the sentences of the test set and of --fit, without scores: the "target" setting of
+BERT-flow (arXiv 2011.05864). Scores are Spearman correlations of cosines with human ratings: "all" over all pairs of a
+set, "wmean" the mean over its subsets weighted by size, which BERT-flow and BERT-whitening report for STS12 to STS16.
+Without subsets, both are equal.
 """
 
 from __future__ import annotations
@@ -41,23 +41,31 @@ COLUMNS = {
 
 @dataclass
 class StsArguments:
-    """What to compare on what."""
+    """Data, model and calibrations to compare."""
 
     data: list[str] = field(
         metadata={
-            "help": "Sets of rated pairs: a file (.csv, .tsv, .txt or .jsonl: sentence, sentence, score, perhaps "
-            "subset, with or without a header), a folder of STS.input.*.txt and STS.gs.*.txt, or 'hub id[:split]'."
+            "help": "Sets of rated pairs: a file (.csv, .tsv, .txt or .jsonl: sentence, sentence, score and optionally "
+            "subset, with or without column names), a folder of STS.input.*.txt and STS.gs.*.txt, or 'Hub id[:split]'."
         }
     )
-    fit: list[str] = field(default_factory=list, metadata={"help": "More such, of which only sentences are read."})
-    model: str = field(default="", metadata={"help": f"Folder or hub id; default {HUB_ID}."})
-    pooling: list[str] = field(default_factory=lambda: ["first_last", "last"], metadata={"help": "See pooled_layers."})
-    whitening: list[int] = field(default_factory=lambda: [0, 256, 128], metadata={"help": "Components; 0 keeps all."})
-    shrinkage: str = field(default="auto", metadata={"help": "Of the whitenings: 'auto', or from 0 (the paper) to 1."})
-    top: list[int] = field(default_factory=lambda: [10], metadata={"help": "Directions to remove."})
+    fit: list[str] = field(
+        default_factory=list, metadata={"help": "More such sets, of which only the sentences are used."}
+    )
+    model: str = field(default="", metadata={"help": f"Folder or Hub id. Default: {HUB_ID}."})
+    pooling: list[str] = field(
+        default_factory=lambda: ["first_last", "last"], metadata={"help": "Poolings; see `pooled_layers`."}
+    )
+    whitening: list[int] = field(
+        default_factory=lambda: [0, 256, 128], metadata={"help": "Numbers of components; 0 keeps all."}
+    )
+    shrinkage: str = field(
+        default="auto", metadata={"help": "Shrinkage of the whitening: 'auto', or from 0 (the paper) to 1."}
+    )
+    top: list[int] = field(default_factory=lambda: [10], metadata={"help": "Numbers of top directions to remove."})
     flow: list[str] = field(default_factory=lambda: ["principal"], metadata={"help": "Presets of the flow, or 'none'."})
-    max_length: int = field(default=64, metadata={"help": "Longest text in tokens."})
-    output_dir: str = field(default="outputs/sts", metadata={"help": "Where the table and the picture go."})
+    max_length: int = field(default=64, metadata={"help": "Maximum text length in tokens."})
+    output_dir: str = field(default="outputs/sts", metadata={"help": "Folder for the results, table and figure."})
 
 
 Results = dict[str, dict[str, dict[str, dict[str, float]]]]  # pooling, calibration, set, "all" or "wmean"
@@ -71,7 +79,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(source: str) -> list[Pair]:
-    """The rated pairs of a file, a folder of the SemEval shared tasks, or a data set on the hub."""
+    """Read rated pairs from a file, a folder of the SemEval shared tasks, or a data set on the Hub."""
     path = Path(source)
     if path.is_dir():
         pairs = list(_semeval(path))
@@ -80,12 +88,12 @@ def read_pairs(source: str) -> list[Pair]:
     elif path.is_file():
         pairs = list(_table(path))
     elif path.suffix in (".csv", ".tsv", ".txt", ".jsonl"):
-        raise FileNotFoundError(f"There is no file {source!r}.")
+        raise FileNotFoundError(f"The file {source!r} does not exist.")
     else:
         name, _, split = source.partition(":")
         pairs = list(_named(load_dataset(name, split=split or "test")))
     if len(pairs) < 3:
-        raise ValueError(f"{source} holds {len(pairs)} rated pairs; a correlation needs 3.")
+        raise ValueError(f"{source} has {len(pairs)} rated pairs. A correlation requires at least 3.")
     return pairs
 
 
@@ -95,14 +103,14 @@ def _semeval(folder: Path) -> Iterator[Pair]:
         ratings = folder / f"STS.gs.{subset}.txt"
         lines = (file.read_text(encoding="utf-8").splitlines() for file in (sentences, ratings))
         for sentence, rating in zip(*lines, strict=True):
-            if rating.strip():  # of some pairs there is no rating
+            if rating.strip():  # some pairs have no rating
                 left, right, *_ = sentence.split("\t")
                 yield Pair(left, right, float(rating), subset)
 
 
 def _table(path: Path) -> Iterator[Pair]:
     text = path.read_text(encoding="utf-8-sig")
-    tabs = "\t" in text.split("\n", 1)[0]  # the files of STS-B are .csv, with tabs
+    tabs = "\t" in text.split("\n", 1)[0]  # the .csv files of STS-B are separated by tabs
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     rows = [row for row in csv.reader(text.splitlines(), delimiter="\t" if tabs else ",", quoting=quoting) if row]
     if set(COLUMNS["left"]) & {name.strip().lower() for name in rows[0]}:
@@ -118,12 +126,14 @@ def _named(rows: Iterable[dict[str, Any]]) -> Iterator[Pair]:
         known = {name.strip().lower(): value for name, value in row.items()}
         found = {role: next((known[name] for name in names if name in known), None) for role, names in COLUMNS.items()}
         if None in (found["left"], found["right"], found["score"]):
-            raise ValueError(f"The columns {', '.join(row)} lack one of left, right and score; known are {COLUMNS}.")
+            raise ValueError(
+                f"The columns {', '.join(row)} do not include left, right and score. Known names are {COLUMNS}."
+            )
         yield Pair(found["left"], found["right"], float(found["score"]), str(found["subset"] or ""))
 
 
 def correlations(pairs: Sequence[Pair], left: Tensor, right: Tensor) -> dict[str, float]:
-    """Spearman's ρ of cosines with ratings over "all" pairs, and as "wmean" over subsets, weighted by size."""
+    """Compute Spearman's ρ of cosines and ratings: "all" over all pairs, "wmean" over subsets weighted by size."""
     cosines = torch.cosine_similarity(left.double(), right.double()).numpy()
     scores = np.array([pair.score for pair in pairs])
     groups = [np.array([pair.subset == subset for pair in pairs]) for subset in {pair.subset for pair in pairs}]
@@ -133,7 +143,7 @@ def correlations(pairs: Sequence[Pair], left: Tensor, right: Tensor) -> dict[str
 
 
 def calibrations(vectors: Tensor, arguments: StsArguments) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Each row of the table: its name, and what it does to vectors."""
+    """Yield the name and function of each calibration, a row of the table."""
     width = vectors.shape[1]
     shrinkage: Any = "auto" if arguments.shrinkage == "auto" else float(arguments.shrinkage)
     fitter = WhiteningFitter()
@@ -149,7 +159,7 @@ def calibrations(vectors: Tensor, arguments: StsArguments) -> Iterator[tuple[str
 
 
 def markdown(results: Results) -> str:
-    """One row for each pooling and calibration; columns "all" and "wmean" of each set."""
+    """Write a row per pooling and calibration, with columns "all" and "wmean" of each set."""
     first = next(iter(next(iter(results.values())).values()))
     columns = [(name, kind) for name in first for kind in ("all", "wmean")]
     lines = [["pooling", "calibration", *(f"{name}, {kind}" for name, kind in columns)], ["---"] * (2 + len(columns))]
@@ -160,7 +170,7 @@ def markdown(results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """One panel for each set, one line for each pooling: "wmean" by calibration."""
+    """Draw a panel per set and a line per pooling: "wmean" by calibration."""
     names = list(next(iter(next(iter(results.values())).values())))
     figure = Figure(figsize=(3.6 * len(names) + 1.5, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False).flat, names, strict=True):
@@ -198,7 +208,7 @@ def main() -> None:
     (folder / "results.json").write_text(json.dumps({"settings": asdict(arguments), "spearman": results}, indent=1))
     (folder / "results.md").write_text(markdown(results) + "\n")
     draw(results, folder / "sts.png")
-    print(f"\n{markdown(results)}\n\nWritten to {folder}.")
+    print(f"\n{markdown(results)}\n\nSaved in {folder}.")
 
 
 if __name__ == "__main__":

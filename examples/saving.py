@@ -1,4 +1,4 @@
-"""Training and saving, as the example scripts share them."""
+"""Train and save. Shared by the example scripts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from defemb_callbacks import DefinitionEMBCallback, update_model_card
 
 
 def train_and_save(trainer: Trainer, callback: DefinitionEMBCallback) -> dict[str, float]:
-    """Train as the Trainer's arguments say; save metrics, state and, unless `save_strategy="no"`, the model.
+    """Train and save metrics, state and, unless `save_strategy="no"`, the model.
 
-    What was rebuilt goes into the model card, on the hub too where the arguments push to it.
+    The rebuild is described in the model card, also on the Hub if `push_to_hub` is set.
     """
     args = trainer.args
     metrics = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
     trainer.save_metrics("train", metrics)
     trainer.save_state()
     if args.save_strategy != "no":
-        trainer.save_model()  # pushes, too, and writes a card of its own
+        trainer.save_model()  # also pushes to the Hub and writes a model card
         if callback.report and trainer.is_world_process_zero():
             card = update_model_card(args.output_dir, callback.report)
             if args.push_to_hub:

@@ -1,4 +1,4 @@
-"""Figures of sense distillation: kept over seeds, and told as a table and a picture."""
+"""Results of sense distillation: stored per seed, shown as a table and a figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODELS = ("teacher", "teacher with senses", "plain student", "logit distillation
 
 
 def identity(source: str) -> str:
-    """What a file or a folder of a model holds, whatever it is called and wherever it is; a hub id as it is."""
+    """Identify a file or model folder by name and content, independent of its location; return a Hub id unchanged."""
     path = Path(source)
     if path.is_file():
         return f"{path.name}, {file_fingerprint([path])}"
@@ -27,14 +27,17 @@ def identity(source: str) -> str:
 
 
 def finished(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The seeds that an interrupted run with the same settings has come to."""
+    """Read the results of finished seeds if their settings are the same."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return known["runs"] if known.get("settings") == settings else []
 
 
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """A row for each model: means over the seeds, with standard deviations of accuracies."""
-    lines = [["", "accuracy", "parameters (without table)", "MB on disk", "times the teacher's speed"], ["---"] * 5]
+    """Write a row per model: means over the seeds, with standard deviations of the accuracies."""
+    lines = [
+        ["", "accuracy", "parameters (without embeddings)", "MB on disk", "speed relative to the teacher"],
+        ["---"] * 5,
+    ]
     for name in MODELS:
         scores = [run["accuracy"][name] for run in runs]
         model = "teacher" if name == "teacher with senses" else name
@@ -50,14 +53,14 @@ def markdown(runs: list[dict[str, Any]]) -> str:
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy by speed, a point for each seed and model."""
+    """Plot accuracy over speed, a point per seed and model."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for name, marker in zip(MODELS, "os^Dv*", strict=True):
         speed = [run["seconds"]["teacher"] / run["seconds"][name] for run in runs]
         axes.plot(speed, [run["accuracy"][name] for run in runs], marker, label=name)
-    axes.set(xlabel="times the teacher's speed", ylabel="accuracy, validation")
-    axes.set_title("What small students keep of their teacher (a point a seed)", loc="left", fontsize=11)
+    axes.set(xlabel="speed relative to the teacher", ylabel="validation accuracy")
+    axes.set_title("Accuracy and speed of students (one point per seed)", loc="left", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""Students that learn from a teacher in different ways, and what is measured of them."""
+"""Train students of a teacher with different methods, and measure them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Batches = Sequence[dict[str, Tensor]]
 
 
 class LogitTrainer(Trainer):
-    """Hinton et al. 2015: the teacher's probabilities at a temperature, and nothing else."""
+    """Logit distillation (Hinton et al. 2015): learn the teacher's probabilities at a temperature, without labels."""
 
     teacher: PreTrainedModel
     temperature = 2.0
@@ -39,15 +39,15 @@ class LogitTrainer(Trainer):
 
 
 @dataclass(frozen=True)
-class School:
-    """What all models of one seed have in common: the rows they learn from, and the settings.
+class StudentTraining:
+    """Data and settings shared by all models of one seed.
 
     Attributes:
-        rows: tokenized, with labels.
-        tokenizer: of the teacher and of its students.
-        args: settings of every training but its rate and its epochs, which each method is given.
-        learning_rate: of the teacher, and of students that do not learn senses.
-        train_embeddings: whether token embeddings, half of all parameters, are trained, too.
+        rows: Tokenized training data with labels.
+        tokenizer: Tokenizer of the teacher and its students.
+        args: Training settings, except learning rate and epochs of the models that do not learn senses.
+        learning_rate: Learning rate of the teacher and of students that do not learn senses.
+        train_embeddings: Whether to train the token embeddings, half of all parameters.
     """
 
     rows: Dataset
@@ -56,18 +56,18 @@ class School:
     learning_rate: float
     train_embeddings: bool
 
-    def plainly(self, model: PreTrainedModel, epochs: float) -> PreTrainedModel:
-        """Trained with the labels alone."""
+    def fine_tune(self, model: PreTrainedModel, epochs: float) -> PreTrainedModel:
+        """Train with the labels only."""
         return self._train(Trainer, model, epochs)
 
-    def by_logits(self, teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
-        """A student that learns the teacher's probabilities."""
+    def distill_logits(self, teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
+        """Train a student on the teacher's probabilities."""
         return self._train(LogitTrainer, self.student(teacher, layers), self.args.num_train_epochs, teacher)
 
-    def by_senses(
+    def distill_senses(
         self, teacher: PreTrainedModel, layers: int, dictionary: SenseDictionary, task_weight: float
     ) -> PreTrainedModel:
-        """A student that learns which senses the teacher chooses."""
+        """Train a student to choose the senses that the teacher chooses."""
         args = copy.copy(self.args)
         args.task_weight = task_weight
         trainer = SenseDistillationTrainer(
@@ -82,7 +82,7 @@ class School:
         return trainer.model.eval()
 
     def student(self, teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
-        """One that has learned nothing yet: where all students start."""
+        """Return an untrained student, the starting point of all students."""
         return self._frozen(first_layers(teacher, layers))
 
     def _frozen(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -108,7 +108,7 @@ class School:
 
 
 def accuracy(model: PreTrainedModel, batches: Batches) -> float:
-    """Share of the examples whose class is found."""
+    """Return the share of correctly classified examples."""
     model.eval()
     with torch.no_grad():
         right = [
@@ -119,19 +119,19 @@ def accuracy(model: PreTrainedModel, batches: Batches) -> float:
     return float(torch.cat(right).float().mean())
 
 
-def seconds_by_turns(models: dict[str, PreTrainedModel], batches: Batches, rounds: int = 3) -> dict[str, float]:
-    """Median time of each model to read all batches; they take turns, so that a busy machine is busy for all."""
+def seconds_per_pass(models: dict[str, PreTrainedModel], batches: Batches, rounds: int = 3) -> dict[str, float]:
+    """Return each model's median time for all batches. Models alternate, so that load on the machine affects all."""
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
             start = time.perf_counter()
             accuracy(model, batches)
             taken[name].append(time.perf_counter() - start)
-    return {name: median(found[1:]) for name, found in taken.items()}  # the first round warms up
+    return {name: median(found[1:]) for name, found in taken.items()}  # the first round is a warm-up
 
 
 def bytes_on_disk(save: Callable[[str], Any]) -> int:
-    """Of the tensors that `save` writes into the folder it is given."""
+    """Return the size of the tensors that `save` writes into a folder."""
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
         return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))

@@ -117,7 +117,7 @@ def test_a_run_that_fails_is_shown_and_what_was_done_is_kept(command: Any, tmp_p
 
 def test_runs_with_other_options_are_not_mixed(command: Any) -> None:
     compare.main(command("--seeds", "1"))
-    with pytest.raises(ValueError, match=r"has runs of 'better' with other options \(.*--gain 1\); give another"):
+    with pytest.raises(ValueError, match=r"has runs of 'better' with different options \(.*--gain 1\). Choose another"):
         compare.main(command("--seeds", "1", variants=("baseline=--gain 0", "better=--gain 3")))
 
 
@@ -151,8 +151,8 @@ def test_other_rare_tokens_are_grouped_as_the_baselines(command: Any) -> None:
 @pytest.mark.parametrize(
     ("variants", "match"),
     [
-        (("baseline", "blnd"), "the variant 'blnd' is unknown; take one of baseline, blend"),
-        (("blend",), "lack a 'base"),
+        (("baseline", "blnd"), "unknown variant 'blnd'. Choose one of baseline, blend"),
+        (("blend",), "must include 'base"),
     ],
 )
 def test_wrong_variants(command: Any, variants: tuple[str, ...], match: str, capsys: pytest.CaptureFixture) -> None:
@@ -222,7 +222,7 @@ def test_with_the_real_script(place: Path, tmp_path: Path) -> None:
 def test_no_seeds_and_nothing_evaluated(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare.main(command("--seeds", "0"))
-    assert "--seeds 0: there must be at least one" in capsys.readouterr().err
+    assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
     (tmp_path / "script.py").write_text("import sys; open(sys.argv[-1] + '/all_results.json', 'w').write('{}')")
-    with pytest.raises(RuntimeError, match=r"evaluated nothing(?s:.*)give --do_eval"):
+    with pytest.raises(RuntimeError, match=r"wrote no (?s:.*)Pass --do_eval"):
         compare.main(command("--seeds", "1"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rouge
-from rouge import Rouge, one_sentence_a_line
+from rouge import Rouge, one_sentence_per_line
 from rouge_score.rouge_scorer import RougeScorer
 
 WRITTEN = ["A cat was sitting on the mat.\nIt slept.", "Police arrest two men in Leeds.", "", "the the the"]
@@ -64,8 +64,8 @@ def test_its_documented_example(metric: Rouge) -> None:
 def test_real_summaries_score_what_rouge_score_gives(metric: Rouge, data_dir: Path) -> None:
     lines = (data_dir / "cnn_dailymail" / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:20]
     rows = [json.loads(line) for line in lines]
-    written = [one_sentence_a_line(row["article"][:300]) for row in rows]
-    references = [one_sentence_a_line(row["highlights"]) for row in rows]
+    written = [one_sentence_per_line(row["article"][:300]) for row in rows]
+    references = [one_sentence_per_line(row["highlights"]) for row in rows]
     found = metric.compute(predictions=written, references=references, use_stemmer=True, use_aggregator=False)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     by_hand = [scorer.score(reference, text) for reference, text in zip(references, written, strict=True)]
@@ -93,7 +93,7 @@ def test_some_types_alone(metric: Rouge) -> None:
     ],
 )
 def test_sentences(text: str, lines: list[str]) -> None:
-    assert one_sentence_a_line(text).split("\n") == lines
+    assert one_sentence_per_line(text).split("\n") == lines
 
 
 def test_docstrings() -> None:

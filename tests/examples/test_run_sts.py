@@ -79,13 +79,13 @@ def test_data_set_on_the_hub(sts: ModuleType, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_cannot_be_read(sts: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no file '.*missing\.csv'"):
+    with pytest.raises(FileNotFoundError, match=r"The file '.*missing\.csv' does not exist"):
         sts.read_pairs(str(tmp_path / "missing.csv"))
     (tmp_path / "short.csv").write_text("A,B,1\n")
-    with pytest.raises(ValueError, match="holds 1 rated pairs; a correlation needs 3"):
+    with pytest.raises(ValueError, match=r"has 1 rated pairs\. A correlation requires at least 3"):
         sts.read_pairs(str(tmp_path / "short.csv"))
     (tmp_path / "odd.csv").write_text("sentence1,other,score\na,b,1\n")
-    with pytest.raises(ValueError, match="The columns sentence1, other, score lack one of"):
+    with pytest.raises(ValueError, match="The columns sentence1, other, score do not include"):
         sts.read_pairs(str(tmp_path / "odd.csv"))
 
 

@@ -46,7 +46,7 @@ def test_other_data_or_another_model_is_another_run(tmp_path: Path) -> None:
     def settings(place: str, *more: str) -> dict[str, Any]:
         files = ["--train_file", str(tmp_path / place / "train.tsv"), "--validation_file", "dev.tsv"]
         model = ["--model_name_or_path", str(tmp_path / place), "--output_dir", str(tmp_path / place / "out")]
-        return run_sense_distillation.told(
+        return run_sense_distillation.settings_record(
             *parse((SenseArguments, DataArguments, StudentArguments), [*files, *model, *more])
         )
 
