@@ -14,8 +14,8 @@ def paired_interval(differences: NDArray[np.float64], level: float = 0.95, seed:
 
     Seeds and examples are resampled independently with replacement, and all combinations of the resampled seeds and
     examples are averaged (pigeonhole bootstrap: Owen, Annals of Applied Statistics 2007). With few seeds, percentiles
-    are too narrow, so the deviations of the seeds are expanded to match Student's t (expanded percentiles: Hesterberg, The
-    American Statistician 2015). With one seed, only examples are resampled.
+    are too narrow, so the deviations of the seeds are expanded to match Student's t (expanded percentiles: Hesterberg,
+    The American Statistician 2015). With one seed, only examples are resampled.
 
     `scipy.stats.bootstrap` resamples along one axis only.
 
