@@ -177,7 +177,7 @@ def test_build_with_the_papers_constructor(run, checkpoint, glossary, tmp_path) 
 def test_build_refuses_other_papers(refused, checkpoint, glossary, tmp_path) -> None:
     arguments = ("build", checkpoint, "--output", tmp_path / "embeddings", "--definitions", glossary)
     assert "`name` must be one of roberta-base, bart-large" in refused(*arguments, "--paper", "gpt2")
-    assert "constructor='no.json' is neither" in refused(*arguments, "--method", "learned", "--constructor", "no.json")
+    assert "got 'no.json'" in refused(*arguments, "--method", "learned", "--constructor", "no.json")
 
 
 @pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForMaskedLM])
@@ -230,7 +230,7 @@ def test_calibrate_saves_a_sentence_transformer(run, checkpoint, texts, tmp_path
     vectors = model.encode(texts.read_text(encoding="utf-8").splitlines(), convert_to_tensor=True)
     assert vectors.shape == (120, 8)
     torch.testing.assert_close(vectors.mean(dim=0), torch.zeros(8), atol=1e-3, rtol=0)
-    assert printed.startswith("The vectors have uniformity ")
+    assert printed.startswith("The sentence embeddings have uniformity ")
     assert f"Saved in {tmp_path / 'calibrated'}." in printed
 
 
@@ -245,7 +245,13 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
     for word, arguments in {
         "no file": ("inspect", checkpoint, "--definitions", tmp_path / "missing.tsv"),
         "notes.txt": ("build", checkpoint, *output, "--definitions", tmp_path / "notes.txt"),
-        "features contains 'all'": ("build", checkpoint, *output, "--features", "all"),
+        "`features` must contain only mean, first, mask, bag, got 'all'": (
+            "build",
+            checkpoint,
+            *output,
+            "--features",
+            "all",
+        ),
         "missing-model": ("inspect", tmp_path / "missing-model"),
         "no folder": ("apply", checkpoint, tmp_path / "missing", *output),
         "contains no definition embeddings": ("apply", checkpoint, checkpoint, *output),
@@ -285,7 +291,7 @@ def test_help_explains_every_option(run, command) -> None:
     assert "--trust-remote-code" in text
     if command == "apply":
         assert "--blend-floor" in text
-        assert "The most frequent token's share" in " ".join(text.split())
+        assert "Weight for the most frequent token" in " ".join(text.split())
     if command == "build":
         assert "--definitions-per-token" in text
 
