@@ -1,12 +1,12 @@
-"""How the defaults were chosen: by the vocabulary itself, without a task and without human ratings.
+"""Choice of the defaults on the vocabulary itself, without a downstream task and without human ratings.
 
     python benchmarks/choices.py
 
-1. Features and number of definitions: how well cross-fitted rows predict the pretrained rows that they have not seen.
-2. Weight of the new direction: `relation_auc` by frequency group, over pairs of words that WordNet relates but
-   neither of which is mentioned in the other's definitions, so that no pair is related by what the encoder has read.
+1. Features and number of definitions: how well cross-fitted rows predict the pretrained rows.
+2. Weight of the new direction: `relation_auc` by frequency group, over pairs of words that have a WordNet relation but
+   do not occur in each other's definitions, so that no pair is related by what the encoder has read.
 3. `alpha`, the share of tokens that are rebuilt, least frequent first: the same over the whole vocabulary.
-4. Dictionaries: the first figure for WordNet, a small Wiktionary extract, and both, on the words that both define.
+4. Dictionaries: the first score for WordNet, a small Wiktionary extract, and both, on the words that both define.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ALPHAS = (0.2, 0.5, 1.0)
 
 
 def unmentioned(pairs: Tensor, words: dict[int, str], definitions: dict[int, list[Definition]]) -> Tensor:
-    """The pairs of which neither word occurs in what the encoder reads of the other."""
+    """Keep the pairs in which neither word occurs in the prompts of the other."""
     read = {
         index: set(re.findall(r"\w+", " ".join(definition_prompt(d, words[index], "") for d in found).lower()))
         for index, found in definitions.items()
@@ -52,7 +52,7 @@ def unmentioned(pairs: Tensor, words: dict[int, str], definitions: dict[int, lis
 
 
 def by_dictionary(model: PreTrainedModel, tokenizer: Any) -> dict[str, Any]:
-    """Centred cosine of cross-fitted rows to the pretrained ones, on the words that all dictionaries define."""
+    """Compute the centred cosine of cross-fitted to pretrained rows, on the words that all dictionaries define."""
     sources = {"WordNet": "wordnet", "Wiktionary 2015": str(WIKTIONARY), "both": ["wordnet", str(WIKTIONARY)]}
     built = {name: build_definition_embeddings(model, tokenizer, source) for name, source in sources.items()}
     table = read_table(model)

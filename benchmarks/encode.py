@@ -1,9 +1,9 @@
-"""The speed of a cold build against the bare forward pass, the warm start, and the memory that a build takes.
+"""Speed of a cold build relative to the bare forward pass, time of a warm start, and memory of a build.
 
     python benchmarks/encode.py
 
-"Bare" is the frozen model alone, on unpadded batches of the same definitions, in the same arithmetic. Each figure of
-a build comes from a process of its own with an empty cache of embeddings; WordNet itself was read before.
+"Bare" is the frozen model alone, on unpadded batches of the same definitions, with the same precision. Each build runs
+in its own process with an empty cache of embeddings; WordNet is cached.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 
 def measure_build(model_name: str, cache: str) -> dict[str, float]:
-    """Time and extra peak memory of one build, and of applying what it built, in this process."""
+    """Measure time and extra peak memory of one build, and of applying its result, in this process."""
     model, tokenizer = AutoModel.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
     config = DefinitionEMBConfig(cache_dir=cache)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here, not from what loading took
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, so that loading does not count
     before = held_mb("VmRSS")
     start = time.perf_counter()
     embeddings = build_definition_embeddings(model, tokenizer, config=config)
@@ -50,14 +50,14 @@ def measure_build(model_name: str, cache: str) -> dict[str, float]:
 
 
 def in_a_process(model_name: str, cache: str) -> dict[str, float]:
-    """`measure_build` in a fresh process."""
+    """Run `measure_build` in a new process."""
     command = [sys.executable, __file__, "--model", model_name, "--build-in", cache]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def bare_forward(model_name: str, tokens: list[list[int]], batch_size: int) -> dict[str, float]:
-    """Seconds of the backbone alone over all definitions, by arithmetic."""
+    """Measure the seconds of the backbone alone over all definitions, by precision."""
     batches = [
         torch.tensor([tokens[index] for index in batch])
         for batch in equal_length_batches([len(ids) for ids in tokens], batch_size)
@@ -103,7 +103,7 @@ def main() -> None:
     texts = definition_texts(words, list(found.values()), tokenizer, config.max_length)
 
     cold, warm, bare = [], [], []
-    for _ in range(arguments.repeats):  # side by side, so that a change of the machine's speed meets all three
+    for _ in range(arguments.repeats):  # interleaved, so that changes in machine speed affect all three
         bare.append(bare_forward(model_name, texts.input_ids, config.batch_size))
         with tempfile.TemporaryDirectory() as cache:
             cold.append(in_a_process(model_name, cache))

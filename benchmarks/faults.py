@@ -1,4 +1,4 @@
-"""The tests of faults and of parsers at full size, and their figures: 20 kills of each kind, 10,000 inputs a parser.
+"""Full-size run of the fault and parser tests: 20 kills of each kind, 10,000 inputs per parser.
 
 python benchmarks/faults.py --output benchmarks/results/faults.json
 """
@@ -21,7 +21,7 @@ from common import RESULTS, ROOT, environment
 
 
 def run_tests(arguments: list[str], environ: dict[str, str]) -> dict[str, dict[str, object]]:
-    """Some tests in a process of their own: outcome, seconds and recorded figures of each."""
+    """Run tests in a new process; return outcome, seconds and recorded numbers of each."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [
@@ -57,8 +57,8 @@ def _value(text: str) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", default=str(RESULTS / "faults.json"))
-    parser.add_argument("--inputs", type=int, default=10_000, help="for each parser")
-    parser.add_argument("--kills", type=int, default=20, help="of each kind")
+    parser.add_argument("--inputs", type=int, default=10_000, help="inputs per parser")
+    parser.add_argument("--kills", type=int, default=20, help="kills of each kind")
     options = parser.parse_args()
     began = time.perf_counter()
     faults = run_tests(["tests/test_faults.py"], {"DEFEMB_FAULTS": str(options.kills // 5)})

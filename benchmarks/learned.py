@@ -1,10 +1,10 @@
-"""The learned constructor beside the closed form: how near to embeddings that neither has seen, in what time.
+"""Learned constructor and closed form compared: closeness to held-out embeddings, and time.
 
     python benchmarks/learned.py
 
-Of the words of all-MiniLM-L6-v2 that WordNet defines a fifth is held out. Both methods learn from the others and make
-the vectors of those; "centred cosine" is the mean cosine to their pretrained rows, less the pretrained rows' mean.
-How the head starts, and adapters, are compared on a part of the words.
+A fifth of the words of all-MiniLM-L6-v2 that WordNet defines is held out. Both methods are trained on the others and
+predict the held-out rows. "Centred cosine" is the mean cosine to the pretrained rows, after subtracting their mean.
+Initialisations of the head, and adapters, are compared on a subset of the words.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SETUPS: dict[str, dict[str, Any]] = {
 def ridge(
     model: PreTrainedModel, tokenizer: Any, defined: list[Any], old: Tensor, held_out: Tensor
 ) -> dict[str, float]:
-    """A map fitted on the other words, with the strength that cross-validation among them chooses."""
+    """Fit a map on the other words, with regularisation chosen by cross-validation."""
     config = DefinitionEMBConfig()
     start = time.perf_counter()
     texts = definition_texts(
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--words", type=int, default=4000, help="for the comparison of setups, spread over all")
+    parser.add_argument("--words", type=int, default=4000, help="number of words to compare setups on")
     parser.add_argument("--output", type=Path, default=RESULTS / "learned.json")
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.WARNING)

@@ -1,11 +1,11 @@
-"""How fast the constructor is trained, against the bare forward and backward pass of the same model.
+"""Training speed of the constructor relative to the bare forward and backward pass of the same model.
 
     python benchmarks/learned_speed.py                                              # all-MiniLM-L6-v2
     python benchmarks/learned_speed.py --architecture roberta-base --device cuda   # random weights
 
-The bare passes go over the same texts in unpadded batches of as many tokens, without an optimizer, in turns with epochs
-of the Trainer; both compute in bfloat16. "Share of peak" is the arithmetic of the backbone's matrices (6 operations a
-weight and token) over the speed of one large bfloat16 product on the same device.
+The bare passes use the same texts in unpadded batches with the same number of tokens, without an optimizer, alternating
+with epochs of the Trainer; both use bfloat16. "Share of peak" is the FLOPS of the backbone's matrices (6 per weight and
+token) divided by the FLOPS of one large bfloat16 product on the same device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAPER_UPDATES, PAPER_TOKENS = 400_000, 4096  # RoBERTa-base
 
 
 class StepTimes(TrainerCallback):
-    """When each step ended."""
+    """Record when each step ends."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -52,7 +52,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def find_rows(model: PreTrainedModel, tokenizer: Any, words: int) -> Any:
-    """Rows of so many words, spread over the vocabulary."""
+    """Return the training rows of `words` words, spread over the vocabulary."""
     vocabulary, config = read_vocabulary(tokenizer), DefinitionEMBConfig()
     found = definitions_of_tokens(vocabulary, load_definitions("wordnet"), config.definitions_per_token)
     chosen = list(found)[:: max(1, len(found) // words)]
@@ -67,7 +67,7 @@ def find_rows(model: PreTrainedModel, tokenizer: Any, words: int) -> Any:
 def trainer_speed(
     model: PreTrainedModel, rows: Any, collator: DefinitionCollator, settings: ConstructorConfig
 ) -> float:
-    """Tokens a second of one epoch, without its first step, which warms up."""
+    """Measure tokens per second in one epoch without its first step, a warm-up."""
     with tempfile.TemporaryDirectory() as folder, open_constructor(model, settings) as constructor:
         times = StepTimes()
         freeze_unused(constructor, collator([rows[0]]))
@@ -86,7 +86,7 @@ def trainer_speed(
 
 
 def bare_speed(model: PreTrainedModel, batches: list[Tensor]) -> float:
-    """Tokens a second of the forward and backward passes alone."""
+    """Measure tokens per second of the forward and backward passes alone."""
     bare = copy.deepcopy(model).train()
     bare.get_input_embeddings().requires_grad_(False)
     for batch in [batches[len(batches) // 2], *batches]:
@@ -113,7 +113,7 @@ def unpadded_batches(texts: list[list[int]], tokens: int) -> list[Tensor]:
 
 
 def peak(device: torch.device) -> float:
-    """Operations a second of one bfloat16 product."""
+    """Measure the FLOPS of one bfloat16 product."""
     size = 8192 if device.type != "cpu" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = 0.0
@@ -132,8 +132,8 @@ def main() -> None:
     parser.add_argument("--architecture", choices=["minilm", "roberta-base"], default="minilm")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--words", type=int, default=700, help="whose definitions are one epoch")
-    parser.add_argument("--tokens", type=int, default=0, help="of a batch; default: 1,024, for RoBERTa the paper's")
+    parser.add_argument("--words", type=int, default=700, help="words whose definitions are one epoch")
+    parser.add_argument("--tokens", type=int, default=0, help="per batch; default: 1,024, or the paper's for RoBERTa")
     parser.add_argument("--output", type=Path, default=RESULTS / "learned_speed.json")
     arguments = parser.parse_args()
     if arguments.architecture == "minilm":

@@ -1,8 +1,8 @@
-"""What the metrics cost: I(E) against its plain evaluation, all of them by number of rows, by sample, call after call.
+"""Cost of the metrics: I(E) against its plain evaluation, and all metrics by number of rows, sample and repetition.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/metrics.py
 
-`--quick` tries everything on small tables and writes nothing unless it is told where.
+`--quick` runs everything on small tables and saves results only with `--output`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 Result = TypeVar("Result")
 
-PAIRS = 20_000  # as many as a dictionary's relations give at most
+PAIRS = 20_000  # the maximum number of related pairs
 PHASES = 10
 
 
 def make_table(rows: int, dim: int, norm: float) -> Tensor:
-    """Random rows with unequal variances, a common direction and this mean length."""
+    """Create random rows with unequal variances, a common direction and the given mean length."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(rows, dim, generator=generator)
     table.mul_(torch.linspace(0.5, 1.5, dim)).add_(0.1 * torch.randn(dim, generator=generator))
@@ -56,7 +56,7 @@ def make_table(rows: int, dim: int, norm: float) -> Tensor:
 
 
 def make_groups(rows: int) -> dict[str, Tensor]:
-    """The first 30 %, the next 50 %, the last 20 %."""
+    """Split rows into the first 30 %, the next 50 % and the last 20 %."""
     ids = torch.arange(rows)
     first, second = int(0.3 * rows), int(0.8 * rows)
     return {"all": ids, "frequent": ids[:first], "medium": ids[first:second], "rare": ids[second:]}
@@ -69,12 +69,12 @@ def make_pairs(rows: int, pairs: int) -> Tensor:
 
 
 def timed(function: Callable[[], Result], repeats: int) -> tuple[float, Result]:
-    """Median seconds, and the result."""
+    """Return median seconds and the result."""
     return next(iter(compare({"": function}, repeats)[0].values())), function()
 
 
 def compare(runs: dict[str, Callable[[], Result]], repeats: int) -> tuple[dict[str, float], dict[str, Result]]:
-    """Median seconds and result of each; in turn, so that a busy machine is busy for all of them."""
+    """Return median seconds and results; runs alternate, so that load on the machine affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, Result] = {}
     for _ in range(repeats):
@@ -86,9 +86,9 @@ def compare(runs: dict[str, Callable[[], Result]], repeats: int) -> tuple[dict[s
 
 
 def one_by_one(table: Tensor) -> float:
-    """The formula as the authors evaluate it: a loop over the eigenvectors, in the table's own dtype.
+    """Evaluate the formula as the authors do: in a loop over the eigenvectors, in the table's dtype.
 
-    Both signs come from one product, so that it does no needless work.
+    Both signs use one product, so no work is wasted.
     """
     _, vectors = torch.linalg.eigh(table.T @ table)
     partition = []
@@ -99,7 +99,7 @@ def one_by_one(table: Tensor) -> float:
 
 
 def ours_by_group(table: Tensor, groups: dict[str, Tensor]) -> dict[str, float]:
-    """I(E) of the table and its groups, as `TableMeasure` has it: one Gram matrix of all for the sum of the groups'."""
+    """Compute I(E) of the table and its groups as `TableMeasure` does: the Gram matrices of the groups add up."""
     spectra = spectra_by_group(table, groups)
     return {
         name: isotropy(table if name == "all" else table[ids], spectrum=spectra[name]) for name, ids in groups.items()
@@ -107,7 +107,7 @@ def ours_by_group(table: Tensor, groups: dict[str, Tensor]) -> dict[str, float]:
 
 
 def against_plain_evaluation(rows: int, dim: int, norm: float, repeats: int) -> dict[str, Any]:
-    """I(E) of a table, and of the table and its three groups, against one eigenvector after the other."""
+    """Compare I(E) of a table, and of the table and its three groups, with one eigenvector at a time."""
     table, groups = make_table(rows, dim, norm), make_groups(rows)
     exact = table.double()
     seconds, values = compare(
@@ -154,14 +154,14 @@ MEMORY_OF = {"isotropy": ours_by_group, "all_metrics": measure_once}
 
 
 def in_a_process(what: str, rows: int, dim: int, norm: float) -> float:
-    """The memory that a measurement takes beside the table, in MB, in a process of its own."""
+    """Measure the extra memory of a measurement in MB, in a new process."""
     shape = ["--rows", str(rows), "--dim", str(dim), "--norm", str(norm), "--threads", str(torch.get_num_threads())]
     command = [sys.executable, __file__, "--memory-of", what, *shape]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def extra_peak_mb(what: str, rows: int, dim: int, norm: float) -> float:
-    """In this process, which must be a fresh one: the most memory held, less what was held before."""
+    """Return the peak memory minus the memory before; requires a new process."""
     table, groups = make_table(rows, dim, norm), make_groups(rows)
     MEMORY_OF[what](make_table(1000, dim, norm), make_groups(1000))  # libraries loaded, threads started
     before = held_mb("VmRSS")

@@ -1,21 +1,22 @@
-"""What the callbacks cost with their defaults: training without one, with the monitor, and with the rebuild.
+"""Cost of the callbacks with default settings: training without a callback, with the monitor, and with the rebuild.
 
     python benchmarks/monitoring.py
 
-all-MiniLM-L6-v2 on SST-2 as in sst2.py, but with a row of the log every few steps, where metrics can stand; on a GPU
-also the architecture of RoBERTa-base with random weights, batches of 32 x 128 random tokens in bfloat16. The three run
-in turn, the same seeds in pairs, after a short run of each that fills the caches. Two figures answer the question:
+all-MiniLM-L6-v2 on SST-2 with the settings of sst2.py, but logging every few steps; on a GPU also RoBERTa-base with
+random weights, batches of 32 x 128 random tokens in bfloat16. The three setups alternate, with paired seeds, after a
+short run of each that fills the caches. Two numbers are reported:
 
-- the paired ratio of the times of `trainer.train()`: what a user waits, but noisy on a busy machine;
-- the seconds inside the callback's own hooks as a share of `trainer.train()`: precise, but blind to side effects.
+- the paired ratio of the times of `trainer.train()`: what a user experiences, but noisy on a shared machine;
+- the seconds inside the callback's hooks as a share of `trainer.train()`: precise, but without side effects.
 
-The rebuild itself happens before `trainer.train()` and is told apart. Needs WordNet and `shared/data` beside the
+The rebuild happens before `trainer.train()` and is reported separately. Needs WordNet and `shared/data` next to the
 repository, or $DEFEMB_TEST_DATA.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from typing import Any
 import torch
 import transformers
 from common import DATA, RESULTS, add_model_argument, environment, find_model
-from sst2 import read
+from datasets import Dataset
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -51,7 +52,7 @@ SETUPS: dict[str, type[EmbeddingMonitorCallback] | None] = {
     "monitor": EmbeddingMonitorCallback,
     "rebuild": DefinitionEMBCallback,
 }
-# Hooks by what they do; all others run between the first step and the last.
+# Phase of each hook; all others run during training.
 PHASES = {"on_init_end": "before", "on_train_begin": "start", "on_train_end": "end"}
 WARM_UP_STEPS = 5
 
@@ -59,7 +60,7 @@ MakeTrainer = Callable[..., Trainer]
 
 
 class HookTimer:
-    """The seconds that a callback spends in each of its hooks."""
+    """Measure the seconds that a callback spends in each of its hooks."""
 
     def __init__(self, callback: TrainerCallback) -> None:
         self.seconds: Counter[str] = Counter()
@@ -68,8 +69,8 @@ class HookTimer:
                 setattr(callback, name, self._timed(name, getattr(callback, name)))
 
     def _timed(self, name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        # A GPU works on after its steps are queued: what a hook waits for is not what it costs. The hooks of every step
-        # only ask whether something is due, and must not hold the queue up.
+        # GPU work is asynchronous, so waiting for queued steps must not count as time of the hook. The hooks of each
+        # step only check whether something is due, and must not block the queue.
         synchronize = torch.cuda.is_available() and not name.startswith(("on_step", "on_substep"))
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -107,13 +108,14 @@ class RandomTokens(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 def sst2(name: str, sentences: int, epochs: float, logging_steps: int) -> MakeTrainer:
-    """The settings of sst2.py."""
+    """Create Trainers with the settings of sst2.py."""
     tokenizer = AutoTokenizer.from_pretrained(name)
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return dict(tokenizer(rows["sentence"], truncation=True, max_length=64))
 
-    data = read("train.tsv").shuffle(seed=0).select(range(sentences))
+    data = Dataset.from_csv(str(DATA / "sst2" / "train.tsv"), sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
+    data = data.rename_column("label", "labels").shuffle(seed=0).select(range(sentences))
     data = data.map(tokenize, batched=True, remove_columns=["sentence"])
 
     def make(folder: str, seed: int, callbacks: list[TrainerCallback], max_steps: int = -1) -> Trainer:
@@ -144,13 +146,13 @@ def sst2(name: str, sentences: int, epochs: float, logging_steps: int) -> MakeTr
 
 
 def roberta_base(steps: int, logging_steps: int) -> MakeTrainer:
-    """RoBERTa-base with random weights: its time does not depend on what they are."""
+    """Create Trainers for RoBERTa-base with random weights, which do not affect the time."""
     tokenizer = AutoTokenizer.from_pretrained(str(DATA / "tokenizers" / "roberta-base"))
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 514, "type_vocab_size": 1}
     data = RandomTokens(32 * steps, 128, len(tokenizer))
 
     def make(folder: str, seed: int, callbacks: list[TrainerCallback], max_steps: int = -1) -> Trainer:
-        set_seed(0)  # one model for all seeds, so that its definition embeddings are in the cache
+        set_seed(0)  # the same model for all seeds, so that its definition embeddings are cached
         model = RobertaForSequenceClassification(RobertaConfig(**sizes))
         arguments = TrainingArguments(
             output_dir=folder,
@@ -170,7 +172,7 @@ def roberta_base(steps: int, logging_steps: int) -> MakeTrainer:
 
 
 def run(make: MakeTrainer, setup: str, seed: int, **settings: Any) -> dict[str, Any]:
-    """One training run: its seconds, those of the hooks, and how many rows of the log hold metrics."""
+    """Run one training; return its seconds, those of the hooks, and the number of log rows with metrics."""
     kind = SETUPS[setup]
     callback = kind() if kind else None
     timer = HookTimer(callback) if callback else None
@@ -183,7 +185,7 @@ def run(make: MakeTrainer, setup: str, seed: int, **settings: Any) -> dict[str, 
         trainer.train()
         seconds = time.perf_counter() - began
     if isinstance(callback, DefinitionEMBCallback) and callback.report is None:
-        raise RuntimeError("Nothing was rebuilt; this is no measurement of the rebuild.")
+        raise RuntimeError("Nothing was rebuilt, so the cost of a rebuild cannot be measured.")
     rows = [row for row in trainer.state.log_history if any(key.startswith("defemb/") for key in row)]
     return {
         "seconds": seconds,
@@ -194,7 +196,7 @@ def run(make: MakeTrainer, setup: str, seed: int, **settings: Any) -> dict[str, 
 
 
 def compare(make: MakeTrainer, repeats: int, setups: list[str]) -> dict[str, Any]:
-    """These setups, `repeats` times in turn, each time another one first."""
+    """Run the setups `repeats` times, alternating, each time starting with another one."""
     first = {setup: run(make, setup, 0, max_steps=WARM_UP_STEPS)["hooks"] for setup in setups}
     runs: dict[str, list[dict[str, Any]]] = {setup: [] for setup in setups}
     names = list(setups)
@@ -212,7 +214,7 @@ def compare(make: MakeTrainer, repeats: int, setups: list[str]) -> dict[str, Any
 
 
 def costs(runs: list[dict[str, Any]], without: list[dict[str, Any]]) -> dict[str, Any]:
-    """What one setup costs against the paired runs without a callback."""
+    """Compute the cost of one setup relative to the paired runs without a callback."""
     ratios = [one["seconds"] / base["seconds"] for one, base in zip(runs, without, strict=True)]
     phases = ("start", "during", "end")
     return {
@@ -243,16 +245,16 @@ def main() -> None:
     add_model_argument(parser)
     parser.add_argument("--sentences", type=int, default=16384)
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--setups", nargs="+", choices=list(SETUPS), default=list(SETUPS), help="none comes first")
-    parser.add_argument("--gpu-steps", type=int, default=2000, help="of RoBERTa-base, where there is a GPU")
+    parser.add_argument("--setups", nargs="+", choices=list(SETUPS), default=list(SETUPS), help="must include none")
+    parser.add_argument("--gpu-steps", type=int, default=2000, help="steps of RoBERTa-base, if there is a GPU")
     parser.add_argument("--logging-steps", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a trial of every part, which saves nothing by itself")
+    parser.add_argument("--quick", action="store_true", help="try every part; saves results only with --output")
     parser.add_argument("--output", type=Path, help=f"default {RESULTS / 'monitoring.json'}")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     if not DATA.is_dir():
-        sys.exit("shared/data is not beside the repository; nothing was measured.")
+        sys.exit("There is no data folder. Set DEFEMB_TEST_DATA.")
     if arguments.quick:
         arguments.sentences, arguments.epochs, arguments.gpu_steps, arguments.repeats = 128, 1, 50, 1
     else:

@@ -1,18 +1,18 @@
-"""New tokens from their definitions, against what one would do otherwise, on words that a model does know.
+"""New tokens built from definitions, compared with other initialisations, on words that the model knows.
 
     python benchmarks/new_tokens.py
 
-Held out, a fifth at a time, are the words of the similarity sets that are tokens and in WordNet. They are taken out of
-the tokenizer, so that other words' definitions show them in pieces; out of the model, whose rows of them are zeroed
-before anything reads it; and out of the dictionary that the map is fitted on. Then they are added as a user adds new
-words: `define_new_tokens(model, tokenizer, {word: glosses})`. What their rows were is known, and the ceiling.
+The words of the similarity sets that are tokens and in WordNet are held out, a fifth at a time. They are removed from
+the tokenizer, so that definitions of other words contain their pieces; from the model, whose rows are set to zero
+before anything is encoded; and from the dictionary that the map is fitted on. Then they are added like new words of a
+user: `define_new_tokens(model, tokenizer, {word: glosses})`. Upper bound: the original rows.
 
-- "definition" is what `define_new_tokens` writes; "with synonyms": the definitions bring their synonyms, as those that
-  it looks up in WordNet itself do.
-- Rivals: the mean of the sub-tokens; a draw from mean and covariance of the table (`resize_token_embeddings`); the mean
-  row of the tokens of the glosses.
+- "definition" is the result of `define_new_tokens`; "with synonyms": the definitions include their synonyms, as those
+  that it looks up in WordNet itself do.
+- Alternatives: the mean of the sub-tokens; a sample from mean and covariance of the table (`resize_token_embeddings`);
+  the mean row of the tokens of the glosses.
 
-Needs shared/tools/wordsim.py and shared/data beside the repository. `--speed` measures 1,000 terms instead.
+Needs shared/tools/wordsim.py and shared/data next to the repository. `--speed` measures 1,000 terms instead.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def rated_words(folder: Path) -> set[str]:
 
 
 def without_words(name: str, ids: Sequence[int], folder: Path) -> tuple[PreTrainedModel, Any]:
-    """Model and tokenizer that have never had these tokens: their entries are unused ones, their rows are zero."""
+    """Return model and tokenizer without these tokens: their entries are unused, their rows are zero."""
     AutoTokenizer.from_pretrained(name).save_pretrained(folder)
     path = folder / "tokenizer.json"
     state = json.loads(path.read_text(encoding="utf-8"))
@@ -80,7 +80,7 @@ def without_words(name: str, ids: Sequence[int], folder: Path) -> tuple[PreTrain
 
 
 def ranks_of_old_rows(rows: Tensor, ids: Tensor, table: Tensor, among: Tensor) -> list[int]:
-    """Where a word's own old row stands among all words' old rows, nearest first: 1 is the best."""
+    """Rank a word's own row among the original rows of all words by cosine: 1 is best."""
     centre = table[among].mean(dim=0)
     unit = torch.nn.functional.normalize(table[among] - centre, dim=1)
     position = {index: place for place, index in enumerate(among.tolist())}
@@ -92,7 +92,7 @@ def ranks_of_old_rows(rows: Tensor, ids: Tensor, table: Tensor, among: Tensor) -
 def category_accuracy(
     tables: dict[str, Tensor], old: Tensor, ids: Tensor, vocabulary: Vocabulary, wordnet: Lexicon
 ) -> dict[str, Any]:
-    """WordNet category of a noun from the row that each method gives, by a classifier of other nouns' old rows."""
+    """Predict the WordNet category of nouns from their new rows, with a classifier trained on rows of other nouns."""
     from sklearn.linear_model import LogisticRegression
 
     def category(word: str | None) -> str | None:
@@ -115,7 +115,7 @@ def category_accuracy(
 
 
 def similarity(checkpoints: dict[str, Path]) -> dict[str, Any]:
-    """The referee's report: Spearman correlations with human ratings."""
+    """Compute Spearman correlations with human ratings with the external script."""
     referee = DATA.parent / "tools" / "wordsim.py"
     command = [sys.executable, str(referee), *map(str, checkpoints.values()), "--data", str(DATA / "wordsim"), "--json"]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -127,7 +127,7 @@ def similarity(checkpoints: dict[str, Path]) -> dict[str, Any]:
 
 
 def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 16) -> dict[str, list[float]]:
-    """Loss and accuracy on SST-2 sentences with the words, after so many steps of fine-tuning on such sentences."""
+    """Measure loss and accuracy on SST-2 sentences with the words, during fine-tuning on such sentences."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def sentences(file: str, number: int) -> Dataset:
@@ -176,7 +176,7 @@ def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 1
 
 @contextlib.contextmanager
 def remembered_texts() -> Iterator[None]:
-    """Let no text be encoded twice: what shows no held-out word is the same in every fold, and reads no row of one."""
+    """Encode each text once: texts without held-out words have the same encoding in every fold."""
     known: dict[tuple[int, ...], Tensor] = {}
     plain = features._text_features
 
@@ -198,7 +198,7 @@ def remembered_texts() -> Iterator[None]:
 def new_rows(
     name: str, ids: list[int], vocabulary: Vocabulary, wordnet: Lexicon, folder: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What each method gives for words that are held out together, and how much came from sub-tokens."""
+    """Compute the rows of each method for words held out together, and the share of sub-tokens."""
     words = [str(vocabulary.words[index]) for index in ids]
     found = [wordnet.lookup(word, ignore_case=vocabulary.uncased) for word in words]
     glosses = {
@@ -292,7 +292,7 @@ def compare(name: str, folds: int, seeds: int, folder: Path) -> dict[str, Any]:
 
 
 def speed(name: str, number: int = 1000) -> dict[str, Any]:
-    """Seconds and memory of so many new terms, with the map in the cache."""
+    """Measure seconds and memory of adding terms, with a cached map."""
     wordnet = load_definitions("wordnet")
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     known = tokenizer.get_vocab()
@@ -300,7 +300,7 @@ def speed(name: str, number: int = 1000) -> dict[str, Any]:
     terms = {word: wordnet.lookup(word)[0].gloss for word in several[:: len(several) // number][:number]}
     define_new_tokens(copy.deepcopy(model), copy.deepcopy(tokenizer), {"zyzzogeton": "a leafhopper"})  # the map
     before = held_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     start = time.perf_counter()
     report = define_new_tokens(model, tokenizer, terms)
     seconds = time.perf_counter() - start
@@ -316,8 +316,8 @@ def speed(name: str, number: int = 1000) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
-    parser.add_argument("--folds", type=int, default=5, help="parts in which words are held out")
-    parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning; 0 leaves it out")
+    parser.add_argument("--folds", type=int, default=5, help="number of folds of held-out words")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of fine-tuning; 0 skips it")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens.json")
     arguments = parser.parse_args()

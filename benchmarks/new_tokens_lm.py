@@ -1,22 +1,21 @@
-"""New tokens in a language model: what sentences with them cost, by what their rows were made of.
+"""New tokens in a language model: the loss of sentences with new words, by initialisation of their rows.
 
     python benchmarks/new_tokens_lm.py
 
-The model is a Llama of 260 K parameters and 512 tokens, trained on TinyStories (`models/stories260k` of shared/data).
-Sentences are its own: stories drawn from it at temperature 1, as no other text of the kind is here. The commonest words
-in half of the stories that take several tokens and are in WordNet become tokens, looked up there; the other half is
-measured. Words that begin no other known word, whose tokens have the space in them, and those that do ("park",
-"parking"), which stand behind a token of a space, are measured apart. All figures are in nats, by character or word of
-the text, so that two tokenizations can be compared:
+The model is a Llama with 260 K parameters and 512 tokens, trained on TinyStories (`models/stories260k` in shared/data).
+Sentences are sampled from it at temperature 1, as no other text of this kind is available here. The most frequent words
+of half of the stories that have several tokens and are in WordNet become tokens and are looked up there; the other half
+is for evaluation. Words that are not a prefix of other known words, whose tokens include the space, and words that are
+("park", "parking"), which follow a space token, are measured separately. All numbers are in nats per character or word
+of the text, so that two tokenizations can be compared:
 
-- "sentence": of each sentence with new words, a character; each is read behind what comes before it in its story;
-- "word": of a new word, with the space before it;
-- "before", "after": of the rest of these sentences, up to the first new word and from it on, a character. What is
-  before costs more as far as new tokens are expected where there are none, what is after as far as they are not
-  understood.
+- "sentence": each sentence with new words, per character, given the preceding text of its story;
+- "word": a new word, with the space before it;
+- "before", "after": the rest of these sentences, up to the first new word and after it, per character. The loss before
+  it rises if new tokens are predicted where there are none, the loss after it if they are not understood.
 
-"untied" is the same model with an output table of its own, of the same content, whose new rows come from its own map.
-Then the new rows, and nothing else, are trained on the stories that the words were taken from.
+"untied" is the same model with an untied output table with the same content, whose new rows come from its own map.
+Then only the new rows are trained, on the stories that the words were taken from.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ BATCH = 16
 
 
 def read_tokenizer(folder: Path) -> LlamaTokenizer:
-    """The tokenizer of `tok512.json`: pieces of a SentencePiece BPE, which merges the pair of the best score first."""
+    """Read the tokenizer of `tok512.json`, a SentencePiece BPE that merges the pair with the best score first."""
     content = json.loads((folder / "tok512.json").read_text(encoding="utf-8"))
-    # llama2.c writes spaces for the mark, and sets its special tokens in lines of their own.
+    # llama2.c stores spaces instead of the mark, and puts special tokens on separate lines.
     pieces = [piece.strip("\n").replace(" ", "▁") for piece in content["vocab"]]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     special = [piece for piece in pieces if piece.startswith("<") and len(piece) > 1]
@@ -62,7 +61,7 @@ def read_tokenizer(folder: Path) -> LlamaTokenizer:
 
 @torch.no_grad()
 def write_stories(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, number: int, seed: int) -> list[str]:
-    """Stories, up to their last whole sentence, drawn from the model's own distribution."""
+    """Sample stories from the model, up to their last complete sentence."""
     torch.manual_seed(seed)
     start = torch.full((number, 1), model.config.bos_token_id)
     settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 0}
@@ -74,7 +73,7 @@ def write_stories(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nu
 def words_to_add(
     stories: Sequence[str], tokenizer: PreTrainedTokenizerBase, wordnet: Lexicon, number: int
 ) -> dict[str, list[str]]:
-    """The commonest lower-case words that are several tokens and have a definition, by the form that they get."""
+    """Find the most frequent lower-case words with several tokens and a definition, by the form of their token."""
     counts = Counter(word for story in stories for word in re.findall(r"\b[a-z]+\b", story))
     common = [word for word, count in counts.most_common() if count > 2 and wordnet.lookup(word)]
     plan = plan_new_tokens(tokenizer, common, wordnet, DefinitionEMBConfig())
@@ -87,7 +86,7 @@ def words_to_add(
 
 
 class Texts:
-    """Stories, and which part of a sentence with new words each of their characters belongs to."""
+    """Stories, with the part of a sentence with new words that each character belongs to."""
 
     def __init__(self, stories: Sequence[str], words: Sequence[str]) -> None:
         self.stories = list(stories)
@@ -106,7 +105,7 @@ class Texts:
 
     @torch.no_grad()
     def losses(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        """Negative log-likelihoods in nats, a character or a word."""
+        """Compute negative log-likelihoods in nats per character or word."""
         sums: Counter[str] = Counter()
         for first in range(0, len(self.stories), BATCH):
             chosen = slice(first, first + BATCH)
@@ -126,7 +125,7 @@ class Texts:
 
 
 def forward(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Logits of each token of each text, and the tokens; -100 where there are none."""
+    """Compute the logits of each token, and the labels; -100 for padding."""
     length = max(map(len, texts))
     labels = torch.tensor([[*ids, *[-100] * (length - len(ids))] for ids in texts])
     start = torch.full((len(texts), 1), model.config.bos_token_id)
@@ -137,7 +136,7 @@ def forward(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> tuple[Ten
 def train_rows(
     model: PreTrainedModel, tokens: Tensor, texts: Sequence[list[int]], rate: float, seed: int, steps: Sequence[int]
 ) -> Iterator[int]:
-    """Train these rows, in whatever tables they are, and nothing else, with Adam; stop at each of these steps."""
+    """Train only these rows, in all tables, with Adam; pause at each of these steps."""
     tables = {id(table): table for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
     model.requires_grad_(False)
     chosen = torch.zeros(len(read_table(model)), 1).index_fill_(0, tokens, 1.0)
@@ -160,7 +159,7 @@ def train_rows(
 def rows_of_rivals(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, terms: Sequence[TermSummary], wordnet: Lexicon
 ) -> dict[str, Tensor]:
-    """What each rival gives for the tokens of terms, term by term."""
+    """Compute the rows of each alternative, term by term."""
     table = read_table(model)
     glosses = [" ".join(found.gloss for found in wordnet.lookup(term.term) if found.rank <= 8) for term in terms]
     drawn = copy.deepcopy(model)
@@ -174,7 +173,7 @@ def rows_of_rivals(
 
 
 def untied(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with an output table of its own, which holds the same."""
+    """Copy the model with an untied output table with the same content."""
     config = copy.deepcopy(model.config)
     config.tie_word_embeddings = False
     one = LlamaForCausalLM(config).eval()
@@ -185,7 +184,7 @@ def untied(model: PreTrainedModel) -> PreTrainedModel:
 def measure(
     words: list[str], train: list[str], test: list[str], wordnet: Lexicon, rate: float, seed: int, steps: Sequence[int]
 ) -> dict[str, Any]:
-    """Losses of each method at each of these steps."""
+    """Measure the losses of each method at each of these steps."""
     model, tokenizer = LlamaForCausalLM.from_pretrained(MODEL).eval(), read_tokenizer(MODEL)
     texts, extended = Texts(test, words), copy.deepcopy(tokenizer)
     models, with_two_tables = {"definition": copy.deepcopy(model)}, untied(model)
@@ -223,9 +222,9 @@ def compare(seed: int, stories: int, words: int, rate: float, wordnet: Lexicon) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="of stories, words, draws and training")
-    parser.add_argument("--stories", type=int, default=300, help="half of them to train on, half to measure")
-    parser.add_argument("--words", type=int, default=100, help="that become tokens")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of stories, words, samples and training")
+    parser.add_argument("--stories", type=int, default=300, help="half for training, half for evaluation")
+    parser.add_argument("--words", type=int, default=100, help="number of words that become tokens")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate of the rows")
     parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens_lm.json")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""How much faster two processes build than one: real weights, WordNet, one core for each process.
+"""Speed-up of a build with two processes over one: real weights, WordNet, one core per process.
 
-Two speedups are told: that of the clock, which other programs on the machine disturb, and that of the processor time
-of the busiest process, which they do not.
+Two speed-ups are reported: of the wall-clock time, which other programs on the machine disturb, and of the CPU time of
+the busiest process, which they do not.
 
 python benchmarks/scaling.py --output benchmarks/results/scaling.json
 """
@@ -30,7 +30,7 @@ WORDS = 4_000
 
 
 def worker(model_name: str, folder: Path) -> None:
-    """One process of a launch: a cold build, timed from when all are ready until all have the rows."""
+    """Run one process of a launch: a cold build, timed from when all are ready until all have the rows."""
     torch.set_num_threads(1)
     process = this_process()
     model, tokenizer = AutoModel.from_pretrained(model_name).eval(), AutoTokenizer.from_pretrained(model_name)
@@ -58,7 +58,7 @@ def worker(model_name: str, folder: Path) -> None:
 
 
 def launch(processes: int, model_name: str) -> dict[str, object]:
-    """A launch of so many processes, and what its first one found."""
+    """Launch `processes` processes and return the result of the first."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
         command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_argument(parser)
     parser.add_argument("--output", default=str(RESULTS / "scaling.json"))
-    parser.add_argument("--rounds", type=int, default=2, help="the fastest of so many builds counts")
+    parser.add_argument("--rounds", type=int, default=2, help="number of builds; the fastest counts")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     name = options.model or find_model()
@@ -79,7 +79,7 @@ def main() -> None:
         worker(name, Path(options.worker))
         return
     found: dict[int, list[dict[str, object]]] = {1: [], 2: []}
-    for _ in range(options.rounds):  # in turn, so that what else the machine does falls on both
+    for _ in range(options.rounds):  # alternating, so that load on the machine affects both
         for processes, runs in found.items():
             runs.append(launch(processes, name))
     best, busiest = (

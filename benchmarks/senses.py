@@ -1,17 +1,17 @@
-"""Sense dictionaries: what building and looking up cost, whether senses separate meanings, and distillation.
+"""Sense dictionaries: cost of building and lookup, separation of meanings, and distillation.
 
     python benchmarks/senses.py
 
-- build: tokens of text a second that `build_sense_dictionary` reads, as a share of those of the bare forward pass over
-  the same batches, half of it before and half after; the clustering apart. The texts are contexts of Word in Context
-  (train) and running text.
-- lookup: time of a forward pass with senses over that without, by turns.
+- build: tokens per second of `build_sense_dictionary`, relative to the bare forward pass over the same batches, half of
+  it before and half after; clustering is reported separately. The texts are contexts of Word in Context (train) and
+  running text.
+- lookup: time of a forward pass with senses relative to one without, alternating.
 - wic: Word in Context (development set): is the target word used in the same sense? "Same sense vector" against the
   gold label, and the threshold-free AUC of the cosine of the two states, raw and replaced by senses. The dictionaries
-  are of text without the pairs; wic_with_pairs adds their contexts, as those who look words up in known text would.
+  are built from text without the pairs; wic_with_pairs adds their contexts, as when words of known text are looked up.
 - distillation: `examples/run_sense_distillation.py` on SST-2.
 
-Needs `shared/data` beside the repository, or $DEFEMB_TEST_DATA.
+Needs `shared/data` next to the repository, or $DEFEMB_TEST_DATA.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_sst2() -> list[str]:
 
 
 def read_wikitext() -> list[str]:
-    """About a sentence each."""
+    """Split into texts of about one sentence."""
     texts = []
     for split in ("valid", "test"):
         with gzip.open(DATA / "corpora" / f"wikitext-2-{split}.txt.gz", "rt", encoding="utf-8") as file:
@@ -59,7 +59,7 @@ def read_wikitext() -> list[str]:
 
 
 def bare_pass(model: PreTrainedModel, texts: TokenizedTexts, batch_size: int, part: int) -> float:
-    """Seconds of the forward pass alone over every second one of the batches of a build."""
+    """Measure the forward pass alone over every second batch of a build."""
     starts = (texts.lengths.cumsum(0) - texts.lengths).tolist()
     lengths = texts.lengths.tolist()
     batches = [
@@ -76,7 +76,7 @@ def bare_pass(model: PreTrainedModel, texts: TokenizedTexts, batch_size: int, pa
 def read_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], config: SenseConfig
 ) -> tuple[TokenizedTexts, SamplePlan, Tensor]:
-    """What a build does before it clusters."""
+    """Do what a build does before clustering."""
     tokenized = tokenize_texts(tokenizer, texts, MAX_LENGTH)
     plan = plan_samples(tokenized.ids, len(tokenizer), config.samples)
     return tokenized, plan, sampled_states(model, tokenized, plan, batch_size=config.batch_size)
@@ -85,9 +85,9 @@ def read_states(
 def build(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[dict[str, Any], SamplePlan, Tensor]:
-    """All that a build does, between the two halves of the bare pass, as clocks vary; its plan and states too."""
+    """Measure a build between the two halves of the bare pass; return its plan and states too."""
     config = SenseConfig(max_length=MAX_LENGTH)
-    bare_pass(model, tokenize_texts(tokenizer, texts[::50], MAX_LENGTH), config.batch_size, 0)  # warms up
+    bare_pass(model, tokenize_texts(tokenizer, texts[::50], MAX_LENGTH), config.batch_size, 0)  # warm-up
     tokenized = tokenize_texts(tokenizer, texts, MAX_LENGTH)
     bare = bare_pass(model, tokenized, config.batch_size, 0)
     begin = time.perf_counter()
@@ -111,7 +111,7 @@ def build(
 
 
 def lookup(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Forward passes with and without senses by turns, over batches of sentences of about the same length."""
+    """Alternate forward passes with and without senses, over batches of sentences of about the same length."""
     dictionary = build_sense_dictionary(model, tokenizer, texts[:6000], max_length=MAX_LENGTH)
     some = sorted(texts[6000:6512], key=len)
     batches = [tokenizer(some[at : at + 32], padding=True, return_tensors="pt") for at in range(0, len(some), 32)]
@@ -141,7 +141,7 @@ def lookup(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: li
 
 
 def read_wic(split: str) -> list[tuple[str, list[list[str]], list[int], bool]]:
-    """Lemma, the two tokenized contexts, where the word stands in each, and whether its sense is the same."""
+    """Return lemma, the two tokenized contexts, the position of the word in each, and whether its sense is the same."""
     folder = DATA / "wic"
     rows = (folder / f"{split}.data.txt").read_text(encoding="utf-8").splitlines()
     gold = (folder / f"{split}.gold.txt").read_text(encoding="utf-8").split()
@@ -155,7 +155,7 @@ def read_wic(split: str) -> list[tuple[str, list[list[str]], list[int], bool]]:
 def target_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: list[str], place: int
 ) -> tuple[Tensor, Tensor]:
-    """Token ids of the target word, (pieces,), and its states, (pieces, d)."""
+    """Return token ids of the target word, (pieces,), and its states, (pieces, d)."""
     encoded = tokenizer(words, is_split_into_words=True, truncation=True, return_tensors="pt")
     pieces = [index for index, word in enumerate(encoded.word_ids()) if word == place]
     with torch.no_grad():
@@ -176,7 +176,7 @@ def wic(
     states: Tensor,
     configs: dict[str, SenseConfig],
 ) -> dict[str, Any]:
-    """What the senses of dictionaries of these states tell of the pairs of Word in Context."""
+    """Evaluate sense dictionaries of these states on Word in Context."""
     vocabulary = read_vocabulary(tokenizer)
     pairs = read_wic("dev")
     labels = [label for *_, label in pairs]
@@ -203,7 +203,7 @@ def wic(
     }
     for name, config in configs.items():
         dictionary = build_from_states(states, plan.offsets, vocabulary, config)
-        # Of a word of several pieces the first; the second state chooses among the senses of the first one's token.
+        # Words with several pieces use the first; the second state chooses among the senses of the first one's token.
         chosen = [
             [int(dictionary.choose(found[:1], targets[row][0][0][:1])) for _, found in both]
             for row, both in enumerate(targets)
@@ -232,17 +232,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parts = ("build", "lookup", "wic", "wic_with_pairs", "distillation")
-    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts, help="what to measure")
-    parser.add_argument("--tokens", type=int, default=250_000, help="of the build")
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts, help="parts to measure")
+    parser.add_argument("--tokens", type=int, default=250_000, help="tokens of the build")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seeds", type=int, default=3, help="of the distillation")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the distillation")
     parser.add_argument("--output", type=Path, default=RESULTS / "senses.json")
     arguments = parser.parse_args()
     if not DATA.is_dir():
         sys.exit("shared/data is not beside the repository; nothing was measured.")
     name = arguments.model or find_model()
     model, tokenizer = AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
-    # Parts that are not measured now keep their figures.
+    # Parts that are not measured now keep their results.
     result: dict[str, Any] = json.loads(arguments.output.read_text("utf-8")) if arguments.output.exists() else {}
 
     def keep(part: str, figures: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ def main() -> None:
         _, plan, states = read_states(model, tokenizer, texts, SenseConfig())
         keep("wic_with_pairs", wic(model, tokenizer, plan, states, WIC_CONFIGS))
     if "distillation" in arguments.parts:
-        folder = ROOT / "outputs" / "benchmark-senses"  # not the example's own; where an interrupted run goes on
+        folder = ROOT / "outputs" / "benchmark-senses"  # an interrupted run continues here
         command = [sys.executable, str(ROOT / "examples" / "run_sense_distillation.py"), "--model_name_or_path", name]
         for split in ("train", "validation"):
             command += [f"--{split}_file", str(DATA / "sst2" / f"{split}.tsv")]

@@ -1,10 +1,10 @@
-"""Calibrated sentence embeddings on STS-B: what each calibration gains, what it costs to fit and to apply.
+"""Calibrated sentence embeddings on STS-B: quality of each calibration, and cost of fitting and applying it.
 
     python benchmarks/sentence.py
 
 Calibrations are fitted on the sentences of train and validation, without scores; Spearman's correlation of cosines with
-human ratings is that of validation. Times are those of an otherwise idle machine; "ratio" is the median over rounds in
-which encoders with and without a calibration take turns. The memory is that of a fresh process.
+human ratings is computed on validation. Times require an otherwise idle machine; "ratio" is the median over rounds in
+which encoders with and without a calibration alternate. Memory is measured in a new process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STREAM_WIDTH, STREAM_BATCH = 768, 4096
 
 
 def read_pairs(split: str) -> tuple[list[str], list[str], list[float]]:
-    """Left sentences, right sentences, ratings."""
+    """Return left sentences, right sentences and ratings."""
     with open(DATA / "stsb" / f"{split}.csv", encoding="utf-8", newline="") as file:
         left, right, scores = zip(*csv.reader(file), strict=True)
     return list(left), list(right), list(map(float, scores))
@@ -59,7 +59,7 @@ def fitted_flow(vectors: Tensor, preset: str) -> EmbeddingFlow:
 
 
 def quality(vectors: Tensor, scores: list[float], presets: list[str]) -> dict[str, Any]:
-    """Spearman's ρ of each calibration, fitted on all vectors; the first are those of the rated pairs, left, right."""
+    """Compute Spearman's ρ of each calibration, fitted on all vectors; those of the rated pairs come first."""
     pairs = len(scores)
     fitter = WhiteningFitter()
     fitter.update(vectors)
@@ -80,13 +80,13 @@ def quality(vectors: Tensor, scores: list[float], presets: list[str]) -> dict[st
             score(f"whitening {kept}, shrinkage {shrinkage}", fitter.whitening(components, shrinkage))
     for preset in presets:
         score(f"flow {preset}", fitted_flow(vectors, preset))
-    # Each different sentence of the pairs once, as a user's sample would have it.
+    # Each distinct sentence of the pairs once, as in a user's sample.
     advice = asdict(calibration_advice(vectors[: 2 * pairs].unique(dim=0)))
     return {"advice": advice, "spearman": found}
 
 
 def fit_seconds(vectors: Tensor, presets: list[str]) -> dict[str, float]:
-    """Seconds of each fit on ready vectors."""
+    """Measure the seconds of each fit on precomputed vectors."""
 
     def whitening() -> None:
         fitter = WhiteningFitter()
@@ -104,7 +104,7 @@ def fit_seconds(vectors: Tensor, presets: list[str]) -> dict[str, float]:
 
 
 def encode_ratios(model_name: str, texts: list[str], preset: str, rounds: int) -> dict[str, Any]:
-    """Seconds of encoding with and without calibrations, in turns; and the pooling of two layers against one."""
+    """Measure encoding with and without calibrations, alternating, and pooling of two layers against one."""
     plain = sentence_encoder(model_name, "last")
     vectors = torch.as_tensor(plain.encode(texts, show_progress_bar=False))
     fitter = WhiteningFitter()
@@ -122,7 +122,7 @@ def encode_ratios(model_name: str, texts: list[str], preset: str, rounds: int) -
             start = time.perf_counter()
             encoder.encode(texts, show_progress_bar=False)
             seconds[name].append(time.perf_counter() - start)
-    seconds = {name: taken[1:] for name, taken in seconds.items()}  # the first round warms up
+    seconds = {name: taken[1:] for name, taken in seconds.items()}  # the first round is a warm-up
     ratios = {
         name: median(one / other for one, other in zip(taken, seconds["plain"], strict=True))
         for name, taken in seconds.items()
@@ -131,7 +131,7 @@ def encode_ratios(model_name: str, texts: list[str], preset: str, rounds: int) -
 
 
 def stream(count: int) -> dict[str, float]:
-    """Seconds and extra peak memory of fitting a whitening to a stream of `count` vectors, in this process."""
+    """Measure seconds and extra peak memory of fitting a whitening to a stream of `count` vectors."""
     batch = torch.randn(STREAM_BATCH, STREAM_WIDTH)
     before = held_mb("VmRSS")
     fitter = WhiteningFitter()
@@ -148,7 +148,7 @@ def stream(count: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_model_argument(parser)
-    parser.add_argument("--parts", nargs="+", default=["fit", "encode", "stream", "quality"], help="what to measure")
+    parser.add_argument("--parts", nargs="+", default=["fit", "encode", "stream", "quality"], help="parts to measure")
     parser.add_argument("--poolings", nargs="+", default=list(POOLINGS))
     parser.add_argument("--presets", nargs="*", default=list(PRESETS), help="flows to fit")
     parser.add_argument("--rounds", type=int, default=5)
@@ -163,7 +163,7 @@ def main() -> None:
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     left, right, scores = read_pairs("validation")
     texts = [*left, *right, *read_pairs("train")[0], *read_pairs("train")[1]]
-    # Parts that are not measured now keep their figures.
+    # Parts that are not measured now keep their results.
     known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
     result: dict[str, Any] = {**known, "environment": environment(), "sentences": len(texts), "pairs": len(scores)}
 

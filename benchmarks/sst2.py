@@ -1,13 +1,13 @@
-"""Does it help, does it harm: SST-2 with and without the callback, the same seeds in pairs.
+"""SST-2 with and without the callback, with paired seeds: does it help or harm?
 
     python benchmarks/sst2.py
 
-`examples/compare.py` runs `examples/run_glue.py`: all-MiniLM-L6-v2, another draw of training sentences for each seed,
+`examples/compare.py` runs `examples/run_glue.py`: all-MiniLM-L6-v2, another sample of training sentences for each seed,
 learning rate 5e-5, batches of 16, accuracy on the whole validation set. "blend" is the default; "replace" writes the
-new rows unmixed: the cross-fitted ones of the ridge, those of the learned constructor with its defaults, and those of a
-constructor that was trained three times as long, on the first definition of each word alone, as the paper's. Both
-constructors are trained on the very rows that they replace. Interrupted, it goes on where it was. Needs
-`shared/data/sst2` beside the repository, or $DEFEMB_TEST_DATA.
+new rows without blending: cross-fitted rows of the ridge, of the learned constructor with default settings, and of a
+constructor that was trained three times as long, on the first definition of each word only, as in the paper. Both
+constructors are trained on the rows that they replace. An interrupted run continues. Needs `shared/data/sst2` next to
+the repository, or $DEFEMB_TEST_DATA.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SETTINGS = (
 
 
 def closeness(name: str, variants: list[str]) -> dict[str, float]:
-    """How near the new rows, unmixed, are to the pretrained ones: centred cosine, by variant."""
+    """Compute the centred cosine of the new rows, before blending, to the pretrained rows, by variant."""
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     found = {}
     for variant in variants:
@@ -62,11 +62,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--sentences", nargs="+", default=["512:3", "4096:1"], help="NUMBER:EPOCHS")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "sst2", help="where the runs are kept")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "sst2", help="folder for the runs")
     parser.add_argument("--output", type=Path, default=RESULTS / "sst2.json")
     arguments = parser.parse_args()
     if not (DATA / "sst2").is_dir():
-        sys.exit("shared/data/sst2 is not beside the repository; nothing was measured.")
+        sys.exit("There is no folder sst2 in the data. Set DEFEMB_TEST_DATA.")
     known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
     for sentences, epochs in (size.split(":") for size in arguments.sentences):
         command = [str(ROOT / "examples" / "run_glue.py"), "--output_dir", str(arguments.runs / sentences)]

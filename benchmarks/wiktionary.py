@@ -1,9 +1,9 @@
-"""What it costs to read an extract of Wiktionary: rate and memory of a large synthetic one, and the real samples.
+"""Speed and memory of reading Wiktionary: a large synthetic extract, and real samples.
 
     python benchmarks/wiktionary.py
 
-The large extract repeats the real records with altered words, in a temporary folder; `--megabytes 20` makes a small one
-and writes no results unless it is told where.
+The large extract repeats the real records with altered words, in a temporary folder. `--megabytes 20` creates a small
+one and saves results only with `--output`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from common import DATA, RESULTS, environment, held_mb
 from defemb_callbacks.definitions.wiktionary.extract import load_wiktionary, read_wiktionary
 
 FILES = ("kaikki-en-sample.jsonl", "enwiktionary-2015-glosses.jsonl.gz", "enwiktionary-slice-definitions.jsonl.gz")
-# With so many short records and inflected forms to each full one of kaikki.org a line has 2 kB, as in its English file.
+# With this many short records and inflected forms per full record, a line has 2 kB on average, as in the English file.
 SHORT, FORMS = 5, 4
 MEGABYTES = 1000
 
@@ -37,7 +37,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def synthetic_lines() -> Iterator[bytes]:
-    """Records without end; no word comes twice."""
+    """Yield an endless stream of records; no word occurs twice."""
     full, *short = (read_lines(DATA / "dictionaries" / name) for name in FILES)
     rest = cycle([entry for entries in short for entry in entries])
     for number, entry in enumerate(cycle(full)):
@@ -59,7 +59,7 @@ def synthetic_lines() -> Iterator[bytes]:
 
 
 def line_of(entry: dict[str, Any], longest: int = 1 << 20) -> bytes:
-    """A record as a line; of a form's, only what such records have."""
+    """Write a record as a line; records of inflected forms have only some of the keys."""
     if longest < 1 << 20:
         kept = ("word", "pos", "senses", "head_templates", "lang", "lang_code")
         entry = {key: entry[key] for key in kept}
@@ -67,7 +67,7 @@ def line_of(entry: dict[str, Any], longest: int = 1 << 20) -> bytes:
 
 
 def write_extract(path: Path, megabytes: int) -> dict[str, int]:
-    """Write so many MB, and the same gzipped."""
+    """Write an extract of this size, plain and gzipped."""
     written = lines = 0
     with path.open("wb") as plain, gzip.open(f"{path}.gz", "wb", compresslevel=1) as packed:
         for line in synthetic_lines():
@@ -76,7 +76,7 @@ def write_extract(path: Path, megabytes: int) -> dict[str, int]:
             written, lines = written + len(line), lines + 1
             if written >= megabytes * 1_000_000:
                 return {"bytes": written, "entries": lines}
-    raise AssertionError("synthetic_lines has no end")
+    raise AssertionError("synthetic_lines is endless")
 
 
 def in_fresh_process(what: str, path: Path) -> dict[str, float]:
@@ -86,8 +86,8 @@ def in_fresh_process(what: str, path: Path) -> dict[str, float]:
 
 
 def read_here(path: Path) -> dict[str, float]:
-    """In this process, which must be a fresh one."""
-    read_wiktionary(DATA / "dictionaries" / FILES[0])  # libraries loaded
+    """Read in this process, which must be new."""
+    read_wiktionary(DATA / "dictionaries" / FILES[0])  # load libraries
     before, start = held_mb("VmRSS"), time.perf_counter()
     lexicon = read_wiktionary(path)
     seconds, peak = time.perf_counter() - start, held_mb("VmHWM") - before
@@ -103,7 +103,7 @@ def read_here(path: Path) -> dict[str, float]:
 
 
 def load_here(path: Path) -> dict[str, float]:
-    """From the cache, which an earlier process filled."""
+    """Load from the cache, which an earlier process filled."""
     start = time.perf_counter()
     lexicon = load_wiktionary(path)
     loaded = time.perf_counter()
@@ -116,7 +116,7 @@ def large(megabytes: int) -> dict[str, Any]:
         path = Path(folder, "extract.jsonl")
         size = write_extract(path, megabytes)
         packed = Path(f"{path}.gz")
-        size["gzip_bytes"] = packed.stat().st_size  # closed by now, and so complete
+        size["gzip_bytes"] = packed.stat().st_size  # complete, because it is closed now
         os.environ["DEFEMB_CACHE"] = str(Path(folder, "cache"))
         plain, zipped = in_fresh_process("read", path), in_fresh_process("read", packed)
         for run in (plain, zipped):

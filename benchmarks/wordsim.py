@@ -1,9 +1,9 @@
-"""Word similarity of a checkpoint before and after the rebuild: closed form and learned, one dictionary and two.
+"""Word similarity of a checkpoint before and after the rebuild: closed form and learned, with one and two dictionaries.
 
     python benchmarks/wordsim.py
 
-Needs the referee `shared/tools/wordsim.py` and its data (MEN-3000, SimLex-999, RareWords-2034) beside the repository;
-their human ratings play no part in any setting. The score is Spearman's correlation over the same pairs.
+Needs the external script `shared/tools/wordsim.py` and its data (MEN-3000, SimLex-999, RareWords-2034) next to the
+repository; the human ratings are not used for tuning. The score is Spearman's correlation over the same pairs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     referee = DATA.parent / "tools" / "wordsim.py"
     if not referee.is_file():
-        sys.exit("The referee shared/tools/wordsim.py is not beside the repository; nothing was measured.")
+        sys.exit(f"{referee} does not exist. It computes the scores.")
     name = arguments.model or find_model()
     tokenizer = AutoTokenizer.from_pretrained(name)
     with tempfile.TemporaryDirectory() as folder:
