@@ -288,7 +288,7 @@ def test_a_missing_frequency_file_changes_nothing(embeddings, model, tmp_path) -
     counts.write_text("the\t5\n")
     config = DefinitionEMBConfig(frequency=str(counts))
     counts.unlink()
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         embeddings.apply(model, config)
     assert_unchanged(model, before)
 

@@ -176,7 +176,7 @@ def test_a_single_token_is_too_few(model, tokenizer) -> None:
 
 
 def test_a_tokenizer_larger_than_the_table(tokenizer) -> None:
-    with pytest.raises(ValueError, match="ids up to 475, the embedding table only 400 rows"):
+    with pytest.raises(ValueError, match="ids up to 475, but the embedding table has only 400 rows"):
         build_definition_embeddings(tiny_bert(tokenizer, vocab_size=400), tokenizer, tiny_glossary())
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from defemb_callbacks import DefinitionEMBCallback, DefinitionEMBConfig, build_definition_embeddings
-from defemb_callbacks.weights.config_record import read_record, write_record
+from defemb_callbacks.weights.config_record import read_record
 from defemb_callbacks.weights.rows import embedding_weight, read_table, write_rows
 from tiny import (
     byte_bpe_tokenizer,
@@ -140,16 +140,3 @@ def test_callback_rebuilds_an_output_table(tmp_path: Path) -> None:
     assert int(changed.sum()) > 20
     assert any("defemb/output_isotropy/all" in row for row in trainer.state.log_history)
     assert (tmp_path / "run" / "defemb" / "index.html").is_file()
-
-
-def test_notes_of_several_tables_stand_beside_each_other() -> None:
-    model, _ = untied()
-    write_record(model, {"fingerprint": "a"}, "output")
-    assert (read_record(model), read_record(model, "output")) == (None, {"fingerprint": "a"})
-    write_record(model, {"fingerprint": "b"})
-    assert (read_record(model), read_record(model, "output")) == (
-        {"fingerprint": "b", "output": {"fingerprint": "a"}},
-        {"fingerprint": "a"},
-    )
-    write_record(model, None)
-    assert (read_record(model), read_record(model, "output")) == (None, {"fingerprint": "a"})
