@@ -102,7 +102,7 @@ def test_rows_of_one_table_are_not_written_into_another(tmp_path: Path) -> None:
     model, tokenizer = untied()
     config = DefinitionEMBConfig(table="output", cache_dir=str(tmp_path))
     embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
-    with pytest.raises(ValueError, match="built for the output table, not for the input table. Set `table='output'`"):
+    with pytest.raises(ValueError, match=r"built for the output table, not for the input table\. Set `table='output'`"):
         embeddings.apply(model)
 
 
