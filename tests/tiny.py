@@ -331,6 +331,12 @@ _FRAMES = (
 )
 
 
+def random_texts(count: int) -> list[str]:
+    """Texts of 4 to 12 random words."""
+    words = [word for word in WORDS if "'" not in word][:40]
+    return [" ".join(random.Random(seed).choices(words, k=4 + seed % 9)) for seed in range(count)]
+
+
 def tiny_dataset(tokenizer: PreTrainedTokenizerBase, n: int = 64) -> Dataset:
     """`n` short sentences, half about an animal (label 1), half about an object (label 0), padded to one length."""
     shuffled = random.Random(0)

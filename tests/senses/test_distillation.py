@@ -1,9 +1,8 @@
-"""Sense distillation: loss, training, students, and invalid arguments."""
+"""Sense distillation: loss, training, and invalid arguments."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,8 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoModelForCausalLM,
     BertForSequenceClassification,
     BertModel,
-    DataCollatorWithPadding,
-    GPT2ForSequenceClassification,
-    GPT2LMHeadModel,
-    GPT2Model,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    LlamaModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
@@ -35,40 +26,23 @@ from defemb_callbacks.senses import (
     SenseDistillationArguments,
     SenseDistillationTrainer,
     SenseStudent,
-    build_sense_dictionary,
     first_layers,
     with_senses,
 )
-from defemb_callbacks.senses import teacher_labels as module
 from defemb_callbacks.senses.distillation import sense_loss
 from defemb_callbacks.senses.model import recorded_states
-from defemb_callbacks.senses.student import freeze_head, parameter_counts
-from defemb_callbacks.senses.teacher_labels import IGNORED, WithSenseLabels, teacher_senses, teacher_states
-from runs import forward_calls
+from defemb_callbacks.senses.teacher_labels import IGNORED
 
-SENTENCES = [f"the {word} was in the old house" for word in ("dog", "cat", "ship", "book", "table", "lion")] * 6
-SENTENCES += [f"he saw a {word} ." for word in ("dog", "cat", "ship", "book", "table", "lion")] * 3
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return tiny.wordpiece_tokenizer()
+SETTINGS = {
+    *("output_dir", "per_device_train_batch_size", "num_train_epochs", "learning_rate", "logging_steps"),
+    *("save_strategy", "report_to", "use_cpu", "disable_tqdm", "dataloader_pin_memory", "max_steps"),
+    *("temperature", "soft_targets", "task_weight", "gradient_accumulation_steps"),
+}
 
 
 @pytest.fixture(scope="module")
-def teacher(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    return tiny.tiny_bert(tokenizer, BertForSequenceClassification)
-
-
-@pytest.fixture(scope="module")
-def dictionary(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SenseDictionary:
-    return build_sense_dictionary(teacher, tokenizer, SENTENCES, senses=4)
-
-
-@pytest.fixture(scope="module")
-def rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    encoded = tokenizer(SENTENCES, return_token_type_ids=False)
-    return Dataset.from_dict({**encoded, "labels": [index % 2 for index in range(len(SENTENCES))]})
+def dictionary(sentence_dictionary: SenseDictionary) -> SenseDictionary:
+    return sentence_dictionary
 
 
 @pytest.fixture
@@ -96,16 +70,6 @@ def distilled(
         )
 
     return make
-
-
-SETTINGS = {
-    *("output_dir", "per_device_train_batch_size", "num_train_epochs", "learning_rate", "logging_steps"),
-    *("save_strategy", "report_to", "use_cpu", "disable_tqdm", "dataloader_pin_memory", "max_steps"),
-    *("temperature", "soft_targets", "task_weight", "gradient_accumulation_steps"),
-}
-
-
-# The loss
 
 
 def test_hard_loss_is_cross_entropy() -> None:
@@ -174,9 +138,6 @@ def test_batch_loss_matches_a_loop(
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-# Training
-
-
 def test_agreement_with_the_teacher_increases(distilled: Any, rows: Dataset) -> None:
     trainer = distilled(num_train_epochs=6)
 
@@ -237,107 +198,6 @@ def test_saved_student_contains_its_dictionary(
         with_senses(tiny.tiny_bert(trainer.processing_class, num_hidden_layers=1), saved)
 
 
-def test_teacher_senses_are_cached(
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dictionary: SenseDictionary,
-    rows: Dataset,
-) -> None:
-    first = teacher_senses(teacher, dictionary, rows, tokenizer, batch_size=5)
-    with forward_calls() as calls:
-        again = teacher_senses(teacher, dictionary, rows, tokenizer)
-    assert not calls
-    assert all((one == two).all() for one, two in zip(first, again, strict=True))
-    assert [len(labels) for labels in first] == [len(ids) for ids in rows["input_ids"]]
-    with forward_calls() as calls:
-        teacher_senses(teacher, dictionary, rows.select(range(9)), tokenizer)
-    assert calls
-
-
-def test_teacher_senses_are_independent_of_the_data_collator(
-    teacher: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    dictionary: SenseDictionary,
-    rows: Dataset,
-    tmp_path: Path,
-) -> None:
-    some = rows.select(range(12))
-    args = SenseDistillationArguments(str(tmp_path), use_cpu=True, report_to=[])
-
-    def hiding(batch: list[dict[str, Any]]) -> Any:
-        return DataCollatorWithPadding(tokenizer)([row | {"input_ids": [5] * len(row["input_ids"])} for row in batch])
-
-    trainer = SenseDistillationTrainer(
-        first_layers(teacher, 1),
-        teacher,
-        dictionary,
-        args,
-        train_dataset=some,
-        processing_class=tokenizer,
-        data_collator=hiding,
-    )
-    # Not from the cache, which contains the trainer's result.
-    expected, lengths = module._choose(teacher, dictionary, some, tokenizer, 64)
-    assert trainer.train_dataset["sense_labels"] == [labels.tolist() for labels in expected.split(lengths.tolist())]
-
-
-def test_left_padding(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary, rows: Dataset
-) -> None:
-    left = copy.deepcopy(tokenizer)
-    left.padding_side = "left"
-    # A decoder: with BERT, left padding changes positions and hidden states.
-    model = tiny.tiny_model(LlamaForCausalLM, tokenizer)
-    senses = build_sense_dictionary(model, tokenizer, SENTENCES, senses=4)
-    labels = [
-        teacher_senses(model, senses, rows, some, batch_size=number) for some, number in ((tokenizer, 64), (left, 50))
-    ]
-    same = [float((one == two).mean()) for one, two in zip(*labels, strict=True)]
-    assert min(same) > 0.99
-    batch = WithSenseLabels(DataCollatorWithPadding(left), left=True)(
-        [{"input_ids": [1, 2, 3], "sense_labels": [0, 1, 2]}, {"input_ids": [4], "sense_labels": [7]}]
-    )
-    assert batch["sense_labels"].tolist() == [[0, 1, 2], [IGNORED, IGNORED, 7]]
-
-
-# Students
-
-
-@pytest.mark.parametrize("model_class", [BertForSequenceClassification, LlamaForCausalLM])
-def test_first_layers_match_the_teacher(model_class: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    teacher = tiny.tiny_model(model_class, tokenizer, num_hidden_layers=3)
-    student = first_layers(teacher, 2)
-    assert student.config.num_hidden_layers == 2
-    assert teacher.config.num_hidden_layers == 3
-    for name, weight in student.state_dict().items():
-        assert torch.equal(weight, teacher.state_dict()[name])
-    ids = torch.tensor([[9, 8, 7]])
-    with torch.no_grad():
-        states = student(ids, output_hidden_states=True).hidden_states
-        expected = teacher(ids, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(states[1], expected[1])
-    with pytest.raises(ValueError, match="`layers` must be between 1 and 3, got 4"):
-        first_layers(teacher, 4)
-    counts = parameter_counts(teacher)
-    assert counts["all"] - counts["layers"] == teacher.get_input_embeddings().weight.numel()
-
-
-def test_first_layers_keep_dtypes(tokenizer: PreTrainedTokenizerBase) -> None:
-    config = tiny.tiny_model(LlamaForCausalLM, tokenizer, num_hidden_layers=3).config
-    # As in from_pretrained, buffers computed from the config stay in float32.
-    teacher = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-    student = first_layers(teacher, 1)
-    assert teacher.model.rotary_emb.inv_freq.dtype == torch.float32
-    buffers = dict(teacher.named_buffers())
-    assert all(torch.equal(buffer, buffers[name]) for name, buffer in student.named_buffers())
-    assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
-    ids = torch.arange(9, 99)[None]
-    with torch.no_grad():
-        states = student.model(ids).last_hidden_state
-        expected = teacher.model.norm(teacher.model(ids, output_hidden_states=True).hidden_states[1])
-    assert torch.equal(states, expected)
-
-
 def test_smaller_student_is_projected_to_the_teachers_width(
     distilled: Any,
     teacher: PreTrainedModel,
@@ -362,59 +222,6 @@ def test_smaller_student_is_projected_to_the_teachers_width(
     loaded = with_senses(SenseStudent.from_pretrained(tmp_path / "small").eval(), dictionary)
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, student.eval()(ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("head", "backbone", "width"),
-    [
-        (LlamaForSequenceClassification, LlamaModel, "hidden_size"),
-        (LlamaForCausalLM, LlamaModel, "hidden_size"),
-        (GPT2ForSequenceClassification, GPT2Model, "n_embd"),
-        (GPT2LMHeadModel, GPT2Model, "n_embd"),  # tied head
-    ],
-)
-def test_smaller_student_of_a_decoder(
-    head: Any, backbone: Any, width: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    teacher = tiny.tiny_model(head, tokenizer)
-    smaller = tiny.tiny_model(backbone, tokenizer, **{width: 16})
-    SenseStudent.of(teacher, smaller).save_pretrained(tmp_path)
-    student = SenseStudent.from_pretrained(tmp_path).eval()
-    ids = torch.tensor([[9, 8, 7]])
-    scorer = teacher.score if hasattr(teacher, "score") else teacher.lm_head
-    with torch.no_grad():
-        expected = scorer(student.projected.encoder.projection(smaller(ids).last_hidden_state))
-        expected = expected[:, -1] if hasattr(teacher, "score") else expected
-        torch.testing.assert_close(student(ids).logits, expected)
-
-
-def test_smaller_student_uses_token_type_ids(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    student = SenseStudent.of(teacher, tiny.tiny_bert(tokenizer, hidden_size=16)).eval()
-    ids, types = torch.tensor([[9, 8, 7]]), torch.tensor([[0, 1, 1]])
-    assert "token_type_ids" in inspect.signature(student.forward).parameters  # or the Trainer drops the column
-    with torch.no_grad():
-        states = student.projected.encoder.backbone(ids, token_type_ids=types).last_hidden_state
-        expected = student.projected.encoder.projection(states)
-        assert torch.equal(student.projected(ids, token_type_ids=types).last_hidden_state, expected)
-        assert not torch.equal(student(ids, token_type_ids=types).logits, student(ids).logits)
-        # Decoders ignore them, as student or as teacher.
-        other = SenseStudent.of(teacher, tiny.tiny_model(LlamaModel, tokenizer)).eval()
-        assert torch.equal(other(ids, token_type_ids=types).logits, other(ids).logits)
-        decoder = tiny.tiny_model(LlamaForCausalLM, tokenizer)
-        read, states = teacher_states(decoder, {"input_ids": ids, "token_type_ids": types})
-    assert torch.equal(states, last_states(decoder, read))
-
-
-def test_only_the_backbone_is_trained(tokenizer: PreTrainedTokenizerBase) -> None:
-    untied = tiny.tiny_model(LlamaForCausalLM, tokenizer)
-    untied.model.norm.weight.requires_grad_(False)  # frozen by the user
-    freeze_head(untied)
-    assert not untied.lm_head.weight.requires_grad
-    assert untied.model.embed_tokens.weight.requires_grad
-    assert not untied.model.norm.weight.requires_grad
-
-
-# Settings and errors
 
 
 def test_settings_of_the_paper(tmp_path: Path) -> None:

@@ -205,11 +205,6 @@ def tiny_texts(tokenizer) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return wordpiece_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def texts(tokenizer):
     return tiny_texts(tokenizer)
 

@@ -15,11 +15,6 @@ TEXTS = ["the dog was in the house .", "a cat", "he saw the old bridge", "the", 
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerBase:
-    return tiny.wordpiece_tokenizer()
-
-
-@pytest.fixture(scope="module")
 def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     return tiny.tiny_bert(tokenizer, num_hidden_layers=4)
 
