@@ -106,7 +106,7 @@ def test_a_table_can_come_bit_by_bit(table: Tensor, settings: dict[str, Any]):
 def test_rows_come_back_in_order_across_blocks(
     monkeypatch: pytest.MonkeyPatch, table: Tensor, settings: dict[str, Any]
 ):
-    monkeypatch.setattr(measurements, "_BLOCK", 5 * table.shape[1])
+    monkeypatch.setattr(measurements, "BATCH_SIZE", 5 * table.shape[1])
     assert RelationAUC(**settings).compute(data=table, pairs=PAIRS) == {"relation_auc": relation_auc(table, PAIRS)}
 
 
@@ -159,7 +159,7 @@ def test_evaluate_knows_what_they_are(measurement: Any, settings: dict[str, Any]
     [
         ([], r"table must have shape \(n, d\)"),
         ([[], []], r"table must have shape \(n, d\)"),
-        ([1.0, 2.0], r"data must have shape \(n, d\), got \(2,\); add\(data=row\)"),
+        ([1.0, 2.0], r"data must have shape \(n, d\), got \(2,\)\. Use add\(data=row\)"),
         (torch.zeros(2, 2, 2), r"got \(2, 2, 2\)"),
         ([[1.0, 2.0], [1.0]], "rows of equal length"),
         ([["cat"]], "table of numbers"),
@@ -187,7 +187,7 @@ def test_a_refused_batch_leaves_nothing_behind(table: Tensor, settings: dict[str
 
 
 def test_missing_or_wrong_pairs_are_told(table: Tensor, settings: dict[str, Any]):
-    with pytest.raises(ValueError, match=r"needs pairs of related rows: compute\(data=..., pairs="):
+    with pytest.raises(ValueError, match=r"needs pairs of related rows. Call compute\(data=..., pairs="):
         RelationAUC(**settings).compute(data=table)
     with pytest.raises(ValueError, match="pairs name row 119, the table has rows 0 to 99"):
         RelationAUC(**settings).compute(data=table[:100], pairs=PAIRS)

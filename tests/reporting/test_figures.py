@@ -128,9 +128,9 @@ def test_a_metric_without_a_meaning_is_shown_by_its_name() -> None:
 
 
 def test_a_history_without_metrics_is_refused() -> None:
-    with pytest.raises(ValueError, match="no row with defemb/… metrics"):
+    with pytest.raises(ValueError, match="no row with `defemb/…` metrics"):
         plot_metrics([{"step": 1, "loss": 0.5}])
-    with pytest.raises(ValueError, match="no row with defemb/… metrics of this table"):
+    with pytest.raises(ValueError, match="no row with `defemb/…` metrics of this table"):
         plot_metrics([{"step": 1, "defemb/norm/all": 0.5}], output=True)
 
 

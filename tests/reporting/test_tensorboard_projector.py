@@ -112,9 +112,9 @@ def test_a_large_vocabulary_is_thinned_out_evenly(tmp_path, table, vocabulary, g
 
 
 def test_what_cannot_be_written_is_refused(tmp_path, table, vocabulary, groups) -> None:
-    with pytest.raises(ValueError, match="most=0 is less than 1"):
+    with pytest.raises(ValueError, match="`most` must be at least 1, got 0"):
         save_projector(tmp_path / "a", table, vocabulary, groups, most=0)
     nothing = {name: ids[:0] for name, ids in groups.items()}
-    with pytest.raises(ValueError, match="There is no token to write"):
+    with pytest.raises(ValueError, match="The group `all` is empty"):
         save_projector(tmp_path / "b", table, vocabulary, nothing)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
-"""`isotropy` and `relation_auc` as measurements of the library `evaluate`; nothing comes from the hub.
+"""`isotropy` and `relation_auc` as measurements for the `evaluate` library; nothing is loaded from the Hub.
 
-Not imported by `defemb_callbacks.metrics`, as `evaluate` is an extra: `pip install "defemb-callbacks[examples]"`.
+`defemb_callbacks.metrics` does not import this module, because `evaluate` is optional:
+`pip install "defemb-callbacks[examples]"`.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ try:
     import evaluate
 except ImportError as error:
     raise ImportError(
-        'These measurements need the library evaluate: pip install "defemb-callbacks[examples]". '
-        "The functions isotropy and relation_auc of defemb_callbacks.metrics do without."
+        'These measurements require the library evaluate. Run pip install "defemb-callbacks[examples]", or use the '
+        "functions isotropy and relation_auc of defemb_callbacks.metrics, which do not require it."
     ) from error
 
 
 _DTYPES = {"default": "float32", "float32": "float32", "float64": "float64"}
 
-# Rows reach the cache as Python floats, which take ten times their memory: 2^18 at a time take 8 MB.
-_BLOCK = 1 << 18
+# Numbers per batch: rows reach the cache as Python floats, which take ten times the memory, so a batch takes 8 MB.
+BATCH_SIZE = 1 << 18
 
 
 class TableMeasurement(evaluate.Measurement, ABC):
-    """What the measurements of a table share: how its rows get into evaluate's cache, and out of it as a tensor."""
+    """Base class of measurements of a table: writes its rows to evaluate's cache and reads them back as a tensor."""
 
     summary: ClassVar[str]
     reference: ClassVar[str]
@@ -43,11 +44,11 @@ class TableMeasurement(evaluate.Measurement, ABC):
 
     @abstractmethod
     def _compute(self, *args: Any, **settings: Any) -> dict[str, float]:
-        """The result, by the metric's name; evaluate gives the rows as ``data``."""
+        """Return the result by name of the metric; evaluate passes the rows as `data`."""
 
     def _info(self) -> evaluate.MeasurementInfo:
         if self.config_name not in _DTYPES:
-            raise ValueError(f"config_name must be 'float32' (the default) or 'float64', got {self.config_name!r}")
+            raise ValueError(f"config_name must be 'float32' (the default) or 'float64', got {self.config_name!r}.")
         info = evaluate.MeasurementInfo(
             description=self.summary,
             citation=self.reference,
@@ -56,8 +57,8 @@ class TableMeasurement(evaluate.Measurement, ABC):
             reference_urls=[self.url],
             module_type="measurement",
         )
-        # Without a format, `_compute` gets lists of Python floats. The constructor takes none for features of lists,
-        # which some formats give as objects; Arrow's own gives them as they are.
+        # Without a format, `_compute` gets lists of Python floats. The constructor refuses a format for features that
+        # are lists, because some formats return objects for them; Arrow returns them unchanged.
         info.format = "arrow"
         return info
 
@@ -65,13 +66,13 @@ class TableMeasurement(evaluate.Measurement, ABC):
         """Add rows to the table.
 
         Args:
-            data: ``(n, d)`` lists, array or tensor.
+            data: Rows, (n, d), as lists, an array or a tensor.
 
         Raises:
-            ValueError: not a table of numbers; nothing is added then.
+            ValueError: If the rows are not a table of numbers. No row is added then.
         """
         rows = _as_rows(data, _DTYPES[self.config_name])
-        step = max(1, _BLOCK // max(1, rows.shape[1]))
+        step = max(1, BATCH_SIZE // max(1, rows.shape[1]))
         for start in range(0, max(1, len(rows)), step):
             super().add_batch(data=rows[start : start + step].tolist())
 
@@ -79,19 +80,20 @@ class TableMeasurement(evaluate.Measurement, ABC):
 class Isotropy(TableMeasurement):
     """I(E), the evenness of the partition function over directions; in (0, 1], higher is more isotropic.
 
-    See `defemb_callbacks.metrics.isotropy`, which computes it. ``add(data=row)`` and ``add_batch(data=rows)`` build the
-    table bit by bit.
+    Computed by `defemb_callbacks.metrics.isotropy`. `add(data=row)` and `add_batch(data=rows)` build the table in
+    steps.
 
     Args:
-        data: ``(n, d)`` table of vectors, one a row: lists, array or tensor. It is kept as float32, or, of
-            ``Isotropy("float64")``, as float64.
-        both_signs: take each eigenvector c and −c, whose sign is arbitrary; ``False`` is the authors' one-sign form.
+        data: Table of vectors, one per row, (n, d), as lists, an array or a tensor. It is stored as float32, or as
+            float64 by `Isotropy("float64")`.
+        both_signs: Use both c and −c for each eigenvector c, whose sign is arbitrary; `False` is the authors' form
+            with one sign.
 
     Returns:
-        ``{"isotropy": float}``
+        `{"isotropy": float}`
 
     Raises:
-        ValueError: no rows, rows of different lengths, NaN or infinity.
+        ValueError: If there are no rows, rows have different lengths, or values are NaN or infinite.
 
     Example:
         >>> measurement = Isotropy(keep_in_memory=True)
@@ -103,7 +105,7 @@ class Isotropy(TableMeasurement):
     summary = (
         "Isotropy I(E) of a table of embeddings: the smallest over the largest value of the partition function "
         "Z(c) = sum of exp(c·e) over the rows e, for c among the eigenvectors of the table's Gram matrix. "
-        "It is 1 where the rows prefer no direction, and near 0 where all of them share one."
+        "It is 1 if the rows prefer no direction, and near 0 if all of them share one."
     )
     reference = """@inproceedings{mu2018allbutthetop,
   title = {All-but-the-Top: Simple and Effective Postprocessing for Word Representations},
@@ -118,24 +120,25 @@ class Isotropy(TableMeasurement):
 
 
 class RelationAUC(TableMeasurement):
-    """How well the cosine of two rows tells related words from re-paired ones; in [0, 1], 0.5 is no meaning.
+    """Probability that related rows have a larger cosine than re-paired ones; in [0, 1], 0.5 is chance.
 
-    See `defemb_callbacks.metrics.relation_auc`, which computes it. ``add(data=row)`` and ``add_batch(data=rows)`` build
-    the table bit by bit. Pairs given to the constructor serve where `compute` gets none, as in `evaluate.combine`.
+    Computed by `defemb_callbacks.metrics.relation_auc`. `add(data=row)` and `add_batch(data=rows)` build the table in
+    steps. Pairs passed to the constructor are used if `compute` gets none, as in `evaluate.combine`.
 
     Args:
-        data: ``(n, d)`` table of vectors, one a row: lists, array or tensor. It is kept as float32, or, of
-            ``RelationAUC("float64")``, as float64.
-        pairs: ``(m, 2)`` integers, the rows of related words.
-        centred: subtract the mean unit row of all words in the pairs; ``False`` takes the cosines as they are.
-        seed: of the shuffle that re-pairs the words.
+        data: Table of vectors, one per row, (n, d), as lists, an array or a tensor. It is stored as float32, or as
+            float64 by `RelationAUC("float64")`.
+        pairs: Row ids of related words, (m, 2) integers.
+        centred: Subtract the mean unit row of all words in the pairs; `False` uses the plain cosines.
+        seed: Seed of the shuffle that re-pairs the words.
 
     Returns:
-        ``{"relation_auc": float}``
+        `{"relation_auc": float}`
 
     Raises:
-        ValueError: no rows, rows of different lengths, NaN or infinity; no pairs, or pairs that name no row.
-        TypeError: pairs that are not integers.
+        ValueError: If there are no rows, rows have different lengths, values are NaN or infinite, there are no pairs,
+            or pairs are out of range.
+        TypeError: If the pairs are not integers.
 
     Example:
         >>> measurement = RelationAUC(keep_in_memory=True)
@@ -145,8 +148,9 @@ class RelationAUC(TableMeasurement):
     """
 
     summary = (
-        "Area under the ROC curve by which cosine similarity tells pairs of related words from the same words paired "
-        "at random. It is 0.5 where the embeddings say nothing of the relation, and 1 where they tell it always."
+        "Area under the ROC curve of cosine similarity as a classifier of pairs of related words against the same "
+        "words paired at random. It is 0.5 if the embeddings are uninformative about the relation, and 1 if they "
+        "identify it perfectly."
     )
     reference = """@article{mann1947test,
   title = {On a Test of Whether one of Two Random Variables is Stochastically Larger than the Other},
@@ -168,10 +172,10 @@ class RelationAUC(TableMeasurement):
     ) -> dict[str, float]:
         pairs = self.pairs if pairs is None else pairs
         if pairs is None:
-            raise ValueError("relation_auc needs pairs of related rows: compute(data=..., pairs=[[0, 1], ...])")
+            raise ValueError("relation_auc needs pairs of related rows. Call compute(data=..., pairs=[[0, 1], ...]).")
         pairs = torch.as_tensor(pairs)
         if not pairs.is_floating_point():
-            pairs = pairs.long()  # of NumPy's int32, too
+            pairs = pairs.long()  # pairs may be NumPy's int32
         return {"relation_auc": relation_auc(_as_table(data), pairs, centred=centred, seed=seed)}
 
 
@@ -181,20 +185,22 @@ def _as_rows(data: Any, dtype: str) -> NDArray[Any]:
     try:
         rows = np.asarray(data, dtype=dtype)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"data must be an (n, d) table of numbers, its rows of equal length: {error}") from error
+        raise ValueError(f"data must be an (n, d) table of numbers, its rows of equal length: {error}.") from error
     if rows.ndim != 2 and rows.size:
-        raise ValueError(f"data must have shape (n, d), got {rows.shape}; add(data=row) takes a single row")
+        raise ValueError(f"data must have shape (n, d), got {rows.shape}. Use add(data=row) for a single row.")
     return rows if rows.ndim == 2 else rows.reshape(0, 0)
 
 
 def _as_table(column: pa.ChunkedArray) -> Tensor:
-    """The cached rows as one ``(n, d)`` tensor: a single copy of what Arrow maps from the file."""
+    """Return the cached rows as one (n, d) tensor; a single copy of what Arrow maps from the file."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     if not len(lengths):
         return torch.empty(0, 0)
     others = (lengths != lengths[0]).nonzero()[0]
     if len(others):
         row = int(others[0])
-        raise ValueError(f"row {row} has {lengths[row]} entries, row 0 has {lengths[0]}; all need the same number")
+        raise ValueError(
+            f"row {row} has {lengths[row]} entries, row 0 has {lengths[0]}. All rows must have the same length."
+        )
     values = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
     return torch.from_numpy(values.reshape(len(lengths), int(lengths[0])))

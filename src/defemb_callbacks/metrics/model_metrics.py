@@ -1,4 +1,4 @@
-"""What is measured of one model: its groups of tokens, its related words, its rows at the start."""
+"""Metrics of a model's embeddings, by frequency group of its tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import load_definitions
+from defemb_callbacks.metrics.catalog import OUTPUT
 from defemb_callbacks.metrics.measure import TableMeasure, spectra_by_group
 from defemb_callbacks.metrics.pairs import rated_tokens, related_tokens
 from defemb_callbacks.metrics.snapshot import TableSnapshot
@@ -18,23 +19,22 @@ from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_gro
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.rows import output_weight, table_shape, whole_table
 
-OUTPUT = "output_"  # what the names of the metrics of an output table begin with
-
 
 class EmbeddingMonitor:
-    """Measures a model's embeddings, by frequency group, against the rows that they had when it was made.
+    """Measures a model's embeddings by frequency group and compares them with their state at construction.
 
-    The input table is measured, and an output table that is not tied to it.
+    The input table is measured, and the output table if it is not tied to it.
 
     Args:
-        model: its tables are copied, as the reference of `drift` and `neighbour_overlap`.
-        vocabulary: what the rows stand for.
-        config: `frequency`, `group_edges`, `monitor_sample` and `ratings`.
-        pairs: (m, 2) int64 ids of related words; without, there is no `relation_auc`.
-        counts: (vocabulary,) int64 token counts, for `frequency="training_data"`.
+        model: The model. Its tables are copied as the reference of `drift` and `neighbour_overlap`.
+        vocabulary: The tokens of its rows.
+        config: Settings; `frequency`, `group_edges`, `monitor_sample` and `ratings` are used.
+        pairs: Ids of related words, (m, 2) int64; `None` leaves out `relation_auc`.
+        counts: Token counts, (vocabulary,) int64, for `frequency="training_data"`.
 
     Raises:
-        FileNotFoundError, ValueError: unreadable ratings; a table with NaN or infinite values.
+        FileNotFoundError: If the file of ratings does not exist.
+        ValueError: If the ratings cannot be read, or a table contains NaN or infinite values.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -58,28 +58,28 @@ class EmbeddingMonitor:
         self._measures = _measures(_tables(model), self.groups, vocabulary, config, pairs, compare=True)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """All metrics, `defemb/<metric>/<group>`; those of the output table are `defemb/output_<metric>/<group>`."""
-        return _figures(_tables(model), self._measures)
+        """Compute all metrics: `defemb/<metric>/<group>`, and `defemb/output_<metric>/<group>` for the output table."""
+        return _measure(_tables(model), self._measures)
 
     def take_part(self, model: nn.Module) -> None:
-        """Give the main process, which measures or takes a snapshot alone, this process's part of sharded tables."""
+        """Gather sharded tables on the other processes while the main process alone measures or takes a snapshot."""
         _tables(model)
 
     def snapshot(
         self, model: nn.Module, metrics: Mapping[str, float] | None = None, watched: Tensor | None = None
     ) -> TableSnapshot:
-        """What the pictures need of the input table now.
+        """Take a snapshot of the input table for pictures.
 
         Args:
-            model: the model that is trained.
-            metrics: of this very table, where they are known already; else it is measured.
-            watched: (w,) int64 tokens whose nearest words are looked up.
+            model: The model in training.
+            metrics: Metrics of the current table, if they are already known; otherwise they are computed.
+            watched: Ids of the tokens whose nearest words are looked up, (w,) int64.
         """
         tables, spectra = _tables(model), None
         table = tables[""]
         if metrics is None:
-            spectra = spectra_by_group(table, self.groups)  # for the metrics and for the picture
-            metrics = _figures(tables, self._measures, spectra=spectra)
+            spectra = spectra_by_group(table, self.groups)  # used by the metrics and the picture
+            metrics = _measure(tables, self._measures, spectra=spectra)
         spectrum = spectra["all"] if spectra else None
         return TableSnapshot.take(
             table, self.groups, metrics=dict(metrics), spectrum=spectrum, watched=watched, among=self._words
@@ -92,19 +92,21 @@ def measure_embeddings(
     definitions: Any = None,
     config: DefinitionEMBConfig | None = None,
 ) -> dict[str, float]:
-    """The metrics of a model's input embeddings, and of untied output embeddings, by frequency group.
+    """Measure a model's input embeddings, and its output embeddings if they are not tied, by frequency group.
 
     Args:
-        model: any model with token embeddings.
-        tokenizer: its own.
-        definitions: a dictionary with relations between words, for `relation_auc`; all that `load_definitions` takes.
-        config: `frequency`, `group_edges`, `monitor_sample` and `ratings`.
+        model: Any model with token embeddings.
+        tokenizer: The tokenizer of the model.
+        definitions: Dictionary with relations between words, for `relation_auc`; anything that `load_definitions`
+            accepts.
+        config: Settings; `frequency`, `group_edges`, `monitor_sample` and `ratings` are used.
 
     Returns:
-        `{"defemb/isotropy/rare": …, …}`, see `measure_table`; those of an output table are called `defemb/output_…`.
+        `{"defemb/isotropy/rare": …, …}`, see `measure_table`; metrics of the output table are called `defemb/output_…`.
 
     Raises:
-        FileNotFoundError, ValueError: no such dictionary; unreadable ratings; a table with NaN or infinite values.
+        FileNotFoundError: If the dictionary or the file of ratings does not exist.
+        ValueError: If the ratings cannot be read, or a table contains NaN or infinite values.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -120,13 +122,13 @@ def measure_embeddings(
     pairs = None if definitions is None else related_tokens(vocabulary, load_definitions(definitions))
     groups = frequency_groups(configured_rank(vocabulary, config), config.group_edges)
     tables = _tables(model)
-    return _figures(tables, _measures(tables, groups, vocabulary, config, pairs, compare=False))
+    return _measure(tables, _measures(tables, groups, vocabulary, config, pairs, compare=False))
 
 
 def _tables(model: nn.Module) -> dict[str, Tensor]:
-    """The tables themselves, copied only where they are sharded, by what the names of their metrics begin with."""
+    """Return the tables by prefix of their metrics' names; only sharded tables are copied."""
     tables = {"": whole_table(model)}
-    # Of another length it has another vocabulary.
+    # An output table with another number of rows has another vocabulary.
     if output_weight(model) is not None and table_shape(model, "output")[0] == len(tables[""]):
         tables[OUTPUT] = whole_table(model, "output")
     return tables
@@ -154,11 +156,11 @@ def _measures(
 
 
 @torch.no_grad()
-def _figures(
+def _measure(
     tables: Mapping[str, Tensor], measures: Mapping[str, TableMeasure], spectra: Any = None
 ) -> dict[str, float]:
-    figures = {}
+    metrics = {}
     for prefix, measure in measures.items():
         for key, value in measure.measure(tables[prefix], spectra=None if prefix else spectra).items():
-            figures[key.replace("defemb/", f"defemb/{prefix}", 1)] = value
-    return figures
+            metrics[key.replace("defemb/", f"defemb/{prefix}", 1)] = value
+    return metrics

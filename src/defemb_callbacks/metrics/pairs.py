@@ -1,4 +1,4 @@
-"""Pairs of tokens that a dictionary relates or that people have rated: what the metrics of meaning are measured on."""
+"""Pairs of tokens for the metrics of meaning: related in a dictionary, or rated by people."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from defemb_callbacks.definitions import Lexicon
 from defemb_callbacks.metrics.ratings import Ratings, read_ratings
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 
-# A `relation_auc` over 2,500 pairs, as many as the smallest group then has in WordNet, has a standard error below 0.01.
+# With this many pairs from WordNet, the smallest group has about 2,500, and its `relation_auc` a standard error below
+# 0.01.
 MOST_PAIRS = 20_000
 
 
 def related_tokens(vocabulary: Vocabulary, lexicon: Lexicon) -> Tensor:
-    """(m, 2) int64: pairs of tokens whose words the dictionary relates, without sharing a definition.
+    """Return pairs of tokens whose words are related in the dictionary without sharing a definition: (m, 2) int64.
 
-    At most `MOST_PAIRS` of them, evenly spaced over the dictionary's order, so always the same ones.
+    At most `MOST_PAIRS` pairs are returned, evenly spaced over the order of the dictionary and therefore always the
+    same.
     """
     token_of_word = _token_of_word(vocabulary)
     relations = lexicon.relations(token_of_word)
@@ -28,14 +30,15 @@ def related_tokens(vocabulary: Vocabulary, lexicon: Lexicon) -> Tensor:
 
 
 def rated_tokens(vocabulary: Vocabulary, file: str | Path) -> Ratings:
-    """The pairs of a file of human ratings of which both words are tokens, with their ratings.
+    """Return the rated pairs of a file whose words are both tokens.
 
     Args:
-        vocabulary: from `read_vocabulary`.
-        file: as `read_ratings` takes it.
+        vocabulary: Vocabulary from `read_vocabulary`.
+        file: File of human ratings, see `read_ratings`.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_ratings`; or no pair of the file consists of two tokens.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read (see `read_ratings`), or it has no pair of two tokens.
     """
     token_of_word = _token_of_word(vocabulary)
     rated = [
@@ -44,14 +47,14 @@ def rated_tokens(vocabulary: Vocabulary, file: str | Path) -> Ratings:
         if left.lower() in token_of_word and right.lower() in token_of_word and left.lower() != right.lower()
     ]
     if not rated:
-        raise ValueError(f"No line of {file} has two different words that are tokens of the vocabulary.")
+        raise ValueError(f"No line of {file} has two different words that are tokens. Pass ratings of common words.")
     left, right, scores = zip(*rated, strict=True)
     return Ratings(torch.tensor([left, right]).T.contiguous(), torch.tensor(scores, dtype=torch.float64))
 
 
 def _token_of_word(vocabulary: Vocabulary) -> dict[str, int]:
     tokens: dict[str, int] = {}
-    # "march" before "March": a dictionary's relations are mostly those of the common word.
+    # "march" before "March", because the relations in a dictionary are mostly those of the common word.
     for wanted_lower in (True, False):
         for index, word in enumerate(vocabulary.words):
             if word is not None and word.islower() == wanted_lower:

@@ -1,4 +1,4 @@
-"""What pictures and page need of an embedding table at one time; far smaller than the table."""
+"""Snapshots of an embedding table: what pictures and pages need, much smaller than the table."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from defemb_callbacks.metrics.spectrum import Spectrum
 from defemb_callbacks.vocabulary.frequency import GROUPS
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 
-POINTS = 250  # of each group in a projection: more would hide each other
+POINTS = 250  # per group in a projection; more would overlap too much
 
 
 @dataclass(frozen=True)
 class TableSnapshot:
-    """What pictures and page need of a table at one time; far smaller than the table.
+    """What pictures and pages need of a table at one time; much smaller than the table.
 
     Attributes:
-        metrics: `defemb/<metric>/<group>`; may be empty.
-        spectrum: (d,) float64 singular values of the rows of "all", the largest first.
-        basis: (d, 2) float64, the first two right singular vectors of these rows.
-        points: rows of a sample of each group, (at most 250, d) float32, the same tokens at any time.
-        point_ids: which tokens these are, (at most 250,) int64.
-        neighbours: the nearest tokens of each watched token and their cosines, best first.
+        metrics: Metrics by key `defemb/<metric>/<group>`; may be empty.
+        spectrum: Singular values of the rows of `"all"`, largest first, (d,) float64.
+        basis: The first two right singular vectors of these rows, (d, 2) float64.
+        points: Rows of a sample of each group, (at most 250, d) float32; always the same tokens.
+        point_ids: Ids of these tokens, (at most 250,) int64.
+        neighbours: The nearest tokens of each watched token and their cosines, nearest first.
     """
 
     metrics: dict[str, float]
@@ -52,19 +52,20 @@ class TableSnapshot:
         among: Tensor | None = None,
         nearest: int = 6,
     ) -> TableSnapshot:
-        """Look at a table, which is neither changed nor kept.
+        """Take a snapshot of a table, which is neither modified nor kept.
 
         Args:
-            table: (n, d), any floating type, any device.
-            groups: token ids from `frequency_groups`.
-            metrics: of this table, `defemb/<metric>/<group>`.
-            spectrum: of the rows of `groups["all"]`, where it is known already.
-            watched: (w,) int64, tokens whose neighbours are looked for.
-            among: int64 ids, the tokens that may be neighbours; `groups["all"]` if None.
-            nearest: how many neighbours of each.
+            table: Table, (n, d), any floating dtype, any device.
+            groups: Token ids by group, from `frequency_groups`.
+            metrics: Metrics of this table by key `defemb/<metric>/<group>`.
+            spectrum: Spectrum of the rows of `groups["all"]`, if it is already known.
+            watched: Ids of the tokens whose neighbours are looked up, (w,) int64.
+            among: Ids of the tokens that may be neighbours, int64; `None` means `groups["all"]`.
+            nearest: Number of neighbours of each watched token.
 
         Raises:
-            TypeError, ValueError: see `measure_table`; or ids outside the table.
+            TypeError: If the table is not a floating-point tensor.
+            ValueError: If the table is invalid (see `measure_table`), or ids are out of range.
 
         Example:
             >>> table = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
@@ -85,7 +86,7 @@ class TableSnapshot:
         return cls(
             metrics=dict(metrics or {}),
             spectrum=spectrum.eigenvalues.clamp(min=0).sqrt().flip(0).cpu(),
-            basis=torch.nn.functional.pad(basis, (0, 2 - basis.shape[1])),  # of a table one number wide
+            basis=torch.nn.functional.pad(basis, (0, 2 - basis.shape[1])),  # a table of width 1 has only one direction
             points={name: table[ids.to(table.device)].float().cpu() for name, ids in point_ids.items()},
             point_ids=point_ids,
             neighbours=neighbours,
@@ -93,13 +94,13 @@ class TableSnapshot:
 
 
 def nearest_tokens(table: Tensor, ids: Tensor, among: Tensor, count: int) -> dict[int, list[tuple[int, float]]]:
-    """The tokens of `among` with the largest cosines to each token of `ids`, itself left out, best first.
+    """Find the tokens of `among` with the largest cosines to each token of `ids`, excluding itself, nearest first.
 
     Args:
-        table: (n, d), any floating type, any device.
-        ids: (w,) int64.
-        among: (m,) int64.
-        count: how many for each; fewer where `among` holds no more than these.
+        table: Table, (n, d), any floating dtype, any device.
+        ids: Ids of the tokens to query, (w,) int64.
+        among: Ids of the tokens to search, (m,) int64.
+        count: Number of neighbours of each token; fewer if `among` is too small.
 
     Example:
         >>> nearest_tokens(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]), torch.tensor([0]), torch.arange(3), 2)
@@ -118,17 +119,17 @@ def nearest_tokens(table: Tensor, ids: Tensor, among: Tensor, count: int) -> dic
 
 
 def watched_tokens(candidates: Tensor, groups: Mapping[str, Tensor], vocabulary: Vocabulary, most: int = 10) -> Tensor:
-    """A handful of rare words whose neighbours are worth showing, always the same ones.
+    """Choose a few rare words whose neighbours are worth showing, always the same ones.
 
     Args:
-        candidates: int64 ids to choose from, such as those of rebuilt tokens.
-        groups: token ids from `frequency_groups`.
-        vocabulary: what the ids stand for; only words are chosen.
-        most: how many.
+        candidates: Ids to choose from, int64, such as those of rebuilt tokens.
+        groups: Token ids by group, from `frequency_groups`.
+        vocabulary: The tokens of the ids; only words are chosen.
+        most: Maximum number of words.
 
     Returns:
-        (at most `most`,) int64, evenly spaced over the candidates of the rare group; where it has none, over those of
-        the medium group, else of the frequent one.
+        Ids, (at most `most`,) int64, evenly spaced over the candidates of the rare group, or of the medium or frequent
+        group if the rarer ones have no candidates.
 
     Example:
         >>> words = ("a", "cat", "ox", "ibex", "##s", "gnu")

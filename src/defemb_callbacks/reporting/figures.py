@@ -1,4 +1,4 @@
-"""Pictures of an embedding table and of its metrics."""
+"""Figures of an embedding table and of its metrics."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-NEGLIGIBLE = 1e-6  # of the largest singular value
-SAME_SPACE = 0.5  # mean cosine of the same tokens' rows, above which two tables share their directions
+NEGLIGIBLE = 1e-6  # share of the largest singular value below which values are not drawn
+SAME_SPACE = 0.5  # mean cosine of the rows of the same tokens from which two tables count as being in the same space
 
 
 def plot_metrics(
     history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None, *, output: bool = False
 ) -> Figure:
-    """Metrics over training steps, a line for each frequency group.
+    """Plot metrics over training steps, with a line for each frequency group.
 
     Args:
-        history: rows of `state.log_history` with `step` and `defemb/<metric>/<group>` keys.
-        before: the metrics before the rebuild, shown as crosses at step 0.
-        output: show those of the output table, `defemb/output_<metric>/<group>`, instead of the input table's.
+        history: Rows of `state.log_history` with `step` and `defemb/<metric>/<group>` keys.
+        before: Metrics before the rebuild, shown as crosses at step 0.
+        output: Plot the metrics of the output table, `defemb/output_<metric>/<group>`, instead of the input table.
 
     Raises:
-        ImportError: matplotlib is missing; names the pip line.
-        ValueError: no row has metrics of this table.
+        ImportError: If matplotlib is not installed.
+        ValueError: If no row has metrics of this table.
     """
     shown = metrics_in(history, OUTPUT if output else "")
     if not shown:
-        raise ValueError("The history has no row with defemb/… metrics of this table; there is nothing to plot.")
+        raise ValueError(
+            "The history has no row with `defemb/…` metrics of this table. Pass the `log_history` of a monitored run."
+        )
     crossed = bool(before) and bool(set(metrics_in([before or {}])) & set(shown))
     rows = -(-len(shown) // 2)
     with figures() as figure_class:
@@ -58,7 +60,7 @@ def plot_metrics(
 
 
 def plot_metric(metric: str, history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None) -> Figure:
-    """One metric over training steps, without title and legend, for a page that has these; otherwise `plot_metrics`."""
+    """Plot one metric over training steps as `plot_metrics` does, without title and legend, which the page has."""
     with figures() as figure_class:
         figure = figure_class(figsize=(3.7, 2.4), layout="constrained")
         axis = figure.subplots()
@@ -71,7 +73,7 @@ def plot_metric(metric: str, history: Sequence[Mapping[str, Any]], before: Mappi
 def _draw_metric(
     axis: Axes, metric: str, history: Sequence[Mapping[str, Any]], before: Mapping[str, float] | None = None
 ) -> None:
-    """The lines of one metric."""
+    """Draw the lines of one metric."""
     for group in COLOURS:
         key = f"defemb/{metric}/{group}"
         points = [(row["step"], row[key]) for row in history if key in row]
@@ -79,13 +81,13 @@ def _draw_metric(
             axis.plot(*zip(*points, strict=True), **_line_style(group))
         if before and key in before:
             axis.plot(0, before[key], **_cross_style(COLOURS[group]))
-    # An axis through rounding errors would make mountains of them; one of few digits does not fit beside the panel.
+    # No offset, which would magnify rounding errors; powers of ten for values with too many digits for the margin.
     axis.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 4))
     axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
 
 
 def _metric_handles(crossed: bool) -> list[Line2D]:
-    """What the legend of metrics shows."""
+    """Return the entries of the legend of metrics."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_line_style(group)) for group in COLOURS]
@@ -96,7 +98,7 @@ def _metric_handles(crossed: bool) -> list[Line2D]:
 
 def _line_style(group: str) -> dict[str, Any]:
     style: dict[str, Any] = {"color": COLOURS[group], "marker": MARKERS[group], "markersize": 4, "label": group}
-    if group == "all":  # lies over its parts without hiding them
+    if group == "all":  # drawn over the groups without hiding them
         style |= {"linestyle": "--", "markerfacecolor": "none", "markersize": 7, "zorder": 3}
     return style
 
@@ -106,19 +108,19 @@ def _cross_style(colour: str) -> dict[str, Any]:
 
 
 def legend_of_metrics(crossed: bool) -> dict[str, Figure]:
-    """The marks of `plot_metric` by what they stand for; with `crossed`, also the crosses before the rebuild."""
+    """Return the marks of `plot_metric` by label; with `crossed`, also the crosses before the rebuild."""
     with figures() as figure_class:
         return {str(handle.get_label()): _mark(figure_class, handle) for handle in _metric_handles(crossed)}
 
 
 def legend_of_projection(marked: bool) -> dict[str, Figure]:
-    """The marks of `plot_panel` by what they stand for; with `marked`, also those of rebuilt and kept tokens."""
+    """Return the marks of `plot_panel` by label; with `marked`, also those of rebuilt and kept tokens."""
     with figures() as figure_class:
         return {str(handle.get_label()): _mark(figure_class, handle) for handle in _projection_handles(marked)}
 
 
 def legend_of_singular_values(names: Sequence[str]) -> dict[str, Figure]:
-    """The lines of `plot_singular_values` by the names of the tables."""
+    """Return the lines of `plot_singular_values` by name of the table."""
     from matplotlib.lines import Line2D
 
     with figures() as figure_class:
@@ -137,14 +139,14 @@ def _mark(figure_class: type[Figure], handle: Line2D) -> Figure:
 
 
 def plot_singular_values(spectra: Mapping[str, Tensor], *, small: bool = False) -> Figure:
-    """Singular values of several tables, each relative to its largest: a slow fall uses many directions alike.
+    """Plot the singular values of several tables, relative to the largest; a slow fall means many directions in use.
 
     Args:
-        spectra: (d,) singular values by name.
-        small: without title and legend, for a page that has these.
+        spectra: Singular values of each table, (d,), by name.
+        small: Leave out title and legend, which the page provides.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: If matplotlib is not installed.
     """
     with figures() as figure_class:
         from matplotlib.ticker import LogLocator, NullLocator
@@ -152,7 +154,7 @@ def plot_singular_values(spectra: Mapping[str, Tensor], *, small: bool = False) 
         figure = figure_class(figsize=(4.4, 3) if small else (7, 4.2), layout="constrained")
         axis = figure.subplots()
         for number, (name, values) in enumerate(spectra.items()):
-            # Zeros, and what rounding made of them, would press all else together.
+            # Zeros, exact or up to rounding, would compress the rest of the logarithmic axis.
             used = values[values > NEGLIGIBLE * values.max()]
             relative = (used / used.max()).tolist() if len(used) else []
             axis.plot(range(1, len(relative) + 1), relative, **_spectrum_style(number, name))
@@ -164,7 +166,9 @@ def plot_singular_values(spectra: Mapping[str, Tensor], *, small: bool = False) 
         axis.set_ylabel("singular value, relative to the largest")
         if not small:
             axis.set_title("Singular values of the embedding table  (a slow fall: many directions in use)")
-            axis.legend(handles=list(axis.lines))  # named, as names with an underscore in front are left out otherwise
+            axis.legend(
+                handles=list(axis.lines)
+            )  # explicit, because names with a leading underscore are left out otherwise
     return figure
 
 
@@ -173,17 +177,17 @@ def _spectrum_style(number: int, name: str) -> dict[str, Any]:
 
 
 def plot_projection(snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str, Tensor] | None = None) -> Figure:
-    """Tokens in the plane of the two main directions, coloured by frequency group, the rebuilt ones filled.
+    """Plot tokens in the plane of the two main directions, coloured by frequency group; rebuilt tokens are filled.
 
-    All panels of one model's table have the same directions and the same axes, so that a shift of a group is seen as a
-    shift; the table of another model has its own.
+    All panels of one model's table use the same directions and axes, so that a shift of a group is visible as a shift.
+    The table of another model has its own.
 
     Args:
-        snapshots: by name, in order of time.
-        rebuilt: (r,) int64 ids of the rebuilt tokens of each snapshot, by its name; without, no token is marked.
+        snapshots: Snapshots by name, in temporal order.
+        rebuilt: Ids of the rebuilt tokens of each snapshot, (r,) int64, by name; `None` marks no tokens.
 
     Raises:
-        ImportError: matplotlib is missing.
+        ImportError: If matplotlib is not installed.
     """
     columns = min(len(snapshots), 3)
     rows = -(-len(snapshots) // columns)
@@ -211,7 +215,7 @@ def plot_projection(snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str
 def plot_panel(
     name: str, snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str, Tensor] | None = None
 ) -> Figure:
-    """The panel `name` of `plot_projection` by itself, without title and legend, for a page that has these."""
+    """Plot the panel `name` of `plot_projection` alone, without title and legend, which the page provides."""
     with figures() as figure_class:
         figure = figure_class(figsize=(3.7, 3.5), layout="constrained")
         axis = figure.subplots()
@@ -222,7 +226,7 @@ def plot_panel(
 
 
 def planes(snapshots: Mapping[str, TableSnapshot]) -> dict[str, Tensor]:
-    """The plane of each panel, (d, 2): that of the first snapshot wherever the table lies in the same space."""
+    """Return the plane of each panel, (d, 2): that of the first snapshot for all tables in the same space."""
     first = next(iter(snapshots.values()))
     return {name: first.basis if _same_space(first, taken) else taken.basis for name, taken in snapshots.items()}
 
@@ -241,7 +245,7 @@ def _same_space(first: TableSnapshot, other: TableSnapshot) -> bool:
 def _draw_projection(
     axis: Axes, name: str, snapshots: Mapping[str, TableSnapshot], rebuilt: Mapping[str, Tensor] | None
 ) -> None:
-    """The points of one snapshot, in axes that have room for all snapshots of its space."""
+    """Draw the points of one snapshot, in axes with room for all snapshots of the same space."""
     bases = planes(snapshots)
     for zero_line in (axis.axhline, axis.axvline):
         zero_line(0, color=LIGHT["faint"], linewidth=1.2, zorder=0)
@@ -251,8 +255,8 @@ def _draw_projection(
         for fill in (False, True):
             x, y = (points[filled == fill].double() @ bases[name]).T.tolist()
             axis.plot(x, y, linestyle="", **_point_style(group, fill))
-    alike = [taken.points for other, taken in snapshots.items() if bases[other] is bases[name]]
-    places = torch.cat([points.double() @ bases[name] for table in alike for points in table.values()])
+    same_space = [taken.points for other, taken in snapshots.items() if bases[other] is bases[name]]
+    places = torch.cat([points.double() @ bases[name] for table in same_space for points in table.values()])
     low, high = places.amin(dim=0), places.amax(dim=0)
     margin = 0.05 * (high - low).clamp(min=1e-12)
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
@@ -261,7 +265,7 @@ def _draw_projection(
 
 
 def _projection_handles(marked: bool) -> list[Line2D]:
-    """What the legend of a projection shows."""
+    """Return the entries of the legend of a projection."""
     from matplotlib.lines import Line2D
 
     groups = [group for group in COLOURS if group != "all"]
@@ -276,8 +280,8 @@ def _projection_handles(marked: bool) -> list[Line2D]:
 
 
 def _point_style(group: str, filled: bool) -> dict[str, Any]:
-    size = {"^": 4.3}.get(MARKERS[group], 3.5)  # a triangle looks smaller than a square
+    size = {"^": 4.3}.get(MARKERS[group], 3.5)  # triangles look smaller than squares
     style: dict[str, Any] = {"color": COLOURS[group], "marker": MARKERS[group], "label": group}
-    if filled:  # with a thin edge that tells marks apart where they overlap
+    if filled:  # with a thin edge that separates overlapping marks
         return style | {"markersize": size + 0.5, "markeredgewidth": 0.3, "markeredgecolor": LIGHT["paper"]}
     return style | {"markersize": size - 0.4, "markerfacecolor": "none", "markeredgewidth": 0.7}

@@ -1,4 +1,4 @@
-"""What the page of one run, or of one comparison of models, is made of."""
+"""The record of a run, or of a comparison of models, that the page and the pictures show."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from defemb_callbacks.vocabulary.tokens import Vocabulary
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that the pictures and the page of one run, or of one comparison of models, show.
+    """Everything that the pictures and the page of a run, or of a comparison of models, show.
 
     Attributes:
-        title: heading of the page.
-        snapshots: by name, in order: of one table at several times, or of several models.
-        vocabulary: what the rows of the tables stand for.
-        history: rows of `state.log_history` with `step` and `defemb/<metric>/<group>` keys.
-        report: what was rebuilt, if anything was.
-        rebuilt: (r,) int64 ids of the rebuilt tokens.
-        glosses: definitions of watched tokens, by id.
-        settings: of the run, by name, besides those that the report tells.
-        vocabularies: of the snapshots that have another vocabulary than the first, by the snapshot's name.
-        facts: what else is known of each snapshot's model, {snapshot's name: {label: text}}.
+        title: Heading of the page.
+        snapshots: Snapshots by name, in order: one table at several times, or several models.
+        vocabulary: The tokens of the rows.
+        history: Rows of `state.log_history` with `step` and `defemb/<metric>/<group>` keys.
+        report: Report of a rebuild, if there was one.
+        rebuilt: Ids of the rebuilt tokens, (r,) int64.
+        glosses: Definitions of watched tokens, by token id.
+        settings: Settings of the run by name, in addition to those of the report.
+        vocabularies: Vocabularies of snapshots that differ from that of the first one, by name of the snapshot.
+        facts: Further facts about the model of each snapshot, `{name of the snapshot: {label: text}}`.
 
     Raises:
-        ValueError: no snapshot.
+        ValueError: If there is no snapshot.
     """
 
     title: str
@@ -46,11 +46,13 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if not self.snapshots:
-            raise ValueError("A record needs at least one snapshot.")
+            raise ValueError(
+                "`snapshots` must contain at least one snapshot, got none. Pass one of `TableSnapshot.take`."
+            )
 
     @property
     def rebuilt_by_snapshot(self) -> dict[str, Tensor]:
-        """`rebuilt` for each snapshot in whose vocabulary it counts; empty where no token was rebuilt."""
+        """The rebuilt tokens of each snapshot to whose vocabulary they belong; empty if no token was rebuilt."""
         if self.rebuilt is None or not len(self.rebuilt):
             return {}
         same = self.vocabulary.fingerprint
@@ -62,5 +64,5 @@ class RunRecord:
 
     @property
     def all_settings(self) -> dict[str, Any]:
-        """Those of the report, then those of the record itself."""
+        """The settings of the report, updated by those of the record."""
         return {**(self.report.info.get("settings", {}) if self.report else {}), **self.settings}

@@ -1,4 +1,4 @@
-"""A figure as a piece of HTML: text stays text, and the colours are those of the page, light or dark."""
+"""Convert figures to inline SVG: text stays text, and colours follow the light or dark palette of the page."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _VARIABLES = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
 
 
 def inline_svg(figure: Figure, name: str, alt: str) -> str:
-    """A figure as an `<svg>` element for an HTML page.
+    """Convert a figure to an `<svg>` element for an HTML page.
 
-    Its colours become the CSS variables of `PALETTE`, its fonts those of the page, and its ids begin with `name`, so
-    that several such elements do not clash. Coordinates are rounded to tenths of a point.
+    Colours become the CSS variables of `PALETTE`, fonts those of the page, and ids get the prefix `name`, so that
+    several such elements do not clash. Coordinates are rounded to tenths of a point.
 
     Args:
-        figure: all of whose colours are in `PALETTE`.
-        name: different for each figure of a page; letters, digits and hyphens.
-        alt: what a reader should know who cannot see it; empty where the text beside it says all.
+        figure: Figure that uses only colours of `PALETTE`.
+        name: Unique name of the figure on the page: letters, digits and hyphens.
+        alt: Description for readers who cannot see the figure; empty if the text next to it suffices.
 
     Raises:
-        ValueError: a colour outside the palette, which would not follow the page into the dark.
+        ValueError: If a colour is not in the palette; it would not follow the dark mode of the page.
 
     Example:
         >>> from matplotlib.figure import Figure
-        >>> inline_svg(Figure(figsize=(1, 1)), "empty", "nothing at all")[:37]
+        >>> inline_svg(Figure(figsize=(1, 1)), "empty", "an empty figure")[:37]
         '<svg viewBox="0 0 72 72" width="96" s'
     """
     from matplotlib import rc_context
@@ -50,7 +50,7 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
         element.tag = element.tag.removeprefix(_SVG)
         for attribute in ("d", "x", "y", "width", "height", "transform", "points"):
             if attribute in element.attrib:
-                element.set(attribute, _LONG_NUMBER.sub(_shorter, element.attrib[attribute]).replace("\n", ""))
+                element.set(attribute, _LONG_NUMBER.sub(_rounded, element.attrib[attribute]).replace("\n", ""))
         if "style" in element.attrib:
             element.set("style", _themed(element.attrib["style"], element.tag))
         element.text, element.tail = (element.text or "").strip() or None, None
@@ -71,7 +71,7 @@ def _drop(root: ET.Element, *names: str) -> None:
 
 
 def _rename_ids(root: ET.Element, name: str) -> None:
-    """Short ids of this figure's own for what is referred to, none for the rest."""
+    """Give referenced elements short ids that are unique on the page, and remove all other ids."""
     used: dict[str, str] = {}
 
     def new(old: str) -> str:
@@ -95,20 +95,22 @@ def _themed(style: str, tag: str) -> str:
         key, value = (part.strip() for part in declaration.split(":", 1))
         if key == "font":  # "10px 'DejaVu Sans', …"
             key, value = "font-size", value.split()[0]
-        if key == "font-family":  # the page has its own
+        if key == "font-family":  # the page sets the font
             continue
-        kept[key] = _COLOUR.sub(_variable, value)
+        kept[key] = _COLOUR.sub(_css_variable, value)
     if tag == "text":
         kept.setdefault("fill", "var(--ink)")
     return ";".join(f"{key}:{value}" for key, value in kept.items())
 
 
-def _variable(match: re.Match[str]) -> str:
+def _css_variable(match: re.Match[str]) -> str:
     try:
         return _VARIABLES[match[0].lower()]
     except KeyError:
-        raise ValueError(f"The figure has the colour {match[0]}, which is not in the palette.") from None
+        raise ValueError(
+            f"The figure has the colour {match[0]}, which is not in the palette. Use a colour of `PALETTE`."
+        ) from None
 
 
-def _shorter(match: re.Match[str]) -> str:
+def _rounded(match: re.Match[str]) -> str:
     return f"{float(match[0]):.1f}".removesuffix(".0")

@@ -1,4 +1,4 @@
-"""An embedding table as files for TensorBoard's embedding projector."""
+"""Export an embedding table to TensorBoard's embedding projector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from defemb_callbacks.metrics.groups import evenly
 from defemb_callbacks.vocabulary.frequency import GROUPS
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 
-# The names of the files, of which TensorBoard fixes that of the config.
+# Names of the files; TensorBoard requires that of the config.
 TENSORS, METADATA, CONFIG = "tensors.tsv", "metadata.tsv", "projector_config.pbtxt"
 
 
@@ -28,37 +28,39 @@ def save_projector(
 ) -> list[Path]:
     """Write token vectors for TensorBoard's embedding projector: `tensorboard --logdir FOLDER`, tab "Projector".
 
-    Beside each vector stand its token, its word, its frequency group, and whether it was rebuilt. Tabs, line breaks and
-    other control characters in tokens are written as Python escapes, and a backslash as two. The projector at
-    projector.tensorflow.org loads the two `.tsv` files, too.
+    The metadata of each vector are its token, its word, its frequency group, and whether it was rebuilt. Tabs, line
+    breaks and other control characters in tokens are written as Python escapes, and a backslash as two backslashes.
+    The projector at projector.tensorflow.org also loads the two `.tsv` files.
 
     Args:
-        folder: made if need be.
-        table: (n, d), any floating type, any device; the vectors are written with 5 significant digits.
-        vocabulary: what its rows stand for.
-        groups: token ids from `frequency_groups`.
-        rebuilt: (r,) int64 ids of the rebuilt tokens; without, there is no such column.
-        most: write at most so many tokens, evenly spaced over the order by frequency.
+        folder: Folder to write into; created if it does not exist.
+        table: Table, (n, d), any floating dtype, any device. Vectors are written with 5 significant digits.
+        vocabulary: The tokens of its rows.
+        groups: Token ids by group, from `frequency_groups`.
+        rebuilt: Ids of the rebuilt tokens, (r,) int64; `None` leaves out this column.
+        most: Maximum number of tokens, evenly spaced over the frequency order.
 
     Returns:
         The paths of `tensors.tsv`, `metadata.tsv` and `projector_config.pbtxt`.
 
     Raises:
-        ValueError: `most` is below 1, or `groups["all"]` is empty.
+        ValueError: If `most` is below 1, or `groups["all"]` is empty.
     """
     if most < 1:
-        raise ValueError(f"most={most!r} is less than 1.")
+        raise ValueError(f"`most` must be at least 1, got {most!r}.")
     if not len(groups["all"]):
-        raise ValueError("There is no token to write: no token of the vocabulary occurs in text.")
+        raise ValueError(
+            "The group `all` is empty: no token of the vocabulary occurs in text. Pass the tokenizer of the model."
+        )
     ids = evenly(groups["all"], most)
     group_of_token = {index: name for name in GROUPS for index in groups[name].tolist()}
     columns = ["token", "word", "group"] + (["rebuilt"] if rebuilt is not None else [])
-    written = set() if rebuilt is None else set(rebuilt.tolist())
+    rebuilt_ids = set() if rebuilt is None else set(rebuilt.tolist())
     lines = ["\t".join(columns)]
     for index in ids.tolist():
         cells = [vocabulary.tokens[index], vocabulary.words[index] or "", group_of_token.get(index, "")]
         if rebuilt is not None:
-            cells.append("yes" if index in written else "no")
+            cells.append("yes" if index in rebuilt_ids else "no")
         lines.append("\t".join(map(_one_line, cells)))
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,7 @@ def save_projector(
 
 
 def _one_line(text: str) -> str:
-    """The text with what would break a line or a cell written as Python escapes."""
+    """Write characters that would break a line or a cell as Python escapes."""
     escaped = (
         char.encode("unicode_escape").decode()
         if char == "\\" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
