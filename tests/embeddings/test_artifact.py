@@ -1,4 +1,4 @@
-"""DefinitionEmbeddings: saved and loaded bit by bit, refused where they do not fit, written as the config says."""
+"""DefinitionEmbeddings: saving, the hub, validation, and writing rows into a model."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def assert_same(one: DefinitionEmbeddings, other: DefinitionEmbeddings) -> None:
     assert one.fingerprint == other.fingerprint
 
 
-def test_saved_and_loaded_bit_by_bit(embeddings, tmp_path) -> None:
+def test_save_and_load_round_trip(embeddings, tmp_path) -> None:
     embeddings.save_pretrained(tmp_path / "new" / "folder")
     assert_same(DefinitionEmbeddings.from_pretrained(tmp_path / "new" / "folder"), embeddings)
     assert_same(DefinitionEmbeddings.from_pretrained(str(tmp_path / "new" / "folder")), embeddings)
 
 
-def test_the_fingerprint_follows_the_rows(embeddings) -> None:
+def test_different_rows_have_different_fingerprints(embeddings) -> None:
     rows = embeddings.rows.clone()
     rows[0, 0] += 1e-3
     other = DefinitionEmbeddings(embeddings.ids, rows, embeddings.vocabulary)
@@ -123,7 +123,7 @@ def _list_for_description(folder: Path) -> None:
         (_described(tokens=["only"], words=["only"], reasons=[None]), "do not fit a table of 1 rows"),
     ],
 )
-def test_damaged_files_are_refused(embeddings, tmp_path, damage, message) -> None:
+def test_damaged_files_raise(embeddings, tmp_path, damage, message) -> None:
     embeddings.save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
@@ -213,14 +213,14 @@ def test_saving_beside_a_model_keeps_its_files(embeddings, tmp_path) -> None:
         ({"pairs": torch.tensor([1, 2])}, r"`pairs` must be \(m, 2\) int64, got \(2,\)"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(tokenizer, change, message) -> None:
+def test_inconsistent_parts_raise(tokenizer, change, message) -> None:
     parts = {"ids": torch.tensor([3, 4]), "rows": torch.zeros(2, 32), "vocabulary": read_vocabulary(tokenizer)}
     DefinitionEmbeddings(**parts)
     with pytest.raises(ValueError, match=message):
         DefinitionEmbeddings(**parts | change)
 
 
-def test_another_tokenizer_is_told_by_its_first_difference(embeddings) -> None:
+def test_another_tokenizer_raises_with_the_first_difference(embeddings) -> None:
     vocabulary = embeddings.vocabulary
     embeddings.check_tokenizer(vocabulary)
     tokens = list(vocabulary.tokens)
@@ -271,7 +271,7 @@ COUNTS = torch.ones(476, dtype=torch.int64)
         ({}, None, {"only_training_tokens": True}, COUNTS[:-1], r"`counts` has shape \(475,\)"),
     ],
 )
-def test_nothing_changes_where_anything_is_wrong(embeddings, tokenizer, sizes, prepare, settings, counts, message):
+def test_errors_leave_the_model_unchanged(embeddings, tokenizer, sizes, prepare, settings, counts, message):
     model = tiny_bert(tokenizer, **sizes)
     if prepare:
         prepare(model)
@@ -293,18 +293,18 @@ def test_a_missing_frequency_file_changes_nothing(embeddings, model, tmp_path) -
     assert_unchanged(model, before)
 
 
-def test_a_peft_model_is_told_that_its_adapter_lacks_the_rows(embeddings, model, caplog) -> None:
+def test_a_peft_model_whose_adapter_lacks_the_rows_warns(embeddings, model, caplog) -> None:
     model.peft_config = {}  # what marks a PeftModel
     embeddings.apply(model)
     assert "save_embedding_layers=True" in caplog.text
 
 
-def test_a_module_that_is_no_transformers_model_is_refused(embeddings) -> None:
+def test_a_module_that_is_not_a_transformers_model_raises(embeddings) -> None:
     with pytest.raises(TypeError, match="Linear has no token embeddings"):
         embeddings.apply(torch.nn.Linear(32, 476))
 
 
-# What is written
+# Applying
 
 
 def test_the_written_rows_are_those_of_the_config(embeddings, model) -> None:
@@ -326,14 +326,14 @@ def test_the_written_rows_are_those_of_the_config(embeddings, model) -> None:
     assert report.groups["all"].weight == pytest.approx(float(weights.mean()))
 
 
-def test_blend_zero_changes_no_bit(embeddings, model) -> None:
+def test_blend_zero_changes_nothing(embeddings, model) -> None:
     before = read_table(model)
     report = embeddings.apply(model, DefinitionEMBConfig(blend=0.0))
     assert torch.equal(read_table(model), before)
     assert report.before == report.after
 
 
-def test_replace_without_rescaling_writes_the_rows_themselves(embeddings, model) -> None:
+def test_replace_without_rescaling_writes_the_exact_rows(embeddings, model) -> None:
     report = embeddings.apply(model, DefinitionEMBConfig(strategy="replace", rescale=False))
     assert torch.equal(read_table(model)[embeddings.ids], embeddings.rows)
     assert report.groups["all"].weight == 1
@@ -384,7 +384,7 @@ def test_the_report_counts_every_token_once(embeddings, model) -> None:
     assert report.skipped["unused entry"] == tuple(f"[unused{i}]" for i in range(4))
 
 
-def test_force_rebuilds_what_was_rebuilt(embeddings, model) -> None:
+def test_force_rebuilds_again(embeddings, model) -> None:
     embeddings.apply(model)
     once = read_table(model)
     first = model.config.definition_emb

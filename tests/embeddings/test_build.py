@@ -1,4 +1,4 @@
-"""build_definition_embeddings: which tokens, from which texts, kept under a key of all that they depend on."""
+"""build_definition_embeddings: tokens, rows, errors and the cache."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def entries(cache: Path) -> list[Path]:
     return sorted(path for path in (cache / "embeddings").iterdir() if path.is_dir())
 
 
-# What is built
+# Building
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_rows_are_cross_fitted_from_the_features(model, tokenizer) -> None:
     assert built.info["definitions_read"] == len(tiny_glossary())
 
 
-def test_the_model_stays_as_it_is(model, tokenizer) -> None:
+def test_the_model_is_unchanged(model, tokenizer) -> None:
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     config = model.config.to_json_string()
@@ -94,7 +94,7 @@ def test_the_model_stays_as_it_is(model, tokenizer) -> None:
     assert model.config.to_json_string() == config
 
 
-def test_the_same_twice_whatever_the_seed(model, tokenizer, tmp_path) -> None:
+def test_the_build_is_deterministic(model, tokenizer, tmp_path) -> None:
     rows = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -116,7 +116,7 @@ def test_a_glossary_may_define_literal_tokens(model, tokenizer) -> None:
     assert set(tokenizer.convert_ids_to_tokens(built.ids.tolist())) == set(tiny_glossary())
 
 
-def test_a_glossarys_synonyms_are_read_and_tell_builds_apart(model, tokenizer) -> None:
+def test_synonyms_of_a_glossary_change_the_build(model, tokenizer) -> None:
     cat = tiny_glossary()["cat"]
     glossaries = [tiny_glossary() | {"cat": value} for value in (cat, {"definition": cat, "synonyms": ["tiger"]})]
     plain, rich = (build_definition_embeddings(model, tokenizer, glossary) for glossary in glossaries)
@@ -137,8 +137,8 @@ def _features_of(word: str, sources: Any, model: Any, tokenizer: Any, monkeypatc
     return taken[0][row]
 
 
-def test_merged_dictionaries_have_an_equal_say(model, tokenizer, monkeypatch) -> None:
-    """Whatever number of definitions each one has."""
+def test_merged_dictionaries_have_equal_weight(model, tokenizer, monkeypatch) -> None:
+    """The weight does not depend on the number of definitions."""
     one = {"dog": "an animal that barks", "cat": "an animal of the house"}
     two = {"dog": ["a friend of man", "a word for a bad man", "a thing of iron"], "cat": "a small lion"}
     first, second, merged = (
@@ -162,33 +162,33 @@ def test_related_tokens_are_those_of_the_dictionary(tokenizer) -> None:
     assert nothing.dtype == torch.int64
 
 
-# What is refused
+# Errors
 
 
-def test_no_token_in_the_dictionary(model, tokenizer) -> None:
+def test_a_dictionary_without_any_token_raises(model, tokenizer) -> None:
     with pytest.raises(ValueError, match=r"None of the 476 tokens has a definition in glossary \(1 words\)"):
         build_definition_embeddings(model, tokenizer, {"Donaudampfschiff": "ein Schiff"})
 
 
-def test_a_single_token_is_too_few(model, tokenizer) -> None:
+def test_a_single_token_raises(model, tokenizer) -> None:
     with pytest.raises(ValueError, match="at least 2 tokens with definitions, got 1"):
         build_definition_embeddings(model, tokenizer, {"dog": "an animal"})
 
 
-def test_a_tokenizer_larger_than_the_table(tokenizer) -> None:
+def test_a_tokenizer_larger_than_the_table_raises(tokenizer) -> None:
     with pytest.raises(ValueError, match="ids up to 475, but the embedding table has only 400 rows"):
         build_definition_embeddings(tiny_bert(tokenizer, vocab_size=400), tokenizer, tiny_glossary())
 
 
-def test_a_missing_dictionary(model, tokenizer) -> None:
+def test_a_missing_dictionary_raises(model, tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"missing\.tsv"):
         build_definition_embeddings(model, tokenizer, "missing.tsv")
 
 
-# What is kept
+# Cache
 
 
-def test_the_second_call_finds_the_first(model, tokenizer, builds) -> None:
+def test_the_second_call_uses_the_cache(model, tokenizer, builds) -> None:
     first = build_definition_embeddings(model, tokenizer, tiny_glossary())
     second = build_definition_embeddings(model, tokenizer, tiny_glossary())
     assert len(builds) == 1
@@ -198,7 +198,7 @@ def test_the_second_call_finds_the_first(model, tokenizer, builds) -> None:
     assert first.info == second.info
 
 
-def test_the_cache_is_where_the_config_says(model, tokenizer, own_cache, tmp_path) -> None:
+def test_the_config_sets_the_cache_folder(model, tokenizer, own_cache, tmp_path) -> None:
     config = DefinitionEMBConfig(cache_dir=str(tmp_path / "here"))
     build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
     assert len(entries(tmp_path / "here")) == 1
@@ -214,13 +214,13 @@ def test_the_cache_is_where_the_config_says(model, tokenizer, own_cache, tmp_pat
         {"precision": "float32"},
     ],
 )
-def test_other_build_settings_are_built_anew(model, tokenizer, builds, settings) -> None:
+def test_other_build_settings_are_built_again(model, tokenizer, builds, settings) -> None:
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     build_definition_embeddings(model, tokenizer, tiny_glossary(), DefinitionEMBConfig(**settings))
     assert len(builds) == 2
 
 
-def test_settings_of_the_writing_are_not(model, tokenizer, builds) -> None:
+def test_settings_of_the_writing_use_the_cache(model, tokenizer, builds) -> None:
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     config = DefinitionEMBConfig(blend=0.1, strategy="replace", alpha=0.5, monitor_steps=3, plots=False, batch_size=7)
     build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
@@ -228,7 +228,7 @@ def test_settings_of_the_writing_are_not(model, tokenizer, builds) -> None:
 
 
 @pytest.mark.parametrize("part", ["embeddings.word_embeddings.weight", "encoder.layer.1.output.dense.bias"])
-def test_other_weights_are_built_anew(model, tokenizer, builds, part) -> None:
+def test_other_weights_are_built_again(model, tokenizer, builds, part) -> None:
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     with torch.no_grad():
         model.get_parameter(part).view(-1)[-1] += 1e-6
@@ -236,8 +236,8 @@ def test_other_weights_are_built_anew(model, tokenizer, builds, part) -> None:
     assert len(builds) == 2
 
 
-def test_heads_and_poolers_play_no_part(tokenizer, builds) -> None:
-    """They are drawn anew for each task, and no definition passes through them."""
+def test_heads_and_poolers_are_ignored(tokenizer, builds) -> None:
+    """They are initialized for each task, and definitions do not pass through them."""
     for seed, model_class in enumerate((BertForSequenceClassification, BertForSequenceClassification, BertForMaskedLM)):
         model = tiny_bert(tokenizer, model_class)
         source = tiny_bert(tokenizer)
@@ -251,7 +251,7 @@ def test_heads_and_poolers_play_no_part(tokenizer, builds) -> None:
     assert len(builds) == 1
 
 
-def test_another_tokenizer_is_built_anew(model, tokenizer, builds) -> None:
+def test_another_tokenizer_is_built_again(model, tokenizer, builds) -> None:
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     cased = wordpiece_tokenizer()
     cased.backend_tokenizer.normalizer = None
@@ -259,7 +259,7 @@ def test_another_tokenizer_is_built_anew(model, tokenizer, builds) -> None:
     assert len(builds) == 2
 
 
-def test_padding_set_by_an_earlier_call_is_no_other_tokenizer(model, builds) -> None:
+def test_padding_set_by_an_earlier_call_is_ignored(model, builds) -> None:
     tokenizer = wordpiece_tokenizer()
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     tokenizer(["the dog", "a"], padding="max_length", truncation=True, max_length=5)
@@ -275,14 +275,14 @@ def test_padding_set_by_an_earlier_call_is_no_other_tokenizer(model, builds) -> 
         [tiny_glossary(), {"dog": "another animal"}],
     ],
 )
-def test_another_dictionary_is_built_anew(model, tokenizer, builds, definitions) -> None:
+def test_another_dictionary_is_built_again(model, tokenizer, builds, definitions) -> None:
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     build_definition_embeddings(model, tokenizer, definitions)
     assert len(builds) == 2
 
 
 @pytest.mark.parametrize("file", ["definition_embeddings.safetensors", "definition_embeddings.json"])
-def test_a_damaged_entry_is_built_anew_with_a_warning(model, tokenizer, builds, own_cache, caplog, file) -> None:
+def test_a_damaged_entry_is_built_again_with_a_warning(model, tokenizer, builds, own_cache, caplog, file) -> None:
     first = build_definition_embeddings(model, tokenizer, tiny_glossary())
     [entry] = entries(own_cache)
     data = bytearray((entry / file).read_bytes())
@@ -297,7 +297,7 @@ def test_a_damaged_entry_is_built_anew_with_a_warning(model, tokenizer, builds, 
     assert len(builds) == 2
 
 
-def test_definitions_are_cut_at_what_the_model_can_read(model: PreTrainedModel, tokenizer: Any) -> None:
+def test_definitions_are_truncated_to_the_models_maximum_length(model: PreTrainedModel, tokenizer: Any) -> None:
     long = dict.fromkeys(("house", "water", "city"), "a cat and a dog and " * 60)
     most = tokenizer.model_max_length
     short = build_definition_embeddings(model, tokenizer, long, DefinitionEMBConfig(max_length=most))

@@ -1,4 +1,4 @@
-"""Tables beside the input table: an output table that is not tied, and what T5Gemma's decoder reads."""
+"""Tables other than the input table: an untied output table, and the table of T5Gemma's decoder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def independent(model: PreTrainedModel, table: str) -> Tensor:
 
 @pytest.mark.parametrize("method", ["ridge", "learned"])
 @pytest.mark.parametrize("table", MODELS)
-def test_only_the_table_that_is_asked_for_changes(tmp_path: Path, table: Any, method: Any) -> None:
+def test_only_the_requested_table_changes(tmp_path: Path, table: Any, method: Any) -> None:
     model, tokenizer = MODELS[table]()
     constructor = QUICK if method == "learned" else None
     config = DefinitionEMBConfig(method=method, table=table, constructor=constructor, cache_dir=str(tmp_path))
@@ -77,7 +77,7 @@ def test_only_the_table_that_is_asked_for_changes(tmp_path: Path, table: Any, me
 
 @pytest.mark.parametrize("table", MODELS)
 def test_rows_are_predicted_from_the_table_itself(tmp_path: Path, table: Any) -> None:
-    """Twice as long targets give rows twice as long; the input table's rows play no such part."""
+    """Doubling the targets doubles the rows; doubling the input table does not."""
     model, tokenizer = MODELS[table]()
     config = DefinitionEMBConfig(table=table, cache_dir=str(tmp_path))
     first = build_definition_embeddings(model, tokenizer, tiny_glossary(), config).rows
@@ -98,7 +98,7 @@ def test_each_table_is_rebuilt_once(tmp_path: Path) -> None:
     assert read_record(model) != read_record(model, "output")
 
 
-def test_rows_of_one_table_are_not_written_into_another(tmp_path: Path) -> None:
+def test_rows_of_another_table_raise(tmp_path: Path) -> None:
     model, tokenizer = untied()
     config = DefinitionEMBConfig(table="output", cache_dir=str(tmp_path))
     embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
@@ -114,7 +114,7 @@ def test_rows_of_one_table_are_not_written_into_another(tmp_path: Path) -> None:
         (lambda: tiny_model(T5ForConditionalGeneration, unigram_tokenizer()), "decoder"),
     ],
 )
-def test_tables_that_are_not_there_are_refused(make: Any, table: Any) -> None:
+def test_missing_tables_raise(make: Any, table: Any) -> None:
     model = make()
     with pytest.raises(ValueError, match=f"has no separate {table} table. Use table='input'"):
         embedding_weight(model, table)

@@ -1,4 +1,4 @@
-"""New tokens in every family of models: rows, tables, checkpoints, errors, and nothing half done."""
+"""define_new_tokens for every family of models: rows, tables, checkpoints, errors and rollback."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def test_every_table_grows_is_saved_and_loaded(family: str, tmp_path: Path):
     assert read_new_tokens_record(loaded) == read_new_tokens_record(model)
 
 
-def test_a_row_equals_the_definition_by_hand(tokenizer, model):
-    """Features, map, mixture and length, computed again from the build alone."""
+def test_a_row_equals_a_manual_computation(tokenizer, model):
+    """Features, map, mixture and length, computed step by step."""
     config = DefinitionEMBConfig(features=["mean"], precision="float32")
     built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
     table, vocabulary = read_table(model), read_vocabulary(tokenizer)
@@ -150,7 +150,7 @@ def test_a_row_equals_the_definition_by_hand(tokenizer, model):
     assert report.terms[0].weight == mixture["weight"]
 
 
-def test_one_without_any_definition_is_made_of_its_pieces(tokenizer, model):
+def test_a_term_without_a_definition_is_the_mean_of_its_sub_tokens(tokenizer, model):
     table = read_table(model)
     report = define_new_tokens(model, tokenizer, ["zyx"], tiny_glossary())
     pieces = tokenizer.convert_tokens_to_ids(["z", "##y", "##x"])
@@ -161,7 +161,7 @@ def test_one_without_any_definition_is_made_of_its_pieces(tokenizer, model):
     assert report.terms[0].composition == "100% sub-tokens"
 
 
-def test_length_is_that_of_the_expected_group(tokenizer, model):
+def test_rows_have_the_length_of_the_expected_group(tokenizer, model):
     weight = embedding_weight(model)
     groups = frequency_groups(frequency_rank(read_vocabulary(tokenizer)))
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_length_is_that_of_the_expected_group(tokenizer, model):
         assert (read_table(one)[-1] - centre).norm() == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_token_that_is_there_is_rebuilt(tokenizer, model):
+def test_an_existing_token_is_rebuilt(tokenizer, model):
     before, index = read_table(model), tokenizer.convert_tokens_to_ids("bridge")
     report = define_new_tokens(model, tokenizer, {"bridge": "a game of cards"}, tiny_glossary())
     after = read_table(model)
@@ -208,7 +208,7 @@ def test_the_bias_of_new_logits_is_that_of_rare_tokens(tokenizer):
     assert model.get_output_embeddings().bias[-1] == expected
 
 
-def test_a_lexicon_and_a_dict_bring_their_synonyms(tokenizer, model):
+def test_synonyms_of_a_lexicon_and_a_dict_are_used(tokenizer, model):
     rich = Lexicon.from_definitions([Definition("lynx", "a wild cat", synonyms=("tiger",))], name="rich")
     rows, noted = [], []
     for terms in ({"lynx": "a wild cat"}, rich, {"lynx": {"definition": "a wild cat", "synonyms": ["tiger"]}}):
@@ -221,7 +221,7 @@ def test_a_lexicon_and_a_dict_bring_their_synonyms(tokenizer, model):
     assert noted[0] != noted[1] == noted[2]  # a model tells whether its row was made with them
 
 
-def test_the_report_is_for_people_and_programs(tokenizer, model):
+def test_the_report_as_text_and_as_a_dict(tokenizer, model):
     report = define_new_tokens(model, tokenizer, {**TERMS, "cat": "a feline", "the": None}, tiny_glossary())
     shown = str(report)
     assert shown.startswith("Added 3 tokens for 3 terms; 1 terms already were tokens.")
@@ -236,7 +236,7 @@ def test_the_report_is_for_people_and_programs(tokenizer, model):
     assert "… and 4 more" in str(define_new_tokens(tiny_bert(other), other, many, tiny_glossary()))
 
 
-def test_metrics_before_and_after_are_those_of_the_tables(tokenizer, model):
+def test_the_report_contains_metrics_before_and_after(tokenizer, model):
     report = define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
     assert report.before["defemb/norm/all"] != report.after["defemb/norm/all"]
     assert set(read_new_tokens_record(model)) == set(TERMS)
@@ -247,7 +247,7 @@ def test_metrics_before_and_after_are_those_of_the_tables(tokenizer, model):
 
 
 @pytest.mark.parametrize("lora", [None, 4])
-def test_a_trained_constructor_reads_new_words_too(tokenizer, model, lora, own_cache):
+def test_a_trained_constructor_predicts_new_words(tokenizer, model, lora, own_cache):
     if lora:
         pytest.importorskip("peft")
     constructor = {"held_out": 0.2, "lora_r": lora, "training": {"max_steps": 3}}
@@ -268,7 +268,7 @@ def test_a_trained_constructor_reads_new_words_too(tokenizer, model, lora, own_c
     assert report.info["method"] == "learned"
 
 
-def test_constructors_of_two_dictionaries_are_kept_apart(tokenizer, model):
+def test_each_dictionary_has_its_own_constructor(tokenizer, model):
     config = DefinitionEMBConfig(method="learned", constructor={"training": {"max_steps": 2}}, definitions_per_token=1)
     one, other = tiny_glossary(), {word: gloss[::-1] for word, gloss in tiny_glossary().items()}
     rows = []
@@ -280,7 +280,7 @@ def test_constructors_of_two_dictionaries_are_kept_apart(tokenizer, model):
     assert not torch.allclose(rows[0], rows[1])
 
 
-def test_embeddings_without_a_map_or_constructor(tokenizer, model, tmp_path):
+def test_embeddings_without_a_map_or_constructor_raise(tokenizer, model, tmp_path):
     config, lexicon = DefinitionEMBConfig(), load_definitions(tiny_glossary())
     lynx = [Term("lynx", (Definition("lynx", "a cat"),))]
     old = replace(build_definition_embeddings(model, tokenizer, tiny_glossary()), feature_map=None)
@@ -292,7 +292,7 @@ def test_embeddings_without_a_map_or_constructor(tokenizer, model, tmp_path):
         rows_from_definitions(model, tokenizer, lynx, learned, nowhere, lexicon)
 
 
-# Errors, each before anything is changed
+# Errors leave everything unchanged
 
 
 def unchanged(model: PreTrainedModel, tokenizer: Any) -> Callable[[], bool]:
@@ -302,31 +302,31 @@ def unchanged(model: PreTrainedModel, tokenizer: Any) -> Callable[[], bool]:
     )
 
 
-def test_a_tokenizer_that_does_not_fit(model):
+def test_another_tokenizer_raises(model):
     with pytest.raises(ValueError, match="embedding table only"):
         define_new_tokens(model, byte_bpe_tokenizer(), TERMS, tiny_glossary())
 
 
-def test_an_adapted_model(tokenizer, model):
+def test_an_adapted_model_raises(tokenizer, model):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
     with pytest.raises(ValueError, match=r"PEFT model cannot grow\. Define new tokens in the base model first"):
         define_new_tokens(adapted, tokenizer, TERMS, tiny_glossary())
 
 
-def test_a_wrapped_model(tokenizer, model):
+def test_a_wrapped_model_raises(tokenizer, model):
     with pytest.raises(ValueError, match="wrapped in DataParallel"):
         define_new_tokens(nn.DataParallel(model), tokenizer, TERMS, tiny_glossary())
 
 
-def test_a_read_only_model(tokenizer):
+def test_a_read_only_model_raises(tokenizer):
     with torch.inference_mode():
         model = tiny_bert(tokenizer, BertForMaskedLM)
     with pytest.raises(ValueError, match=r"read-only.*inference_mode"):
         define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
 
 
-def test_a_quantized_output_table(tokenizer):
+def test_a_quantized_output_table_raises(tokenizer):
     model = tiny_bert(tokenizer, BertForMaskedLM, tie_word_embeddings=False)
     head = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().to(torch.int8), requires_grad=False)
@@ -334,7 +334,7 @@ def test_a_quantized_output_table(tokenizer):
         define_new_tokens(model, tokenizer, TERMS, tiny_glossary())
 
 
-def test_an_output_table_of_other_tokens(tokenizer):
+def test_an_output_table_of_another_length_raises(tokenizer):
     model = tiny_bert(tokenizer, BertForMaskedLM, tie_word_embeddings=False)
     model.get_output_embeddings().weight = nn.Parameter(torch.zeros(7, 32))
     with pytest.raises(ValueError, match="The output table has 7 rows, but the input table has"):
@@ -344,7 +344,7 @@ def test_an_output_table_of_other_tokens(tokenizer):
 @pytest.mark.parametrize(
     ("terms", "match"), [({"lynx": ""}, "empty"), ({"[MASK]": "a hole"}, "special token"), ({"a\tb": "x"}, "control")]
 )
-def test_bad_terms_change_nothing(tokenizer, model, terms, match):
+def test_invalid_terms_change_nothing(tokenizer, model, terms, match):
     same = unchanged(model, tokenizer)
     with pytest.raises(ValueError, match=match):
         define_new_tokens(model, tokenizer, {"ocelot": "a wild cat", **terms}, tiny_glossary())
@@ -353,7 +353,7 @@ def test_bad_terms_change_nothing(tokenizer, model, terms, match):
 
 @pytest.mark.parametrize("where", ["write_bias", "_report"])
 @pytest.mark.parametrize("padded", [0, 2])
-def test_a_failure_in_writing_takes_everything_back(tokenizer, monkeypatch, where, padded):
+def test_a_failure_while_writing_restores_everything(tokenizer, monkeypatch, where, padded):
     model = tiny_bert(tokenizer, BertForMaskedLM, vocab_size=len(tokenizer) + padded)
     same = unchanged(model, tokenizer)
 
@@ -367,7 +367,7 @@ def test_a_failure_in_writing_takes_everything_back(tokenizer, monkeypatch, wher
     assert read_new_tokens_record(model) is None
 
 
-def test_a_sentence_transformer_is_refused_with_the_cure(tokenizer, model):
+def test_a_sentence_transformer_raises_with_the_cure(tokenizer, model):
     class Pooled(nn.Module):
         transformers_model = model
 
@@ -375,10 +375,10 @@ def test_a_sentence_transformer_is_refused_with_the_cure(tokenizer, model):
         define_new_tokens(Pooled(), tokenizer, TERMS, tiny_glossary())
 
 
-# Terms that are tokens already, in part or as something else
+# Terms that already are tokens
 
 
-def test_a_word_piece_of_the_same_spelling_is_left_alone():
+def test_a_word_piece_with_the_same_spelling_is_unchanged():
     tokenizer = byte_bpe_tokenizer()
     model = tiny_model(GPT2LMHeadModel, tokenizer)
     piece = tokenizer.convert_tokens_to_ids("um")
@@ -391,7 +391,7 @@ def test_a_word_piece_of_the_same_spelling_is_left_alone():
 
 
 @pytest.mark.parametrize("family", ["GPT-2", "T5"])
-def test_both_tokens_of_a_term_are_defined_anew(family: str):
+def test_both_tokens_of_a_term_are_rebuilt(family: str):
     make_tokenizer, make_model, _ = FAMILIES[family]
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
@@ -425,7 +425,7 @@ def test_the_row_without_a_leading_space_differs_by_the_mean_offset_of_such_pair
     torch.testing.assert_close(read_table(model)[bare], read_table(model)[spaced] + offset)
 
 
-def test_when_no_term_can_be_a_token_all_are_reported():
+def test_terms_that_cannot_be_tokens_are_reported():
     tokenizer = unigram_tokenizer()
     model = tiny_model(T5ForConditionalGeneration, tokenizer)
     same = unchanged(model, tokenizer)
@@ -436,7 +436,7 @@ def test_when_no_term_can_be_a_token_all_are_reported():
 
 
 def test_each_table_has_its_own_words(tokenizer):
-    """Ready embeddings may be of fewer words than those of another table that is built."""
+    """Given embeddings may cover fewer words than those built for another table."""
     model = tiny_model(LlamaForCausalLM, gemma_tokenizer())
     its = gemma_tokenizer()
     few = dict(list(tiny_glossary().items())[:30])

@@ -1,4 +1,4 @@
-"""What a word would be cut into if it were no token: against tokenizers that have never had it, and by hand."""
+"""split_without_itself: the sub-tokens of a word as if it were not a token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def splits(tokenizer, *tokens: str) -> list[list[str]]:
     return [tokenizer.convert_ids_to_tokens(found) for found in split_without_itself(tokenizer, ids)]
 
 
-def test_wordpiece_takes_the_longest_beginning_that_is_left():
+def test_wordpiece_uses_the_longest_remaining_prefix():
     assert splits(wordpiece_tokenizer(), "cats", "bigger", "walking") == [
         ["cat", "##s"],
         ["big", "##g", "##er"],
@@ -26,7 +26,7 @@ def test_wordpiece_takes_the_longest_beginning_that_is_left():
     ]
 
 
-def test_words_of_one_part_are_taken_out_together():
+def test_words_of_one_part_are_removed_together():
     # "cat" is the first and "cats" the eleventh: both are out when each is cut.
     others = ["the", "of", "and", "in", "to", "was", "for", "on", "as"]
     found = splits(wordpiece_tokenizer(), "cat", *others, "cats")
@@ -34,14 +34,14 @@ def test_words_of_one_part_are_taken_out_together():
     assert found[-1] == ["c", "##a", "##t", "##s"]
 
 
-def test_bpe_goes_back_by_one_merge():
+def test_bpe_undoes_the_last_merge():
     tokenizer = byte_bpe_tokenizer()
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     (left, right), word = next((tuple(merge), "".join(merge)) for merge in merges if "".join(merge) == "Ġanimal")
     assert splits(tokenizer, word) == [[left, right]]
 
 
-def test_unigram_equals_the_likeliest_of_all_segmentations():
+def test_unigram_uses_the_most_likely_segmentation():
     tokenizer = unigram_tokenizer()
     scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
 
@@ -57,7 +57,7 @@ def test_unigram_equals_the_likeliest_of_all_segmentations():
         assert splits(tokenizer, word) == [best(word, word)[1]]
 
 
-def test_what_cannot_be_cut_has_no_pieces():
+def test_words_that_cannot_be_split_have_no_sub_tokens():
     backend = Tokenizer(models.WordLevel({"[UNK]": 0, "cat": 1}, unk_token="[UNK]"))
     assert splits(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), "cat") == [[]]
     backend = Tokenizer(models.WordPiece({"[UNK]": 0, "cat": 1, "c": 2}, unk_token="[UNK]"))
@@ -65,7 +65,7 @@ def test_what_cannot_be_cut_has_no_pieces():
 
 
 @pytest.mark.parametrize("make", [wordpiece_tokenizer, byte_bpe_tokenizer, unigram_tokenizer])
-def test_the_tokenizer_stays_as_it_is(make):
+def test_the_tokenizer_is_unchanged(make):
     tokenizer = make()
     before = tokenizer.backend_tokenizer.to_str()
     split_without_itself(tokenizer, torch.arange(200, 260))

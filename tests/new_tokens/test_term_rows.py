@@ -1,4 +1,4 @@
-"""How directions and lengths of new rows are made."""
+"""Directions and lengths of new rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_best_weight_is_the_one_that_words_were_made_with():
+def test_the_best_weight_recovers_the_true_mixture():
     rows, pieces, centre = drawn(200, 16), drawn(200, 16, seed=1), drawn(16, seed=2)
     for weight in (0.0, 0.25, 0.8, 1.0):
         old = centre + 3 * mixed_directions(rows, pieces, torch.full((200,), weight), centre)
@@ -30,7 +30,7 @@ def test_the_best_weight_is_the_one_that_words_were_made_with():
         assert found.cosine == pytest.approx(1.0, abs=1e-5)
 
 
-def test_its_cosines_equal_a_loop():
+def test_cosines_of_the_mixture_equal_a_loop():
     rows, pieces, old, centre = drawn(50, 8), drawn(50, 8, seed=1), drawn(50, 8, seed=2), drawn(8, seed=3)
     old = old + rows  # so that definitions help
     found = best_mixture(rows, pieces, old, centre)
@@ -46,7 +46,7 @@ def test_its_cosines_equal_a_loop():
     assert found.words == 50
 
 
-def test_neither_length_counts():
+def test_lengths_do_not_affect_the_mixture():
     rows, pieces, centre = drawn(5, 8), drawn(5, 8, seed=1), torch.zeros(8)
     weights = torch.full((5,), 0.5)
     expected = mixed_directions(rows, pieces, weights, centre)
@@ -66,7 +66,7 @@ def test_piece_means_equal_a_loop():
     torch.testing.assert_close(piece_means(table, pieces), expected)
 
 
-def test_the_offset_is_that_of_words_that_are_there_twice():
+def test_bare_offset_is_the_mean_difference_of_pairs():
     vocabulary = read_vocabulary(byte_bpe_tokenizer())
     table, offset = drawn(len(vocabulary), 4), drawn(4, seed=9)
     places = {token: index for index, token in enumerate(vocabulary.tokens)}
@@ -78,6 +78,6 @@ def test_the_offset_is_that_of_words_that_are_there_twice():
     torch.testing.assert_close(bare_offset(table, vocabulary), offset, atol=1e-5, rtol=1e-5)
 
 
-def test_few_pairs_say_nothing():
+def test_bare_offset_is_zero_with_few_pairs():
     vocabulary = Vocabulary(("Ġcat", "cat"), ("cat", None), (None, "word piece"), uncased=False)
     assert bare_offset(drawn(2, 4), vocabulary).tolist() == [0.0] * 4

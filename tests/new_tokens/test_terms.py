@@ -1,4 +1,4 @@
-"""The terms that are to become tokens: in the order given, each with what defines it, or an error that names it."""
+"""read_terms: terms and their definitions from dicts, lists, files and lexicons."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ def glosses(terms: list[Term]) -> dict[str, list[str]]:
     return {term.text: [definition.gloss for definition in term.definitions] for term in terms}
 
 
-def test_a_terms_own_definitions_stand_alone():
+def test_own_definitions_replace_those_of_the_dictionary():
     terms = read_terms({"lynx": "a wild cat", "cat": ["a pet", "a jazz fan"]}, DICTIONARY)
     assert glosses(terms) == {"lynx": ["a wild cat"], "cat": ["a pet", "a jazz fan"]}
 
 
-def test_without_its_own_it_is_looked_up_and_else_has_none():
+def test_terms_without_a_definition_are_looked_up():
     terms = read_terms({"ounce": None, "cat": None}, DICTIONARY)
     assert glosses(terms) == {"ounce": [], "cat": ["a small feline", "a gossip"]}
     assert read_terms(["ounce", "cat"], DICTIONARY) == terms
 
 
-def test_case_is_the_users():
+def test_terms_are_case_sensitive():
     terms = read_terms({"Car": "a vehicle", "car": "a wagon"}, DICTIONARY)
     assert glosses(terms) == {"Car": ["a vehicle"], "car": ["a wagon"]}
     assert glosses(read_terms(["car"], load_definitions({"Car": "a town"}))) == {"car": ["a town"]}
 
 
-def test_best_definitions_only():
+def test_max_definitions():
     assert glosses(read_terms({"cat": ["a pet", "a fan", "a whip"]}, DICTIONARY, max_definitions=2)) == {
         "cat": ["a pet", "a fan"]
     }
 
 
-def test_space_around_a_term_is_dropped():
+def test_white_space_around_a_term_is_stripped():
     assert glosses(read_terms({" CAR T cell ": "a T cell"}, DICTIONARY)) == {"CAR T cell": ["a T cell"]}
 
 
@@ -52,7 +52,7 @@ def test_a_file_and_a_lexicon(tmp_path: Path):
     assert term.definitions[0].synonyms == ("catamount",)
 
 
-def test_synonyms_come_with_their_definition(tmp_path: Path):
+def test_synonyms_are_read_with_their_definition(tmp_path: Path):
     path = tmp_path / "terms.csv"
     path.write_text("word,definition,synonyms\nlynx,a wild cat,catamount; bobcat\n")
     own = {"lynx": {"definition": "a wild cat", "synonyms": ["catamount", "bobcat"]}, "cat": None}
@@ -86,6 +86,6 @@ def test_errors_name_the_term(source, error, match):
         read_terms(source, DICTIONARY)
 
 
-def test_no_such_file():
+def test_a_missing_file_raises():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.tsv"):
         read_terms("nowhere.tsv", DICTIONARY)

@@ -1,4 +1,4 @@
-"""Terms as tokens: found in running text, decoded to the same text, and no other text is cut in another way."""
+"""plan_tokens: terms match in running text, decode to the same text, and leave other text unchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan(tokenizer: PreTrainedTokenizerBase, *texts: str, words: tuple[str, ...]
 def sentencepiece_bpe(
     make: Callable[..., PreTrainedTokenizerBase], specials: tuple[str, ...]
 ) -> PreTrainedTokenizerBase:
-    """Of Llama's or Gemma's kind: BPE over `▁`, and bytes for what it does not know."""
+    """A tokenizer like Llama's or Gemma's: BPE over `▁` with byte fallback."""
     backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:()-'▁"
@@ -72,7 +72,7 @@ def planned(request: pytest.FixtureRequest) -> TokenPlan:
 
 
 def sentences(number: int, terms: tuple[str, ...], words: list[str]) -> list[str]:
-    """Lower-cased words and terms, with spaces between them and punctuation behind some."""
+    """Lower-case words and terms, separated by spaces, some followed by punctuation."""
     draw = random.Random(0)
 
     def sentence() -> str:
@@ -89,7 +89,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
 
 
 def check_round_trips(found: TokenPlan, words: list[str]) -> None:
-    """A thousand sentences: exact for tokenizers that lose nothing; for BERT's kind, what was exact stays so."""
+    """Check that a thousand sentences round-trip; for WordPiece, those that do so without the terms."""
     terms = tuple(token.term.text for token in found.tokens)
     if type(found.before.backend_tokenizer.model).__name__ == "WordPiece":
         # It lower-cases, and puts spaces around punctuation of its own.
@@ -107,12 +107,12 @@ def check_round_trips(found: TokenPlan, words: list[str]) -> None:
             assert all(set(token.ids) & set(ids) for ids in with_it), token
 
 
-def test_a_thousand_sentences_are_decoded_exactly(planned: TokenPlan):
+def test_a_thousand_sentences_round_trip(planned: TokenPlan):
     check_round_trips(planned, [word for word in WORDS if word.isalpha()])
 
 
 @pytest.mark.parametrize("name", ["roberta-base", "t5-small", "minilm"])
-def test_the_same_of_real_tokenizers(name: str, data_dir: Path, minilm_dir: Path):
+def test_real_tokenizers_round_trip(name: str, data_dir: Path, minilm_dir: Path):
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir if name == "minilm" else data_dir / "tokenizers" / name)
     found = plan(tokenizer, *TERMS)
     assert not found.refused
@@ -120,7 +120,7 @@ def test_the_same_of_real_tokenizers(name: str, data_dir: Path, minilm_dir: Path
 
 
 @pytest.mark.parametrize("context", ["{}", "the {} is", "of {}.", "({})", "the {}, {} and {}"])
-def test_a_term_is_found_wherever_a_word_begins(planned: TokenPlan, context: str):
+def test_a_term_matches_at_every_start_of_a_word(planned: TokenPlan, context: str):
     for token in planned.tokens:
         byte_level = "ByteLevel" in str(planned.before.backend_tokenizer.decoder)
         if byte_level and "ö" in token.term.text and context in ("{}", "({})"):
@@ -129,7 +129,7 @@ def test_a_term_is_found_wherever_a_word_begins(planned: TokenPlan, context: str
         assert sum(index in token.ids for index in ids) == context.count("{}")
 
 
-def test_text_without_the_terms_is_cut_as_before(planned: TokenPlan):
+def test_text_without_the_terms_is_tokenized_as_before(planned: TokenPlan):
     texts = [*sentences(300, ("house", "cats"), list(WORDS)), "pembro", "COVID", "the IgG", "x-19"]
     texts = [text for text in texts if not any(name in text for name in TERMS)]
     before, after = (tokenizer(texts)["input_ids"] for tokenizer in (planned.before, planned.after))
@@ -144,7 +144,7 @@ def test_a_text_full_of_terms_has_one_token_for_each(planned: TokenPlan):
     assert before - after == pieces + unknown - len(planned.tokens)
 
 
-def test_it_is_saved_and_loaded(planned: TokenPlan, tmp_path: Path):
+def test_the_extended_tokenizer_can_be_saved_and_loaded(planned: TokenPlan, tmp_path: Path):
     planned.after.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     texts = sentences(50, TERMS, list(WORDS))
@@ -153,7 +153,7 @@ def test_it_is_saved_and_loaded(planned: TokenPlan, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_nothing_changes_before_extend_and_then_all(name: str):
+def test_only_extend_changes_the_tokenizer(name: str):
     tokenizer = TOKENIZERS[name]()
     size = len(tokenizer)
     found = plan(tokenizer, "zorblax")
@@ -163,7 +163,7 @@ def test_nothing_changes_before_extend_and_then_all(name: str):
     assert len(tokenizer) == len(found.after) == size + len(found.tokens[0].ids)
 
 
-def test_ids_go_on_where_the_tokenizer_ended():
+def test_new_ids_are_contiguous():
     for make in TOKENIZERS.values():
         tokenizer = make()
         found = plan(tokenizer, *TERMS)
@@ -171,7 +171,7 @@ def test_ids_go_on_where_the_tokenizer_ended():
         assert sorted(new) == list(range(len(tokenizer), len(tokenizer) + len(new)))
 
 
-def test_a_token_is_not_added_again():
+def test_existing_tokens_are_not_added_again():
     for tokenizer in (wordpiece_tokenizer(), byte_bpe_tokenizer(), unigram_tokenizer()):
         found = plan(tokenizer, "cat", "lynx")
         assert [token.is_new for token in found.tokens] == [False, True]
@@ -181,19 +181,19 @@ def test_a_token_is_not_added_again():
         assert [token.word for token in again.tokens] == [token.word for token in found.tokens]
 
 
-def test_uncased_tokenizers_find_any_case():
+def test_uncased_tokenizers_match_any_case():
     found = plan(wordpiece_tokenizer(), "Pembrolizumab")
     assert found.after("the PEMBROLIZUMAB")["input_ids"] == found.after("the pembrolizumab")["input_ids"]
     assert found.tokens[0].word in found.after("the PEMBROLIZUMAB")["input_ids"]
 
 
-def test_cased_ones_the_case_that_was_given():
+def test_cased_tokenizers_match_the_given_case():
     found = plan(byte_bpe_tokenizer(), "IgG")
     assert found.tokens[0].word in found.after("the IgG")["input_ids"]
     assert found.tokens[0].word not in found.after("the igg")["input_ids"]
 
 
-def test_a_term_that_begins_other_words_is_matched_as_a_whole_word_only():
+def test_a_prefix_of_other_words_matches_only_as_a_whole_word():
     tokenizer = byte_bpe_tokenizer()
     free, known = plan(tokenizer, "zorb"), plan(tokenizer, "zorb", words=("zorbing",))
     text = "the zorbing"
@@ -204,7 +204,7 @@ def test_a_term_that_begins_other_words_is_matched_as_a_whole_word_only():
         assert decoded(found.after, ["the zorb is"]) == ["the zorb is"]
 
 
-def test_several_words_are_one_token_where_the_tokenizer_can():
+def test_phrases_are_one_token_if_the_tokenizer_allows_it():
     for make in (wordpiece_tokenizer, byte_bpe_tokenizer, qwen):
         found = plan(make(), "car t cell")
         assert set(found.tokens[0].ids) & set(found.after("a car t cell dies")["input_ids"])
@@ -222,18 +222,18 @@ def test_terms_without_a_definition():
     assert len(found.after) == len(tokenizer) + 1
 
 
-def test_pieces_are_what_it_was_cut_into():
+def test_pieces_are_the_previous_sub_tokens():
     found = plan(wordpiece_tokenizer(), "horseness")
     assert found.before.convert_ids_to_tokens(list(found.tokens[0].pieces)) == ["horse", "##ness"]
 
 
 @pytest.mark.parametrize("special", ["[MASK]", "[CLS]"])
-def test_a_special_token_is_refused(special: str):
+def test_a_special_token_raises(special: str):
     with pytest.raises(ValueError, match=r"is a special token.*another name"):
         plan(wordpiece_tokenizer(), special)
 
 
-def test_two_terms_that_are_one_token_are_refused():
+def test_two_terms_with_the_same_token_raise():
     with pytest.raises(ValueError, match="'IgG' and 'igg' are the same token"):
         plan(wordpiece_tokenizer(), "IgG", "igg")
     with pytest.raises(ValueError, match="'Cat' and 'cat' are the same token"):

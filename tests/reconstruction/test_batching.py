@@ -1,4 +1,4 @@
-"""Batches by number of tokens: every row once, within the budget, and the same ones for any number of processes."""
+"""TokenBatchSampler: every row once, within the budget, and the same rows for any number of processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def random_lengths(count: int, longest: int = 60) -> list[int]:
 
 
 def dealt(sampler: Any, processes: int = 2) -> list[list[list[int]]]:
-    """What each process gets, as accelerate deals it."""
+    """The batches of each process, as accelerate distributes them."""
     return [list(BatchSamplerShard(sampler, num_processes=processes, process_index=i)) for i in range(processes)]
 
 
@@ -44,7 +44,7 @@ def test_every_row_comes_exactly_once_an_epoch(lengths, tokens, processes):
 
 
 @given(LENGTHS, st.integers(1, 100))
-def test_a_batch_holds_no_more_tokens_than_asked_for_unless_a_row_alone_does(lengths, tokens):
+def test_a_batch_exceeds_the_budget_only_for_a_single_long_row(lengths, tokens):
     for batch in TokenBatchSampler(lengths, tokens):
         assert padded(batch, lengths) <= tokens or len(batch) == 1
 
@@ -57,7 +57,7 @@ def test_no_batch_could_take_the_longest_row_of_a_shorter_one(lengths, tokens):
         assert (rows + 1) * longest > tokens
 
 
-def test_a_batch_of_random_rows_is_hardly_padded():
+def test_batches_of_random_rows_have_little_padding():
     lengths = random_lengths(5000)
     batches = list(TokenBatchSampler(lengths, 1024))
     spent = sum(padded(batch, lengths) for batch in batches)
@@ -67,7 +67,7 @@ def test_a_batch_of_random_rows_is_hardly_padded():
     assert sorted(padded(batch, lengths) for batch in batches)[1] > 1024 - 60
 
 
-def test_each_epoch_draws_others_together_in_another_order():
+def test_each_epoch_has_other_batches_in_another_order():
     sampler = TokenBatchSampler(random_lengths(400, longest=12), 100)
     epochs = []
     for epoch in (0, 1, 0):
@@ -79,21 +79,21 @@ def test_each_epoch_draws_others_together_in_another_order():
     assert len(together[0] & together[1]) < 0.1 * len(first)
 
 
-def test_batches_come_in_no_order_of_length():
+def test_batches_are_not_ordered_by_length():
     lengths = random_lengths(2000)
     longest = torch.tensor([max(lengths[row] for row in batch) for batch in TokenBatchSampler(lengths, 300)])
     order = torch.corrcoef(torch.stack([longest.double(), torch.arange(len(longest)).double()]))[0, 1]
     assert abs(float(order)) < 0.3
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_order():
     lengths = random_lengths(200)
     one, same, other = (list(TokenBatchSampler(lengths, 200, seed=seed)) for seed in (3, 3, 4))
     assert one == same
     assert one != other
 
 
-def test_reading_twice_gives_the_same_batches_and_leaves_the_random_numbers_alone():
+def test_iterating_twice_gives_the_same_batches_and_keeps_the_random_state():
     sampler = TokenBatchSampler(random_lengths(200), 200)
     before = torch.get_rng_state()
     assert list(sampler) == list(sampler)
@@ -104,7 +104,7 @@ def test_reading_twice_gives_the_same_batches_and_leaves_the_random_numbers_alon
 
 
 @given(LENGTHS, st.integers(30, 100), st.integers(2, 4), st.integers(0, 3))
-def test_the_parts_of_all_processes_are_one_batch_of_so_many_tokens_more(lengths, tokens, processes, epoch):
+def test_the_batches_of_all_processes_form_one_batch_of_the_total_budget(lengths, tokens, processes, epoch):
     whole = TokenBatchSampler(lengths, tokens * processes)
     # One process may end with fewer rows than there would be processes.
     assume(all(len(batch) >= processes for batch in whole))
@@ -120,7 +120,7 @@ def test_the_parts_of_all_processes_are_one_batch_of_so_many_tokens_more(lengths
 
 
 @given(LENGTHS, st.integers(1, 100))
-def test_processes_get_rows_of_the_same_lengths_and_so_wait_little_for_each_other(lengths, tokens):
+def test_processes_get_rows_of_similar_lengths(lengths, tokens):
     shares = list(TokenBatchSampler(lengths, tokens, processes=2))
     for first, second in zip(shares[::2], shares[1::2], strict=True):
         longest = sorted((lengths[row] for row in first + second), reverse=True)
@@ -128,7 +128,7 @@ def test_processes_get_rows_of_the_same_lengths_and_so_wait_little_for_each_othe
 
 
 @given(LENGTHS, st.integers(1, 100))
-def test_no_process_is_left_without_a_row(lengths, tokens):
+def test_every_process_gets_a_row(lengths, tokens):
     sampler = TokenBatchSampler(lengths, tokens, processes=4)
     shares = list(sampler)
     assert all(shares)
@@ -136,23 +136,23 @@ def test_no_process_is_left_without_a_row(lengths, tokens):
 
 
 @given(LENGTHS, st.integers(30, 100))
-def test_each_process_keeps_within_its_tokens_but_for_a_row(lengths, tokens):
+def test_each_process_exceeds_its_budget_by_at_most_one_row(lengths, tokens):
     for share in TokenBatchSampler(lengths, tokens, processes=2):
         assert len(share) == 1 or padded(share[:-1], lengths) <= tokens
 
 
-def test_fewer_rows_than_processes_are_refused():
+def test_fewer_rows_than_processes_raise():
     with pytest.raises(ValueError, match=r"3 definitions cannot be split over 4 processes. Use fewer"):
         TokenBatchSampler([5, 6, 7], 10, processes=4)
     assert list(TokenBatchSampler([5, 6, 7, 8], 1, processes=4)) != []
 
 
-# As accelerate deals them
+# With accelerate
 
 
 @pytest.mark.parametrize("count", [4, 5, 101, 500])
 @pytest.mark.parametrize("tokens", [1, 60, 300])
-def test_accelerate_deals_every_row_once_and_to_each_process_as_many_batches(count, tokens):
+def test_accelerate_distributes_every_row_once_and_equal_numbers_of_batches(count, tokens):
     lengths = random_lengths(count)
     sampler = TokenBatchSampler(lengths, tokens, processes=2)
     first, second = dealt(sampler)
@@ -161,7 +161,7 @@ def test_accelerate_deals_every_row_once_and_to_each_process_as_many_batches(cou
     assert [batch for step in zip(first, second, strict=True) for batch in step] == list(sampler)
 
 
-def test_two_processes_take_the_steps_of_one_with_the_doubled_batch():
+def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch():
     lengths = random_lengths(500)
     first, second = dealt(TokenBatchSampler(lengths, 200, processes=2))
     whole = list(TokenBatchSampler(lengths, 400))

@@ -45,7 +45,7 @@ def roberta(data_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def gpt2(data_dir: Path) -> Any:
-    """RoBERTa's without what opens and closes a text: GPT-2's own."""
+    """RoBERTa's tokenizer without special tokens around a text, like GPT-2's."""
     tokenizer: Any = AutoTokenizer.from_pretrained(data_dir / "tokenizers" / "roberta-base")
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer
@@ -76,10 +76,10 @@ def shown(tokenizer: Any, rows: Dataset) -> list[tuple[list[str], list[str], int
     ]
 
 
-# Rows, written out by hand
+# Rows
 
 
-def test_an_encoder_is_asked_for_one_sub_token_after_the_other(roberta):
+def test_encoder_rows_with_autoregressive_masking(roberta):
     _, rows = made(tiny_large_roberta(roberta), roberta, MONGOOSE)
     mask, rest = "<mask>", [",", "Ġtrue", "<mask>", ":", "Ġit", "Ġeats", "Ġsnakes", ";", "Ġany", "<mask>", "</s>"]
     assert shown(roberta, rows) == [
@@ -90,14 +90,14 @@ def test_an_encoder_is_asked_for_one_sub_token_after_the_other(roberta):
     assert rows["redrawn"][:] == [False] * 3
 
 
-def test_with_random_masking_it_is_asked_for_all_at_once(roberta):
+def test_encoder_rows_with_random_masking(roberta):
     _, rows = made(tiny_large_roberta(roberta), roberta, MONGOOSE, masking="random")
     mask, rest = "<mask>", [",", "Ġtrue", "<mask>", ":", "Ġit", "Ġeats", "Ġsnakes", ";", "Ġany", "<mask>", "</s>"]
     assert shown(roberta, rows) == [(["<s>", mask, mask, mask, *rest], [], 1, PIECES)]
     assert rows["redrawn"][:] == [True]
 
 
-def test_the_decoder_of_bart_is_shown_the_text_up_to_the_target(roberta):
+def test_rows_of_bart(roberta):
     _, rows = made(tiny_model(BartModel, roberta), roberta, MONGOOSE)
     rest = [",", "Ġtrue", "<mask>", ":", "Ġit", "Ġeats", "Ġsnakes", ";", "Ġany", "<mask>", "</s>"]
     source = ["<s>", "<mask>", "<mask>", "<mask>", *rest]
@@ -108,7 +108,7 @@ def test_the_decoder_of_bart_is_shown_the_text_up_to_the_target(roberta):
     ]
 
 
-def test_t5_has_a_sentinel_for_each_sub_token_and_the_fourth_for_all_after_it(t5):
+def test_rows_of_t5(t5):
     _, rows = made(tiny_model(T5Model, t5, decoder_start_token_id=0), t5, MONGOOSE)
     sentinels = ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>", "<extra_id_3>", "<extra_id_3>"]
     name = ["▁", ",", "▁true", "<extra_id_0>", "▁", ":"]
@@ -123,7 +123,7 @@ def test_t5_has_a_sentinel_for_each_sub_token_and_the_fourth_for_all_after_it(t5
     ]
 
 
-def test_the_encoder_of_t5_alone_reads_at_its_sentinels(t5):
+def test_rows_of_the_encoder_of_t5(t5):
     _, rows = made(tiny_model(T5EncoderModel, t5), t5, MONGOOSE)
     first, _, third = (shown(t5, rows)[number] for number in (0, 1, 2))
     assert first[0][:5] == ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>", "<extra_id_3>", "<extra_id_3>"]
@@ -131,7 +131,7 @@ def test_the_encoder_of_t5_alone_reads_at_its_sentinels(t5):
     assert (first[2:], third[2:]) == ((0, ["▁mon"]), (2, ["o"]))
 
 
-def test_a_decoder_is_shown_the_sub_tokens_after_the_whole_definition(gpt2):
+def test_rows_of_a_decoder(gpt2):
     _, rows = made(tiny_model(GPT2Model, gpt2), gpt2, MONGOOSE)
     text = ["true", ":", "Ġit", "Ġeats", "Ġsnakes", ";", "Ġany"]
     found = [(tokens[: len(text)], tokens[len(text) :], *rest) for tokens, *rest in shown(gpt2, rows)]
@@ -143,7 +143,7 @@ def test_a_decoder_is_shown_the_sub_tokens_after_the_whole_definition(gpt2):
     ]
 
 
-def test_gemmas_encoder_has_the_mask_that_is_not_called_so():
+def test_gemmas_encoder_uses_its_undeclared_mask_token():
     tokenizer = gemma_tokenizer()
     _, rows = made(tiny_model(T5GemmaModel, tokenizer), tokenizer, Definition("wolf", "a dog", synonyms=("bear",)))
     text = ["<bos>", "<mask>", "▁", ",", "▁bear", ":", "▁a", "▁dog"]
@@ -152,7 +152,7 @@ def test_gemmas_encoder_has_the_mask_that_is_not_called_so():
     assert rest == [["<bos>", "<bos>"], 1, ["▁wolf"]]
 
 
-def test_an_encoder_without_a_mask_reads_at_an_unknown_token():
+def test_an_encoder_without_a_mask_uses_the_unknown_token():
     tokenizer = wordpiece_tokenizer(mask=False)
     _, rows = made(tiny_bert(tokenizer), tokenizer, Definition("wolf", "a dog"), Definition("wolfing", "to run"))
     assert shown(tokenizer, rows) == [
@@ -178,7 +178,7 @@ def test_words_of_one_sub_token_have_one_row_a_definition_and_their_weights(robe
     ]
 
 
-def test_no_words_no_rows(roberta):
+def test_without_words_there_are_no_rows(roberta):
     _, rows = made(tiny_large_roberta(roberta), roberta)
     assert len(rows) == 0
     assert set(rows.column_names) == {
@@ -189,7 +189,7 @@ def test_no_words_no_rows(roberta):
 @pytest.mark.parametrize(
     ("model_class", "name", "family"), [(BartModel, "roberta", "encoder-decoder"), (GPT2Model, "gpt2", "decoder")]
 )
-def test_random_masking_is_refused_where_text_is_read_left_to_right(model_class, name, family, request):
+def test_random_masking_requires_an_encoder(model_class, name, family, request):
     tokenizer = request.getfixturevalue(name)
     with pytest.raises(
         ValueError, match=f"requires an encoder, got a model of family '{family}'. Use `masking='autoregressive'`"
@@ -197,7 +197,7 @@ def test_random_masking_is_refused_where_text_is_read_left_to_right(model_class,
         made(tiny_model(model_class, tokenizer), tokenizer, MONGOOSE, masking="random")
 
 
-# Too long a definition
+# Truncation
 
 STYLES: dict[str, Callable[[Any], PreTrainedModel]] = {
     "roberta": tiny_large_roberta,
@@ -217,7 +217,7 @@ def of_style(style: str, request: pytest.FixtureRequest) -> tuple[PreTrainedMode
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("word", ["cat", "mongoose"])
-def test_a_cut_definition_keeps_what_is_asked_for(style, word, request):
+def test_a_truncated_definition_keeps_its_targets(style, word, request):
     model, tokenizer = of_style(style, request)
     long = Definition(word, "a small animal that eats snakes and lives in the old " * 5)
     how, rows = made(model, tokenizer, long, max_length=16)
@@ -238,18 +238,18 @@ def test_a_cut_definition_keeps_what_is_asked_for(style, word, request):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_definition_of_nothing_is_read_nevertheless(style, request):
+def test_an_empty_definition_has_a_row(style, request):
     model, tokenizer = of_style(style, request)
     how, rows = made(model, tokenizer, Definition("cat", "cat"))
     batch = DefinitionCollator(how.pad, len(tokenizer))(list(rows))
     assert with_definition_head(model)(**batch).logits.shape == (1, 32)
 
 
-# What is known where a target is read
+# Leakage
 
 
 @pytest.mark.parametrize("style", ["bart", "t5", "gpt2"])
-def test_neither_the_target_nor_what_follows_it_plays_a_part(style, request):
+def test_the_prediction_does_not_depend_on_the_target_or_later_tokens(style, request):
     model, tokenizer = of_style(style, request)
     wrapped = with_definition_head(model)
     how, rows = made(model, tokenizer, MONGOOSE)
@@ -308,10 +308,10 @@ def test_labels_are_in_reading_order(roberta):
     assert batch["target_mask"].nonzero().tolist() == [[0, 1], [0, 2], [0, 3], [1, 1]]
 
 
-# Masks drawn anew
+# Random masking
 
 
-def test_half_of_the_targets_is_masked_a_quarter_is_any_token_and_a_quarter_is_shown(roberta):
+def test_shares_of_random_masking(roberta):
     style, rows = made(tiny_large_roberta(roberta), roberta, MONGOOSE, masking="random")
     draws = 4000
     batch = DefinitionCollator(style.pad, len(roberta))(list(rows) * draws)
@@ -340,7 +340,7 @@ def test_rows_that_are_not_redrawn_never_change(roberta):
         assert collate(list(rows))["input_ids"].tolist() == rows["input_ids"][:]
 
 
-def test_drawing_leaves_the_rows_themselves_alone(roberta):
+def test_random_masking_does_not_change_the_rows(roberta):
     style, rows = made(tiny_large_roberta(roberta), roberta, MONGOOSE, masking="random")
     row = rows[0]
     before = list(row["input_ids"])
@@ -352,7 +352,7 @@ def test_drawing_leaves_the_rows_themselves_alone(roberta):
 # Sub-tokens of words
 
 
-def test_words_are_cut_as_within_a_sentence(roberta, t5):
+def test_words_are_tokenized_as_within_a_sentence(roberta, t5):
     assert [roberta.convert_ids_to_tokens(ids) for ids in sub_tokens_of(["cat", "mongoose", "Paris"], roberta)] == [
         ["Ġcat"], PIECES, ["ĠParis"],
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a batch is worth: padding changes nothing, and the loss is that of a few plain lines, for every family."""
+"""The loss of the constructor, for every family: equal to a reference, independent of padding."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def independent_loss(model: Any, head: Tensor, table: Tensor, rows: Dataset) -> 
 
 
 @pytest.mark.parametrize("name", ["roberta", "bart", "t5", "gpt2"])
-def test_the_loss_is_that_of_a_few_plain_lines(name):
+def test_the_loss_equals_a_reference(name):
     model, tokenizer, style, rows = family_rows(name)
     wrapped = with_definition_head(model.double())
     table, head = embedding_weight(model), wrapped.definition_head.weight
@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_a_few_plain_lines(name):
 
 
 @pytest.mark.parametrize("name", ["roberta", "bart", "t5", "gpt2"])
-def test_no_gradient_comes_back_through_the_targets(name):
+def test_targets_get_no_gradient(name):
     model, tokenizer, style, rows = family_rows(name)
     rows = rows.select(range(2, len(rows)))  # of one sub-token, which no row shows
     batch = DefinitionCollator(style.pad, len(tokenizer))(list(rows))
@@ -101,7 +101,7 @@ def test_no_gradient_comes_back_through_the_targets(name):
     assert wrapped.definition_head.weight.grad.abs().sum() > 0
 
 
-def test_with_random_masking_every_sub_token_counts_the_same():
+def test_sub_tokens_have_equal_weight_with_random_masking():
     tokenizer = wordpiece_tokenizer()
     model = tiny_roberta(tokenizer).double()
     style, rows = rows_of(model, tokenizer, masking="random")

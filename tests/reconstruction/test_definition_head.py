@@ -1,4 +1,4 @@
-"""The wrapped model is the same model with a head more."""
+"""with_definition_head and DefinitionEMBMixin."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_training_the_wrapped_model_trains_the_original(model):
     assert table(model) is table(wrapped)
 
 
-def test_the_original_stays_as_it_is(model):
+def test_the_original_is_unchanged(model):
     kind, names, outputs = type(model), list(model.state_dict()), model(**BATCH)
     wrap(model)
     assert type(model) is kind
@@ -103,7 +103,7 @@ def test_the_original_stays_as_it_is(model):
     torch.testing.assert_close(model(**BATCH)[0], outputs[0], rtol=0, atol=0)
 
 
-def test_a_wrapped_model_is_refused(model):
+def test_a_model_with_a_head_raises(model):
     with pytest.raises(TypeError, match="already has a definition head"):
         with_definition_head(wrap(model))
 
@@ -166,7 +166,7 @@ def test_the_head_learns_to_reconstruct():
     assert losses[-1] < losses[0] / 100
 
 
-def test_the_head_starts_small_enough_to_keep_the_states_length():
+def test_the_initial_head_keeps_the_length_of_states():
     model = tiny_bert(TOKENIZER, hidden_size=256, num_hidden_layers=1)
     head = wrap(model).definition_head
     assert head.bias is None
@@ -174,13 +174,13 @@ def test_the_head_starts_small_enough_to_keep_the_states_length():
     assert float(head.weight.detach().mean()) == pytest.approx(0, abs=1e-3)
 
 
-def test_the_head_has_the_type_of_the_table():
+def test_the_head_has_the_dtype_of_the_table():
     wrapped = wrap(tiny_bert(TOKENIZER).to(torch.bfloat16))
     assert wrapped.definition_head.weight.dtype == torch.bfloat16
     assert wrapped.reconstruct(BATCH).dtype == torch.bfloat16
 
 
-def test_target_mask_says_where_to_read(model):
+def test_target_mask_selects_the_positions(model):
     wrapped = wrap(model)
     positions = torch.zeros_like(BATCH["input_ids"], dtype=torch.bool)
     positions[1, 3] = True  # the second mask of the second text
@@ -215,7 +215,7 @@ def test_last_states_are_the_backbones(model):
 
 
 @pytest.mark.parametrize("model_class", [T5ForConditionalGeneration, T5Model])
-def test_of_an_encoder_decoder_the_encoder_is_read_unless_the_decoder_is_given_something(model_class):
+def test_an_encoder_decoder_reads_its_encoder_unless_decoder_input_is_given(model_class):
     model = tiny_model(model_class, unigram_tokenizer())
     ids, read = torch.tensor([[5, 6, 1]]), torch.tensor([[0, 7, 8, 9]])
     assert backbone_of(model) is model.encoder
@@ -224,7 +224,7 @@ def test_of_an_encoder_decoder_the_encoder_is_read_unless_the_decoder_is_given_s
     assert torch.equal(last_states(model, ids, decoder_input_ids=read), output.last_hidden_state)
 
 
-def test_what_is_padded_in_the_encoder_is_not_seen_by_the_decoder():
+def test_the_decoder_ignores_padding_of_the_encoder():
     model = tiny_model(BartForConditionalGeneration, byte_bpe_tokenizer())
     ids, read = torch.tensor([[0, 9, 2, 1, 1]]), torch.tensor([[2, 0, 7]])
     mask = torch.tensor([[1, 1, 1, 0, 0]])
@@ -242,7 +242,7 @@ def test_what_is_padded_in_the_encoder_is_not_seen_by_the_decoder():
         (T5GemmaForConditionalGeneration, gemma_tokenizer, True),
     ],
 )
-def test_decoders_and_encoder_decoders_are_wrapped_as_well(model_class, make, read):
+def test_decoders_and_encoder_decoders(model_class, make, read):
     model = tiny_model(model_class, make())
     wrapped = with_definition_head(model)
     ids = torch.tensor([[5, 6, 7, 1], [8, 9, 10, 11]])
@@ -256,7 +256,7 @@ def test_decoders_and_encoder_decoders_are_wrapped_as_well(model_class, make, re
     torch.testing.assert_close(wrapped(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
 
 
-def test_of_two_widths_the_decoders_is_read():
+def test_the_head_has_the_decoders_width():
     tokenizer = gemma_tokenizer()
     part = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
     part |= {"vocab_size": len(tokenizer), "intermediate_size": 16}
@@ -278,14 +278,14 @@ def test_a_table_narrower_than_the_states_is_reconstructed_in_its_own_width():
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_loss_is_averaged_over_all_targets_where_these_are_some_of_more(model):
+def test_the_loss_is_averaged_over_num_items_in_batch(model):
     wrapped = wrap(model)
     alone = wrapped(**BATCH, labels=LABELS).loss
     for count in (12, torch.tensor(12)):
         torch.testing.assert_close(wrapped(**BATCH, labels=LABELS, num_items_in_batch=count).loss, alone * 3 / 12)
 
 
-def test_other_rows_than_the_tables_can_be_the_targets(model):
+def test_definition_targets_replace_the_table(model):
     wrapped = wrap(model)
     rows = torch.randn_like(table(model))
     wrapped.register_buffer("definition_targets", rows, persistent=False)
@@ -294,18 +294,18 @@ def test_other_rows_than_the_tables_can_be_the_targets(model):
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_refuses_another_number_of_labels(model):
+def test_another_number_of_labels_raises(model):
     with pytest.raises(ValueError, match=r"`labels` has shape \(2,\), but the batch contains 3 masked words"):
         wrap(model)(**BATCH, labels=LABELS[:2])
     with pytest.raises(ValueError, match=r"`labels` has shape \(2, 7\), but the batch contains 3 masked words"):
         wrap(model)(**BATCH, labels=torch.zeros(2, 7, dtype=torch.int64))
 
 
-def test_refuses_a_batch_without_a_mask(model):
+def test_a_batch_without_a_mask_raises(model):
     with pytest.raises(ValueError, match=f"contains no masked word .mask token {MASK}"):
         wrap(model).reconstruct(batch("the dog"))
 
 
-def test_refuses_to_guess_where_to_read(model):
+def test_a_missing_target_mask_raises(model):
     with pytest.raises(ValueError, match=r"No target position was given. Pass `target_mask`"):
         with_definition_head(model).reconstruct(BATCH)

@@ -49,7 +49,7 @@ from tiny import (
 
 @dataclass(frozen=True)
 class Kind:
-    """A family: how its model and tokenizer are made, how it reads, its mask, and whether its output table is tied."""
+    """A family: constructors of model and tokenizer, reading style, mask, and whether the output table is tied."""
 
     model: Callable[[PreTrainedTokenizerBase], PreTrainedModel]
     tokenizer: Callable[[], PreTrainedTokenizerBase]
@@ -115,7 +115,7 @@ def state_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def traits_of(model: PreTrainedModel) -> list[Any]:
-    """All of a model but its numbers."""
+    """The structure of a model without its values."""
     return [
         type(model),
         model.config.to_dict(),
@@ -125,7 +125,7 @@ def traits_of(model: PreTrainedModel) -> list[Any]:
 
 
 def step(model: PreTrainedModel, ids: Tensor) -> None:
-    """One step of training on these ids, as the model's own head is trained."""
+    """One training step of the model's own head on these ids."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(input_ids=ids, labels=ids).loss.backward()
@@ -137,7 +137,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_family_and_its_mask_are_told(kind):
+def test_family_and_mask(kind):
     tokenizer = kind.tokenizer()
     model = kind.model(tokenizer)
     assert family_of(model) == kind.family
@@ -193,7 +193,7 @@ def test_build_apply_save_load_train(kind, method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("name", "table"), [("t5gemma", "decoder"), ("llama", "output"), ("t5gemma", "output")])
-def test_a_table_of_its_own_is_rebuilt_by_itself(name, table, method, tmp_path):
+def test_an_untied_table_is_rebuilt_alone(name, table, method, tmp_path):
     kind = KINDS[name]
     tokenizer = kind.tokenizer()
     model = kind.model(tokenizer)
@@ -213,7 +213,7 @@ def test_a_table_of_its_own_is_rebuilt_by_itself(name, table, method, tmp_path):
 
 # XLNet has weights in each layer for segments, of which a definition has none.
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "xlnet"])
-def test_every_layer_is_trained_but_no_table_and_no_head_of_the_task(name):
+def test_all_layers_but_tables_and_task_heads_are_trained(name):
     kind = KINDS[name]
     tokenizer = kind.tokenizer()
     model = kind.model(tokenizer)

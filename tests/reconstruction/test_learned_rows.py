@@ -1,4 +1,4 @@
-"""The learned constructor: it learns, leaves no trace, goes on where it was killed, and shares work exactly."""
+"""The learned constructor: training, isolation, resuming, adapters, the cache and several processes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def learn(folder: Path, config: ConstructorConfig, model: Any = None, **options:
 
 
 class Labels(TrainerCallback):
-    """The targets of all batches, and how often each was one."""
+    """How often each token was a target."""
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -71,7 +71,7 @@ class Labels(TrainerCallback):
 
 
 class KilledAt(TrainerCallback):
-    """A machine that goes down in the middle of a step's end."""
+    """Simulates a crash at the end of a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -86,7 +86,7 @@ def defined_tokens() -> list[int]:
     return list(definitions_of_tokens(vocabulary, load_definitions(tiny_glossary()), 8))
 
 
-def test_learns_what_it_is_shown(tmp_path):
+def test_the_constructor_fits_its_training_data(tmp_path):
     # Enough steps to learn the few words by heart: then the rows are those of the table.
     training = {"logging_steps": 10, "save_strategy": "no", "learning_rate": 5e-3, "lr_scheduler_type": "linear"}
     config = settings(400, held_out=0.0, training=training)
@@ -109,7 +109,7 @@ def test_held_out_words_are_never_targets(tmp_path):
     assert sorted(labels.seen) == sorted(set(tokens) - held_out)
 
 
-def test_filter_ratio_leaves_out_the_least_frequent(tmp_path):
+def test_filter_ratio_excludes_the_least_frequent(tmp_path):
     labels = Labels()
     learn(tmp_path, settings(1, held_out=0.0, filter_ratio=0.25), callbacks=[labels])
     tokens = defined_tokens()
@@ -118,7 +118,7 @@ def test_filter_ratio_leaves_out_the_least_frequent(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 1, 7, 1000])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.5, 0.99])
-def test_held_out_words_are_spread(count, share):
+def test_held_out_words_are_evenly_spaced(count, share):
     held = held_out_words(count, share)
     assert int(held.sum()) == int(count * share)
     positions = held.nonzero().flatten()
@@ -128,7 +128,7 @@ def test_held_out_words_are_spread(count, share):
 
 
 @pytest.mark.parametrize("lora_r", [None, 2])
-def test_model_random_numbers_and_accelerate_are_left_alone(tmp_path, lora_r):
+def test_model_random_state_and_accelerate_are_unchanged(tmp_path, lora_r):
     if lora_r:
         pytest.importorskip("peft")
     tokenizer = wordpiece_tokenizer()
@@ -156,12 +156,12 @@ def test_model_random_numbers_and_accelerate_are_left_alone(tmp_path, lora_r):
 
 @pytest.mark.parametrize("model_class", [BertModel, BertForSequenceClassification])
 def test_autocast_ends_with_the_constructors_training(tmp_path, model_class):
-    """A model without a head is its own backbone: called within its own call, it would leave autocast on for good."""
+    """A model without a head is its own backbone; a recursive call would leave autocast on."""
     learn(tmp_path, settings(2, training={"bf16": True}), tiny_bert(wordpiece_tokenizer(), model_class))
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_the_launch_around_it_does_not_shard_the_constructor(monkeypatch):
+def test_the_constructor_is_not_sharded_by_the_launch(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with isolated_training():
         assert "ACCELERATE_USE_FSDP" not in os.environ
@@ -173,7 +173,7 @@ def saves_activations(model: torch.nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def test_activations_are_kept_as_before(tmp_path):
+def test_gradient_checkpointing_is_restored(tmp_path):
     pytest.importorskip("peft")
     model = tiny_bert(wordpiece_tokenizer())
     during: list[bool] = []
@@ -197,7 +197,7 @@ def test_model_is_restored_when_training_fails(tmp_path):
 
 
 @pytest.mark.parametrize("lora_r", [None, 2])
-def test_killed_in_the_middle_it_goes_on_from_its_checkpoint(tmp_path, lora_r):
+def test_interrupted_training_resumes_from_its_checkpoint(tmp_path, lora_r):
     if lora_r:
         pytest.importorskip("peft")
     config = settings(8, lora_r=lora_r, training={"eval_steps": 2, "save_steps": 2})
@@ -219,7 +219,7 @@ def test_killed_in_the_middle_it_goes_on_from_its_checkpoint(tmp_path, lora_r):
     assert [step for step, _ in resumed.info["loss"]] == list(range(1, 9))
 
 
-def test_stops_early_and_goes_back_to_the_best(tmp_path):
+def test_early_stopping_restores_the_best_checkpoint(tmp_path):
     # A rate that destroys the constructor: held-out loss is lowest at the first evaluation.
     training = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "eval_steps": 2, "save_steps": 2}
     config, model = settings(60, patience=2, training=training), tiny_bert(wordpiece_tokenizer(), **NO_DROPOUT)
@@ -231,7 +231,7 @@ def test_stops_early_and_goes_back_to_the_best(tmp_path):
     torch.testing.assert_close(learned.rows, learn(tmp_path / "best", until_best, model).rows, rtol=0, atol=1e-6)
 
 
-def test_head_starts_where_the_closed_form_is(tmp_path):
+def test_the_head_starts_at_the_closed_form_solution(tmp_path):
     first = {}
     for head in ("ridge", "random"):
         learned = learn(tmp_path / head, settings(1, head=head, training={"learning_rate": 0.0}))
@@ -239,7 +239,7 @@ def test_head_starts_where_the_closed_form_is(tmp_path):
     assert first["ridge"] < 0.7 * first["random"]
 
 
-def test_own_table_is_trained_only_if_asked_and_never_the_target(tmp_path):
+def test_the_input_table_is_trained_only_if_requested_and_is_never_the_target(tmp_path):
     model = tiny_bert(wordpiece_tokenizer())
     old = read_table(model)
 
@@ -255,7 +255,7 @@ def test_own_table_is_trained_only_if_asked_and_never_the_target(tmp_path):
     assert torch.equal(trained.targets, old)
 
 
-def test_learns_from_words_of_several_tokens(tmp_path):
+def test_words_of_several_tokens_are_targets(tmp_path):
     tokenizer, labels = wordpiece_tokenizer(), Labels()
     glossary = {**tiny_glossary(), "catness": "what makes an animal a cat"}
     lexicon = load_definitions(glossary)
@@ -266,7 +266,7 @@ def test_learns_from_words_of_several_tokens(tmp_path):
     assert sorted(labels.seen) == sorted([*defined_tokens(), *pieces])
 
 
-def test_held_out_tokens_are_no_targets_within_longer_words_either(tmp_path):
+def test_held_out_tokens_are_not_targets_within_longer_words(tmp_path):
     tokenizer, labels = wordpiece_tokenizer(), Labels()
     tokens = defined_tokens()
     held_out = [token for token, held in zip(tokens, held_out_words(len(tokens), 0.2).tolist(), strict=True) if held]
@@ -278,7 +278,7 @@ def test_held_out_tokens_are_no_targets_within_longer_words_either(tmp_path):
     assert set(tokenizer("catness", add_special_tokens=False)["input_ids"]) <= {*labels.seen, *held_out}
 
 
-def test_half_written_checkpoints_are_passed_over(tmp_path):
+def test_incomplete_checkpoints_are_ignored(tmp_path):
     for step, names in ((4, ("trainer_state.json", "model.safetensors")), (12, ("model.safetensors",))):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -289,7 +289,7 @@ def test_half_written_checkpoints_are_passed_over(tmp_path):
 
 
 def test_a_model_that_accelerate_has_prepared_is_read_by_the_head(tmp_path):
-    """Under bfloat16 accelerate puts a `forward` of its own on the model, which the constructor must not run."""
+    """With bfloat16, accelerate replaces the model's `forward`; the constructor must not call it."""
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer, BertForSequenceClassification)
     trainer = Trainer(
@@ -303,7 +303,7 @@ def test_a_model_that_accelerate_has_prepared_is_read_by_the_head(tmp_path):
     torch.testing.assert_close(learned.rows, learn(tmp_path / "fresh", settings(2), fresh).rows)
 
 
-def test_adapter_is_small_and_gives_the_same_rows(tmp_path):
+def test_the_adapter_is_small_and_gives_the_same_rows(tmp_path):
     peft = pytest.importorskip("peft")
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
@@ -325,7 +325,7 @@ def test_adapter_is_small_and_gives_the_same_rows(tmp_path):
     torch.testing.assert_close(row[0].detach(), learned.rows[position], rtol=0, atol=1e-5)
 
 
-def test_says_what_is_wrong(tmp_path):
+def test_invalid_settings_raise(tmp_path):
     with pytest.raises(ValueError, match=r"None of \d+ words is left to train on \(held_out=0.0, filter_ratio=0.999"):
         learn(tmp_path, settings(held_out=0.0, filter_ratio=0.999))
     with pytest.raises(ValueError, match=r"`patience=3` restores the best checkpoint .* got 'no' and 'steps'"):
@@ -334,7 +334,7 @@ def test_says_what_is_wrong(tmp_path):
         learn(tmp_path, settings(training={"lerning_rate": 1}))
 
 
-def test_without_peft_the_cure_is_named(tmp_path, monkeypatch):
+def test_missing_peft_raises_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install "defemb-callbacks\[peft\]"'):
         learn(tmp_path, settings(lora_r=2))
@@ -345,7 +345,7 @@ def config_of(cache: Path, **overrides: Any) -> DefinitionEMBConfig:
     return DefinitionEMBConfig(method="learned", cache_dir=str(cache), constructor=constructor, **overrides)
 
 
-def test_build_is_kept(tmp_path):
+def test_the_build_is_cached(tmp_path):
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
     first = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path))
@@ -359,7 +359,7 @@ def test_build_is_kept(tmp_path):
     assert again.info == json.loads(json.dumps(first.info))
 
 
-def test_a_constructor_that_is_asked_for_is_written_also_where_the_rows_are_known(tmp_path):
+def test_save_to_is_written_even_if_the_rows_are_cached(tmp_path):
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
     first = build_definition_embeddings(model, tokenizer, tiny_glossary(), config_of(tmp_path / "cache"))
@@ -371,7 +371,7 @@ def test_a_constructor_that_is_asked_for_is_written_also_where_the_rows_are_know
 
 
 @pytest.mark.parametrize("change", ["dropout", "processes"])
-def test_the_key_knows_what_learning_depends_on(tmp_path, monkeypatch, change):
+def test_the_cache_key_depends_on_the_training_conditions(tmp_path, monkeypatch, change):
     tokenizer = wordpiece_tokenizer()
     model, other = tiny_bert(tokenizer), tiny_bert(tokenizer, **(NO_DROPOUT if change == "dropout" else {}))
     config = config_of(tmp_path)
@@ -381,7 +381,7 @@ def test_the_key_knows_what_learning_depends_on(tmp_path, monkeypatch, change):
     assert learning_conditions(model, config, 1) == keys[0]
 
 
-def test_a_constructor_is_learned_once_for_all_tasks(tmp_path):
+def test_task_heads_share_one_constructor(tmp_path):
     tokenizer = wordpiece_tokenizer()
     heads = [
         {},
@@ -393,8 +393,8 @@ def test_a_constructor_is_learned_once_for_all_tasks(tmp_path):
     assert len(keys) == 1
 
 
-def test_trainer_around_it_trains_as_it_would_have(tmp_path):
-    """The outer run with a learned build equals the one that is given the same rows ready-made, loss by loss."""
+def test_the_outer_trainer_is_unaffected(tmp_path):
+    """The outer run with a learned build has the same losses as one with the same rows given."""
     tokenizer = wordpiece_tokenizer()
 
     def run(name: str, **options: Any) -> tuple[list[tuple[int, float]], Tensor]:
@@ -430,7 +430,7 @@ def worker(folder: Path, tokens: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one_with_the_doubled_batch(tmp_path):
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     for name, processes, tokens in (("two", 2, "128"), ("one", 1, "256")):
         (tmp_path / name).mkdir()
         torchrun(__file__, str(tmp_path / name), tokens, processes=processes)
