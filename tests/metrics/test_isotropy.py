@@ -245,7 +245,7 @@ class TestErrors:
     def test_not_finite(self, metric: Callable[..., float], value: float) -> None:
         table = random_table(9000, 64)
         table[8321, 5] = value
-        with pytest.raises(ValueError, match="row 8321 of table has a NaN or infinite entry. Repair"):
+        with pytest.raises(ValueError, match=r"row 8321 of table has a NaN or infinite entry\. Repair"):
             metric(table)
 
     def test_overflowing(self) -> None:

@@ -163,7 +163,7 @@ class TestSample:
     def test_too_small(self, groups: dict[str, Tensor]) -> None:
         with pytest.raises(ValueError, match="sample must be at least 2, got 1"):
             TableMeasure(groups, sample=1)
-        with pytest.raises(ValueError, match="sample must be at least 1, got 0. Pass None to query every row"):
+        with pytest.raises(ValueError, match=r"sample must be at least 1, got 0\. Pass None to query every row"):
             TableMeasure(groups, reference=torch.randn(N, D), neighbour_sample=0)
 
 
