@@ -1,1 +1,1 @@
-"""Reports, tables and pictures of what was rebuilt and measured."""
+"""Reports, tables, pictures and pages of rebuilds and measurements."""
