@@ -42,8 +42,9 @@ def read(tmp_path: Path) -> Callable[..., Lexicon]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DEFEMB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def glosses(lexicon: Lexicon, word: str, **options: bool) -> list[str]:
