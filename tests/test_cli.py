@@ -42,7 +42,7 @@ def glossary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs `defemb …` in this process; gives what it prints."""
+    """Runs `defemb …` in this process and returns its output."""
 
     def run(*arguments: Any) -> str:
         capsys.readouterr()
@@ -57,7 +57,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs `defemb …`, which must fail with one line."""
+    """Runs `defemb …`, which must fail with a one-line error, and returns the error."""
 
     def refused(*arguments: Any) -> str:
         capsys.readouterr()
@@ -123,7 +123,7 @@ def test_inspect_compares_with_human_ratings(run, refused, checkpoint, glossary,
     assert "missing.csv" in refused(*arguments, tmp_path / "missing.csv")
 
 
-def test_several_dictionaries_are_joined(run, checkpoint, glossary, tmp_path) -> None:
+def test_several_dictionaries_are_merged(run, checkpoint, glossary, tmp_path) -> None:
     (tmp_path / "more.tsv").write_text("word\tdefinition\nlamp\ta thing that gives light\n", encoding="utf-8")
     text = run("inspect", checkpoint, "--definitions", glossary, "--definitions", tmp_path / "more.tsv")
     assert "glossary+more (67 words) defines 67 of 374 words" in text
@@ -174,7 +174,7 @@ def test_build_with_the_papers_constructor(run, checkpoint, glossary, tmp_path) 
     assert json.loads((tmp_path / "report.json").read_text())["info"]["steps"] == 2
 
 
-def test_build_refuses_other_papers(refused, checkpoint, glossary, tmp_path) -> None:
+def test_unknown_paper_settings_are_an_error(refused, checkpoint, glossary, tmp_path) -> None:
     arguments = ("build", checkpoint, "--output", tmp_path / "embeddings", "--definitions", glossary)
     assert "`name` must be one of roberta-base, bart-large" in refused(*arguments, "--paper", "gpt2")
     assert "got 'no.json'" in refused(*arguments, "--method", "learned", "--constructor", "no.json")
@@ -200,7 +200,7 @@ def test_apply_saves_an_ordinary_checkpoint_with_its_head(run, glossary, tokeniz
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == json.loads(report.to_json())
 
 
-def test_a_rebuilt_model_is_told_and_kept_unless_forced(run, refused, checkpoint, glossary, tmp_path) -> None:
+def test_a_rebuilt_model_is_rebuilt_again_only_if_forced(run, refused, checkpoint, glossary, tmp_path) -> None:
     new, again, embeddings = tmp_path / "new", tmp_path / "again", tmp_path / "embeddings"
     run("build", checkpoint, "--output", embeddings, "--definitions", glossary)
     run("apply", checkpoint, embeddings, "--output", new, "--blend", 0.3, "--blend-floor", 1)
@@ -214,7 +214,7 @@ def test_a_rebuilt_model_is_told_and_kept_unless_forced(run, refused, checkpoint
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """120 different texts, one a line."""
+    """120 different texts, one per line."""
     words = [word for word in WORDS if word.isalpha()]
     lines = [" ".join(words[(7 * i + j * j) % len(words)] for j in range(3 + i % 5)) for i in range(120)]
     file = tmp_path / "texts.txt"
@@ -234,7 +234,7 @@ def test_calibrate_saves_a_sentence_transformer(run, checkpoint, texts, tmp_path
     assert f"Saved in {tmp_path / 'calibrated'}." in printed
 
 
-def test_calibrate_refuses_settings_of_another_method(refused, checkpoint, texts, tmp_path) -> None:
+def test_calibrate_settings_of_another_method_are_an_error(refused, checkpoint, texts, tmp_path) -> None:
     options = ("--output", tmp_path / "calibrated", "--method", "flow", "--components", 8)
     assert "--components cannot be used with --method flow" in refused("calibrate", checkpoint, texts, *options)
 
@@ -263,14 +263,14 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_matplotlib_is_one_line_too(refused, checkpoint, glossary, tmp_path, monkeypatch) -> None:
+def test_missing_matplotlib_is_a_one_line_error(refused, checkpoint, glossary, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     error = refused("inspect", checkpoint, "--definitions", glossary, "--output", tmp_path / "page")
     assert 'pip install "defemb-callbacks[plots]"' in error
     assert not (tmp_path / "page").exists()
 
 
-def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpoint, glossary) -> None:
+def test_an_unknown_architecture_is_an_error(refused, checkpoint, glossary) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"architectures": ["SpecialBert"]}))
     assert "no class 'SpecialBert'. Pass --trust-remote-code" in refused(
@@ -278,7 +278,7 @@ def test_an_unknown_architecture_is_not_loaded_without_its_head(refused, checkpo
     )
 
 
-def test_embeddings_of_another_tokenizer_are_refused(refused, checkpoint, glossary, tokenizer, tmp_path) -> None:
+def test_embeddings_of_another_tokenizer_are_an_error(refused, checkpoint, glossary, tokenizer, tmp_path) -> None:
     model = tiny_bert(tokenizer, vocab_size=len(tokenizer) + 8)
     build_definition_embeddings(model, tokenizer, tiny_glossary()).save_pretrained(tmp_path / "embeddings")
     error = refused("apply", checkpoint, tmp_path / "embeddings", "--output", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The benchmark of new tokens in a language model: its tokenizer is the model's own, and its costs add up."""
+"""new_tokens_lm.py: the tokenizer matches the model, and the losses add up."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def tokenizer(benchmark_module: ModuleType, folder: Path) -> LlamaTokenizer:
     return benchmark_module.read_tokenizer(folder)
 
 
-def test_what_the_model_writes_is_cut_as_it_was_written(model, tokenizer):
-    """It has learned the tokens that its tokenizer makes: other merges would give others for the same text."""
+def test_generated_text_is_tokenized_as_it_was_generated(model, tokenizer):
+    """The model has learned the tokens of its tokenizer; other merges would give other tokens for the same text."""
     torch.manual_seed(0)
     start = torch.ones(16, 1, dtype=torch.int64)
     drawn = model.generate(start, attention_mask=start, do_sample=True, top_k=0, max_new_tokens=60, pad_token_id=0)
     written = [ids for ids in drawn[:, 1:].tolist() if not {0, 1, 2} & set(ids)]
     cut = tokenizer(tokenizer.batch_decode(written), add_special_tokens=False)["input_ids"]
-    # The last token may be a half of one that the text has no more of.
+    # The last token may be part of a token that the text does not complete.
     same = sum(ids[:58] == again[:58] for ids, again in zip(written, cut, strict=True))
     assert same >= 0.8 * len(written) > 8
     with torch.no_grad():
         assert model(input_ids=drawn, labels=drawn).loss < 1.7
 
 
-def test_costs_are_those_of_the_parts_of_a_sentence(benchmark_module, model, tokenizer):
+def test_losses_are_those_of_the_parts_of_a_sentence(benchmark_module, model, tokenizer):
     story = "Once upon a time, there was a dog in a park with a tree."
     texts = benchmark_module.Texts([story, "The end."], ["park", "tree"])
     before = len("Once upon a time, there was a dog in a")

@@ -1,4 +1,4 @@
-"""A Trainer run that ends with calibrated sentence embeddings."""
+"""CalibrationCallback: calibrated sentence embeddings at the end of a Trainer run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_trained_encoder_is_calibrated_and_saved(tokenizer: PreTrainedTokenizerB
     assert callback.result.after["average_cosine"] < callback.result.before["average_cosine"]
 
 
-def test_the_trained_model_stays_as_it_is(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_the_trained_model_is_unchanged(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     model = trained(tokenizer, tmp_path / "with", CalibrationCallback(TEXTS, pooling="first_last", folder="whitened"))
     other = trained(tokenizer, tmp_path / "without", CalibrationCallback(TEXTS[:100]))
     assert (tmp_path / "with" / "whitened" / "modules.json").is_file()
@@ -80,7 +80,7 @@ def test_sentence_transformer_trainer(tokenizer: PreTrainedTokenizerBase, tmp_pa
     assert len(model) == 2
 
 
-def test_what_would_harm_is_not_done(
+def test_harmful_calibration_is_refused_unless_forced(
     tokenizer: PreTrainedTokenizerBase,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,7 +102,7 @@ def test_what_would_harm_is_not_done(
     assert (tmp_path / "calibrated").exists()
 
 
-def test_trainer_without_a_tokenizer(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_missing_tokenizer_is_an_error(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     trainer = Trainer(
         tiny.tiny_bert(tokenizer, BertForSequenceClassification),
         tiny.training_args(tmp_path),
@@ -113,7 +113,7 @@ def test_trainer_without_a_tokenizer(tokenizer: PreTrainedTokenizerBase, tmp_pat
         trainer.train()
 
 
-def test_model_that_is_spread_over_processes(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_sharded_model_is_an_error(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     args = tiny.training_args(tmp_path)
     args.fsdp = True
     with pytest.raises(ValueError, match=r"sharded.*Remove the callback and run `defemb calibrate`"):

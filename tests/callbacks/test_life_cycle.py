@@ -1,4 +1,4 @@
-"""Whatever a Trainer's life is like, rows are written once, before the first step, and are still there at its end."""
+"""In every kind of Trainer run, rows are written once, before the first step, and kept until the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args
 
 
 class Tables(TrainerCallback):
-    """The table when training begins, and after each step."""
+    """Records the table at the start of training and after each step."""
 
     def __init__(self) -> None:
         self.begin: list[Tensor] = []
@@ -44,7 +44,7 @@ def rebuilt(tokenizer) -> Tensor:
 
 
 def assert_kept(tables: Tables, rebuilt: Tensor, tokenizer: Any) -> None:
-    """Training begins with the rebuilt rows, and its steps go on from them."""
+    """Training starts from the rebuilt rows and continues from them."""
     untouched = read_table(tiny_bert(tokenizer, BertForSequenceClassification))
     ids = defined_ids(tokenizer)
     torch.testing.assert_close(tables.begin[-1], rebuilt)
@@ -54,10 +54,10 @@ def assert_kept(tables: Tables, rebuilt: Tensor, tokenizer: Any) -> None:
         assert 0 < (table - rebuilt)[ids].norm() < lost / 2
 
 
-# How the Trainer is given the callback
+# How the callback is passed
 
 
-def test_added_after_the_trainer_was_made(trainer, tables, rebuilt, tokenizer) -> None:
+def test_added_after_the_trainer_was_created(trainer, tables, rebuilt, tokenizer) -> None:
     run, callback = trainer(), glossary_callback()
     run.add_callback(callback)
     run.add_callback(tables)
@@ -107,7 +107,7 @@ def test_settings_of_the_training(trainer, tables, rebuilt, tokenizer, args) -> 
 
 @pytest.mark.slow
 def test_a_compiled_model_reads_the_rows(trainer, tables, rebuilt, tokenizer) -> None:
-    """Also those that are written after compiling, as with `model_init`."""
+    """Also rows written after compiling, as with `model_init`."""
     compiling = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
     model_init = {"model_init": lambda: tiny_bert(tokenizer, BertForSequenceClassification)}
     run = trainer(glossary_callback(), tables, max_steps=2, **compiling, **model_init)
@@ -134,7 +134,7 @@ def test_weights_of_half_precision(tokenizer, tmp_path, dtype) -> None:
 
 
 def test_a_model_that_is_dispatched_over_devices(trainer, tables, rebuilt, tokenizer) -> None:
-    """A device map, here of parts on one device; accelerate's hooks move what is read between them."""
+    """A device map, here with one device; accelerate's hooks move inputs between devices."""
     from accelerate import dispatch_model
 
     model = tiny_bert(tokenizer, BertForSequenceClassification)
@@ -145,7 +145,7 @@ def test_a_model_that_is_dispatched_over_devices(trainer, tables, rebuilt, token
     assert_kept(tables, rebuilt, tokenizer)
 
 
-def test_offloaded_layers_and_offloaded_embeddings_are_refused_with_a_cure(tokenizer, tmp_path) -> None:
+def test_offloaded_layers_and_offloaded_embeddings_are_errors(tokenizer, tmp_path) -> None:
     from accelerate import cpu_offload
 
     model = tiny_bert(tokenizer, BertForSequenceClassification)
@@ -153,13 +153,13 @@ def test_offloaded_layers_and_offloaded_embeddings_are_refused_with_a_cure(token
     cpu_offload(model.bert.encoder)
     with pytest.raises(ValueError, match=r"is offloaded.*`defemb build MODEL --output DIR`, and pass embeddings=DIR"):
         build_definition_embeddings(model, tokenizer, {"dog": "an animal", "cat": "another"})
-    assert embeddings.apply(model).rebuilt == 66  # ready ones need the table only
+    assert embeddings.apply(model).rebuilt == 66  # ready embeddings need only the table
     cpu_offload(model.bert.embeddings)
     with pytest.raises(ValueError, match=r"meta device and hold no data.*keep the embeddings on a device"):
         embeddings.apply(model, force=True)
 
 
-# How long it trains
+# Length of training
 
 
 def test_evaluation_only(trainer, rebuilt) -> None:
@@ -182,7 +182,7 @@ def embeddings_of(table: Tensor) -> TrainerCallback:
 
 
 @pytest.mark.parametrize("args", [{"num_train_epochs": 0}, {"max_steps": 0, "num_train_epochs": 0}])
-def test_no_step_at_all(trainer, rebuilt, args) -> None:
+def test_no_training_step(trainer, rebuilt, args) -> None:
     run = trainer(glossary_callback(monitor_steps=None, plots=True), **args)
     run.train()
     assert run.state.global_step == 0
@@ -201,7 +201,7 @@ def test_the_best_checkpoint_has_rebuilt_rows(trainer, tables, rebuilt, tokenize
 
 
 def test_resumed_with_the_states_of_callbacks(trainer, tmp_path) -> None:
-    """The callback exports no state: the one that is given stays, and the checkpoint's rows are not rebuilt."""
+    """The callback exports no state: the given instance is kept, and the checkpoint is not rebuilt."""
     from transformers import EarlyStoppingCallback
 
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
@@ -236,7 +236,7 @@ def test_hyper_parameter_search_rebuilds_the_model_of_each_trial(trainer, tokeni
     assert_kept(tables, rebuilt, tokenizer)
 
 
-# Where it is saved
+# Saving
 
 
 def test_pushed_to_the_hub_and_off_line(trainer, rebuilt, tokenizer, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""The monitoring inside real Trainer runs: what is logged, where, when, and what is saved."""
+"""EmbeddingMonitorCallback in real Trainer runs: what is logged, where, when, and what is saved."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEADLINES = {f"defemb/{metric}/{group}" for metric in ("isotropy", "relation_auc
 
 
 def related_lexicon() -> Lexicon:
-    """All words, each related to the next, so that every group has more than ten pairs."""
+    """Relates each word to the next, so that every group has more than ten pairs."""
     words = [word for word in WORDS if "'" not in word]
     definitions = [
         Definition(word, f"{words[7 * i % len(words)]} of {words[(i + 5) % len(words)]} {i}")
@@ -62,7 +62,7 @@ KEYS = {f"defemb/{metric}/{group}" for metric in METRICS for group in ("all", "f
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """What TensorBoard shows of a run, from all its files."""
+    """Reads (step, value) pairs from all TensorBoard files of a run."""
     found = []
     for file in folder.rglob("events.out.tfevents.*"):
         events = EventAccumulator(str(file))
@@ -74,7 +74,7 @@ def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def any_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if measuring took no time: in a run of milliseconds its share of the time is too little for any."""
+    """Removes the time budget: runs of milliseconds would have no time to measure."""
     monkeypatch.setattr("defemb_callbacks.callbacks.schedule.TIME_BUDGET", 1e9)
 
 
@@ -90,7 +90,7 @@ def logged_run(request: pytest.FixtureRequest, trainer, tmp_path, any_cost) -> T
     return run
 
 
-def test_metrics_stand_in_the_rows_of_the_loss(logged_run, trainer) -> None:
+def test_metrics_are_in_the_rows_of_the_loss(logged_run, trainer) -> None:
     plain = trainer(eval_strategy="steps", eval_steps=4)
     plain.train()
     history = logged_run.state.log_history
@@ -103,7 +103,7 @@ def test_metrics_stand_in_the_rows_of_the_loss(logged_run, trainer) -> None:
     assert [row for row in saved["log_history"] if "loss" in row] == [row for row in history if "loss" in row]
 
 
-def test_metrics_are_in_tensorboard_at_the_step_of_the_loss_once(logged_run) -> None:
+def test_metrics_are_in_tensorboard_once_at_the_step_of_the_loss(logged_run) -> None:
     folder = Path(logged_run.args.output_dir)
     assert len({file.parent for file in folder.rglob("events.out.tfevents.*")}) == 1
     rows = [row for row in logged_run.state.log_history if "loss" in row]
@@ -112,7 +112,7 @@ def test_metrics_are_in_tensorboard_at_the_step_of_the_loss_once(logged_run) -> 
         assert [point for point in scalars(folder, f"train/{key}") if point[0] > 0] == expected
 
 
-def test_a_removed_tensorboard_callback_gets_no_folder(trainer, tmp_path, monkeypatch) -> None:
+def test_no_folder_without_the_tensorboard_callback(trainer, tmp_path, monkeypatch) -> None:
     from transformers.integrations import TensorBoardCallback
 
     monkeypatch.chdir(tmp_path)
@@ -123,7 +123,7 @@ def test_a_removed_tensorboard_callback_gets_no_folder(trainer, tmp_path, monkey
     assert not list(tmp_path.rglob("events.out.tfevents.*"))
 
 
-def test_the_progress_row_has_the_headlines_and_is_no_wall_of_figures(trainer, any_cost) -> None:
+def test_the_progress_bar_shows_only_the_headlines(trainer, any_cost) -> None:
     seen: list[dict[str, Any]] = []
 
     class Look(TrainerCallback):
@@ -138,7 +138,7 @@ def test_the_progress_row_has_the_headlines_and_is_no_wall_of_figures(trainer, a
 
 
 @pytest.mark.parametrize("attached", [False, True])
-def test_trackers_get_the_start_at_step_0_and_the_history_no_row(trainer, tmp_path, attached) -> None:
+def test_start_metrics_go_to_trackers_at_step_0_and_not_to_the_history(trainer, tmp_path, attached) -> None:
     callback = EmbeddingMonitorCallback(None, monitor_steps=4, plots=False)
     run = trainer(callback, report_to=["tensorboard"])
     if attached:
@@ -153,7 +153,7 @@ def test_trackers_get_the_start_at_step_0_and_the_history_no_row(trainer, tmp_pa
     assert [row["step"] for row in run.state.log_history] == [*range(1, 9), 8]
 
 
-def test_a_resumed_run_sends_its_start_no_second_time(trainer, tmp_path) -> None:
+def test_a_resumed_run_does_not_send_start_metrics_again(trainer, tmp_path) -> None:
     saving = {"save_strategy": "steps", "save_steps": 4, "report_to": ["tensorboard"]}
     monitor = {"monitor_steps": 4, "plots": False}
     trainer(EmbeddingMonitorCallback(None, **monitor), StopAtStep4, **saving).train()
@@ -166,7 +166,7 @@ def test_a_resumed_run_sends_its_start_no_second_time(trainer, tmp_path) -> None
 # Evaluations
 
 
-def test_an_evaluation_carries_the_headlines_in_its_row_and_result(trainer) -> None:
+def test_evaluations_have_the_headlines_in_row_and_result(trainer) -> None:
     results: list[dict[str, float]] = []
 
     class Look(TrainerCallback):
@@ -184,7 +184,7 @@ def test_an_evaluation_carries_the_headlines_in_its_row_and_result(trainer) -> N
         assert ours.items() <= result.items()
 
 
-def test_an_evaluation_in_a_measured_step_measures_no_second_time(trainer, monkeypatch) -> None:
+def test_an_evaluation_reuses_the_metrics_of_its_step(trainer, monkeypatch) -> None:
     measured: list[Any] = []
     measure = EmbeddingMonitor.measure
     monkeypatch.setattr(EmbeddingMonitor, "measure", lambda self, model: measured.append(0) or measure(self, model))
@@ -198,7 +198,7 @@ def test_an_evaluation_in_a_measured_step_measures_no_second_time(trainer, monke
     assert rows["eval_loss"]["eval_defemb/isotropy/all"] == rows["loss"]["defemb/isotropy/all"]
 
 
-def test_of_several_data_sets_one_row_carries_them(trainer) -> None:
+def test_only_the_first_of_several_data_sets_has_the_headlines(trainer) -> None:
     run = trainer(EmbeddingMonitorCallback(None, monitor_steps=4), eval_strategy="steps", eval_steps=4)
     run.eval_dataset = {"one": run.eval_dataset, "two": run.eval_dataset}
     run.train()
@@ -206,7 +206,7 @@ def test_of_several_data_sets_one_row_carries_them(trainer) -> None:
     assert ["eval_defemb/isotropy/all" in row for row in rows] == [True, False, True, False]
 
 
-def test_by_default_evaluations_are_left_alone(trainer, any_cost) -> None:
+def test_by_default_evaluations_have_no_embedding_metrics(trainer, any_cost) -> None:
     run = trainer(EmbeddingMonitorCallback(None), eval_strategy="steps", eval_steps=4)
     run.train()
     assert measured_steps(run)
@@ -216,7 +216,7 @@ def test_by_default_evaluations_are_left_alone(trainer, any_cost) -> None:
 @pytest.mark.parametrize("settings", [{}, {"monitor_steps": 3}])
 @pytest.mark.parametrize("data_sets", [1, 2])
 def test_the_trainers_model_card_can_be_written(trainer, monkeypatch, tmp_path, settings, data_sets) -> None:
-    """Its table takes its columns from the first evaluation, and stops at a row with more."""
+    """The columns of its table are those of the first evaluation; rows with more columns fail."""
     answers = itertools.cycle([False, True])
     monkeypatch.setattr(MeasuringSchedule, "is_affordable", lambda self: next(answers))
     run = trainer(EmbeddingMonitorCallback(None, plots=False, **settings), eval_strategy="steps", eval_steps=2)
@@ -228,7 +228,7 @@ def test_the_trainers_model_card_can_be_written(trainer, monkeypatch, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["defemb/drift/rare", "eval_defemb/drift/rare"])
-def test_the_best_checkpoint_by_a_metric_of_ours(trainer, name) -> None:
+def test_best_checkpoint_by_an_embedding_metric(trainer, name) -> None:
     saving = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     best = {"load_best_model_at_end": True, "metric_for_best_model": name, "greater_is_better": False}
     run = trainer(EmbeddingMonitorCallback(None, plots=False), learning_rate=0.1, **saving, **best)
@@ -239,7 +239,7 @@ def test_the_best_checkpoint_by_a_metric_of_ours(trainer, name) -> None:
     assert run.state.best_global_step == min(values, key=values.__getitem__) == 2
 
 
-def test_early_stopping_by_a_metric_of_ours(trainer) -> None:
+def test_early_stopping_by_an_embedding_metric(trainer) -> None:
     saving = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "defemb/drift/all", "greater_is_better": False}
     monitor = EmbeddingMonitorCallback(None, plots=False)
@@ -248,20 +248,20 @@ def test_early_stopping_by_a_metric_of_ours(trainer) -> None:
     assert run.state.global_step == 3
 
 
-def test_a_best_metric_that_is_not_measured_is_refused_before_the_first_step(trainer) -> None:
+def test_an_unknown_best_metric_is_an_error_before_the_first_step(trainer) -> None:
     run = trainer(EmbeddingMonitorCallback(None), metric_for_best_model="defemb/isotropi/all")
     with pytest.raises(ValueError, match=r"'defemb/isotropi/all' is not measured. Choose one of: defemb/average"):
         run.train()
     assert run.state.global_step == 0
 
 
-def test_a_best_metric_needs_the_monitor(trainer) -> None:
+def test_a_best_metric_requires_measuring(trainer) -> None:
     run = trainer(EmbeddingMonitorCallback(None, monitor_steps=0), metric_for_best_model="defemb/isotropy/all")
     with pytest.raises(ValueError, match=r"'defemb/isotropy/all' is not measured with monitor_steps=0"):
         run.train()
 
 
-def test_evaluations_outside_of_training_are_left_alone(trainer) -> None:
+def test_evaluations_outside_training_have_no_embedding_metrics(trainer) -> None:
     run = trainer(EmbeddingMonitorCallback(None, plots=False))
     assert not any("defemb" in key for key in run.evaluate())
     run.train()
@@ -272,7 +272,7 @@ def test_evaluations_outside_of_training_are_left_alone(trainer) -> None:
 
 
 @pytest.mark.parametrize("logging_steps", [1, 100])
-def test_monitor_steps_are_kept_whatever_the_logging_steps(trainer, logging_steps) -> None:
+def test_monitor_steps_are_independent_of_logging_steps(trainer, logging_steps) -> None:
     run = trainer(glossary_callback(monitor_steps=2), logging_steps=logging_steps)
     run.train()
     assert measured_steps(run) == [2, 4, 6, 8]
@@ -306,7 +306,7 @@ def test_monitor_steps_zero_measures_nothing(trainer) -> None:
     assert not any(key.startswith("defemb/") for row in run.state.log_history for key in row)
 
 
-def test_drift_is_that_since_train_start(trainer, any_cost) -> None:
+def test_drift_is_relative_to_train_start(trainer, any_cost) -> None:
     still = trainer(glossary_callback(monitor_steps=None), learning_rate=0.0, weight_decay=0.0)
     still.train()
     moved = trainer(glossary_callback(monitor_steps=None), learning_rate=0.1)
@@ -377,7 +377,7 @@ def test_human_ratings(trainer, tmp_path) -> None:
         EmbeddingMonitorCallback(None, ratings="nowhere.txt")
 
 
-def test_a_second_trainer_is_not_attached_to(trainer) -> None:
+def test_attach_does_not_carry_over_to_a_second_trainer(trainer) -> None:
     callback = EmbeddingMonitorCallback(None, monitor_steps=4, plots=False)
     callback.attach(trainer(callback))
     run = trainer(callback, report_to=["tensorboard"])
@@ -386,7 +386,7 @@ def test_a_second_trainer_is_not_attached_to(trainer) -> None:
     assert [step for step, _ in scalars(folder, "train/defemb/isotropy/all")] == [0, 4, 8]
 
 
-def test_a_second_trainer_shows_nothing_of_the_first_ones_model(trainer, tmp_path, monkeypatch) -> None:
+def test_the_page_of_a_second_trainer_shows_only_its_own_model(trainer, tmp_path, monkeypatch) -> None:
     records: list[RunRecord] = []
     monkeypatch.setattr(
         "defemb_callbacks.callbacks.monitor.save_pictures", lambda folder, record: records.append(record)
@@ -397,7 +397,7 @@ def test_a_second_trainer_shows_nothing_of_the_first_ones_model(trainer, tmp_pat
     trainer(callback, model=first.model).train()  # a second run of one model
     first.model.save_pretrained(tmp_path / "saved")
     loaded = BertForSequenceClassification.from_pretrained(tmp_path / "saved")
-    trainer(callback, model=loaded).train()  # rebuilt before, by nobody knows what
+    trainer(callback, model=loaded).train()  # rebuilt in an earlier run
     assert ["before the rebuild" in record.snapshots for record in records] == [True, True, False]
     assert [record.rebuilt is None for record in records] == [False, False, True]
     assert [record.report is None for record in records] == [False, False, True]
@@ -454,7 +454,7 @@ def test_pictures_are_of_the_tables_before_the_rebuild_and_around_training(train
     assert record.history[-1]["defemb/norm/all"] == taken["at train end"].metrics["defemb/norm/all"]
 
 
-def test_the_best_checkpoint_is_pictured_where_it_was_loaded(trainer, tokenizer, monkeypatch) -> None:
+def test_pictures_show_the_best_checkpoint_if_it_was_loaded(trainer, tokenizer, monkeypatch) -> None:
     records: list[RunRecord] = []
     monkeypatch.setattr(
         "defemb_callbacks.callbacks.monitor.save_pictures", lambda folder, record: records.append(record)
@@ -470,7 +470,7 @@ def test_the_best_checkpoint_is_pictured_where_it_was_loaded(trainer, tokenizer,
     assert shown != pytest.approx(records[0].history[-1]["defemb/isotropy/all"])
 
 
-def test_the_page_names_the_words_and_what_they_mean(trainer, tmp_path) -> None:
+def test_the_page_shows_words_with_their_definitions(trainer, tmp_path) -> None:
     trainer(DefinitionEMBCallback(tiny_glossary())).train()
     page = (tmp_path / "run" / "defemb" / "index.html").read_text(encoding="utf-8")
     assert any(gloss in page for gloss in tiny_glossary().values())
@@ -483,7 +483,7 @@ def test_plots_false_saves_no_picture(trainer, tmp_path) -> None:
 
 def test_missing_matplotlib_only_warns(trainer, tmp_path, monkeypatch, caplog) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError then
+        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with caplog.at_level(logging.WARNING, "defemb_callbacks"):
         run = trainer(DefinitionEMBCallback(tiny_glossary()))
@@ -493,7 +493,7 @@ def test_missing_matplotlib_only_warns(trainer, tmp_path, monkeypatch, caplog) -
     assert [path.name for path in (tmp_path / "run" / "defemb").iterdir()] == ["report.json"]
 
 
-def test_embeddings_that_became_nan_stop_the_monitor_and_not_the_run(trainer, caplog) -> None:
+def test_nan_embeddings_stop_the_monitor_but_not_training(trainer, caplog) -> None:
     class Break(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             if state.global_step == 4:

@@ -1,4 +1,4 @@
-"""New tokens in a Trainer's run and on the command line."""
+"""New tokens in a Trainer run and on the command line."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def tokenized(tokenizer: Any) -> Dataset:
     return Dataset.from_dict({**tokenizer(SENTENCES, padding=True), "labels": [0, 1] * 8})
 
 
-def test_terms_are_in_the_tokenizer_before_the_data_are_cut_and_rows_before_training(tokenizer, model, tmp_path):
+def test_terms_are_added_before_tokenization_and_rows_before_training(tokenizer, model, tmp_path):
     callback = DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS, tokenizer=tokenizer, monitor_steps=1)
     size = len(read_table(model))
-    assert tokenizer.tokenize("the lynx") == ["the", "lynx"]  # at once
+    assert tokenizer.tokenize("the lynx") == ["the", "lynx"]  # immediately
     trainer = Trainer(
         model,
         training_args(tmp_path),
@@ -51,7 +51,7 @@ def test_terms_are_in_the_tokenizer_before_the_data_are_cut_and_rows_before_trai
     start = read_table(model)
     assert len(start) == len(tokenizer) == size + 2
     assert callback.new_tokens_report.terms[0].tokens == {"lynx": size}
-    assert callback.report.rebuilt > 50  # the words that were there
+    assert callback.report.rebuilt > 50  # the existing words
     assert callback.report.groups["all"].tokens == callback.new_tokens_report.groups["all"].tokens
     trainer.train()
     end = read_table(trainer.model)
@@ -64,7 +64,7 @@ def test_terms_are_in_the_tokenizer_before_the_data_are_cut_and_rows_before_trai
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert torch.equal(read_table(loaded), end)
     assert again.tokenize("the lynx") == ["the", "lynx"]
-    # What was saved knows that it has them, and that it was rebuilt.
+    # The saved config records the new tokens and the rebuild.
     second = DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS)
     Trainer(loaded, training_args(tmp_path / "second"), processing_class=again, callbacks=[second])
     assert second.new_tokens_report is None
@@ -72,7 +72,7 @@ def test_terms_are_in_the_tokenizer_before_the_data_are_cut_and_rows_before_trai
     assert torch.equal(read_table(loaded), end)
 
 
-def test_rows_are_those_of_the_function(tokenizer, model, tmp_path):
+def test_rows_equal_those_of_define_new_tokens(tokenizer, model, tmp_path):
     callback = DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS, alpha=0.0)
     Trainer(model, training_args(tmp_path), processing_class=tokenizer, callbacks=[callback])
     other, its = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification), wordpiece_tokenizer()
@@ -81,8 +81,8 @@ def test_rows_are_those_of_the_function(tokenizer, model, tmp_path):
     assert read_new_tokens_record(model) == read_new_tokens_record(other)
 
 
-def test_the_vocabularys_own_words_are_rebuilt_from_the_same_build(tokenizer, model, tmp_path):
-    """As without new tokens but for the mean of the table, in which these now stand."""
+def test_existing_words_are_rebuilt_from_the_same_build(tokenizer, model, tmp_path):
+    """As without new tokens, except for the mean of the table, which includes them."""
     DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS)
     other = tiny_bert(tokenizer, BertForSequenceClassification)
     Trainer(
@@ -117,7 +117,7 @@ def test_with_counts_of_the_training_data(tokenizer, model, tmp_path):
     assert callback.report.groups["all"].rebuilt == sum(word in tiny_glossary() for word in ("house", "road"))
 
 
-def test_data_without_the_new_tokens_are_told(tokenizer, model, tmp_path, caplog):
+def test_a_warning_if_the_data_have_no_new_tokens(tokenizer, model, tmp_path, caplog):
     trainer = Trainer(
         model,
         training_args(tmp_path, max_steps=1),
@@ -131,7 +131,7 @@ def test_data_without_the_new_tokens_are_told(tokenizer, model, tmp_path, caplog
     assert "pass tokenizer= to the callback" in caplog.text
 
 
-def test_a_model_made_in_training_is_refused(tokenizer, tmp_path):
+def test_a_model_made_in_training_is_an_error(tokenizer, tmp_path):
     trainer = Trainer(
         model_init=lambda: tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification),
         args=training_args(tmp_path),
@@ -162,7 +162,7 @@ def test_a_resumed_run_gets_the_rows_of_its_checkpoint(tmp_path):
     torch.testing.assert_close(read_table(resumed.model), read_table(whole.model))
 
 
-def test_the_users_definition_of_a_known_word_stands(tokenizer, tmp_path):
+def test_the_users_definition_of_a_known_word_is_used(tokenizer, tmp_path):
     rows = []
     for number, gloss in enumerate(("a game of cards for four", "a part of the nose")):
         model = tiny_bert(tokenizer, BertForSequenceClassification)
@@ -182,13 +182,13 @@ def test_only_terms_that_the_model_lacks_are_written(tokenizer, model, tmp_path)
     Trainer(model, training_args(tmp_path), processing_class=tokenizer, callbacks=[callback])
     assert [term.term for term in callback.new_tokens_report.terms] == ["tokamak"]
     assert torch.equal(read_table(model)[-3:-1], torch.stack([lynx, ocelot]))
-    # A second Trainer finds all done, and the report is still there.
+    # A second Trainer has nothing to do, and the report is kept.
     report = callback.new_tokens_report
     Trainer(model, training_args(tmp_path), processing_class=tokenizer, callbacks=[callback])
     assert callback.new_tokens_report is report
 
 
-def test_a_model_made_in_training_is_refused_even_with_rows_to_spare(tokenizer, tmp_path):
+def test_a_model_made_in_training_is_an_error_even_with_padding_rows(tokenizer, tmp_path):
     def model_init() -> Any:
         return tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification, vocab_size=512)
 
@@ -213,7 +213,7 @@ def test_multiple_choice_rows_are_checked(tokenizer, model, caplog):
     assert "None of the" in caplog.text
 
 
-def test_bad_terms_are_told_when_the_callback_is_made(tokenizer):
+def test_invalid_terms_are_an_error_when_the_callback_is_created(tokenizer):
     with pytest.raises(ValueError, match="special token"):
         DefinitionEMBCallback(tiny_glossary(), new_tokens={"[MASK]": "a hole"}, tokenizer=tokenizer)
 

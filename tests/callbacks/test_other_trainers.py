@@ -1,4 +1,4 @@
-"""The callback in other libraries' Trainers: one real, short run each."""
+"""DefinitionEMBCallback in Trainers of other libraries: one short real run each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sentence_transformer(tmp_path: Path) -> Any:
 
 
 def check(model: Any, before: torch.Tensor, written: torch.Tensor, trainer: Any, ids: torch.Tensor) -> None:
-    """Written before the run, still there after it."""
+    """The rows were written before the run and are kept after it."""
     assert torch.equal(changed_rows(before, written), ids)
     after = read_table(model)
     assert 0 < (after - written).norm() < (written - before).norm() / 2
@@ -75,7 +75,7 @@ def test_trl_sft_trainer(tmp_path) -> None:
 
 
 def test_setfit_trainer(sentence_transformer, tmp_path) -> None:
-    """Its events carry its own model, which is no module, and its own arguments."""
+    """SetFit passes its own arguments and a model that is not a module."""
     setfit = pytest.importorskip("setfit")
     from sklearn.linear_model import LogisticRegression
 

@@ -1,4 +1,4 @@
-"""What the Trainer's progress displays make of rows with our metrics: a few figures, and nothing breaks."""
+"""The Trainer's progress displays show only the headline metrics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def monitor(**settings: Any) -> EmbeddingMonitorCallback:
 
 @pytest.mark.parametrize("disable_tqdm", [True, False])
 @pytest.mark.parametrize("attached", [False, True])
-def test_a_printed_row_has_a_few_figures(trainer, capsys, disable_tqdm, attached) -> None:
+def test_printed_rows_have_only_the_headlines(trainer, capsys, disable_tqdm, attached) -> None:
     callback = monitor()
     run = trainer(callback, disable_tqdm=disable_tqdm, **EVALUATING)
     if attached:
@@ -45,7 +45,7 @@ def test_a_printed_row_has_a_few_figures(trainer, capsys, disable_tqdm, attached
 
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module of the notebook's progress display, and what it would show: it needs IPython only for that."""
+    """The notebook progress callback and its HTML, with a stand-in for IPython."""
     shown: list[str] = []
 
     class Output:
@@ -94,7 +94,7 @@ MARK = "--- with the callback ---"
 
 
 def worker(folder: Path) -> None:
-    """What each process runs: a Trainer without the callback, the mark on both streams, a Trainer with it."""
+    """Runs in each process: a Trainer without the callback, the mark on both streams, a Trainer with it."""
     tokenizer = wordpiece_tokenizer()
     for callbacks in ([], [DefinitionEMBCallback(tiny_glossary(), monitor_steps=2)]):
         if callbacks:

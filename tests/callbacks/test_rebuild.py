@@ -1,4 +1,4 @@
-"""DefinitionEMBCallback inside real Trainer runs: when rows are written, and that nothing else changes."""
+"""DefinitionEMBCallback in real Trainer runs: when rows are written, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from tiny import (
 
 @pytest.fixture
 def applications(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that rows were written into, one entry for each time."""
+    """The models that rows were written into, one entry per call."""
     models: list[Any] = []
     apply = DefinitionEmbeddings.apply
 
@@ -71,10 +71,10 @@ def applications(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return models
 
 
-# What is written, and when
+# What is written and when
 
 
-def test_a_list_with_the_callback_is_all_it_takes(trainer, model, tokenizer) -> None:
+def test_passing_the_callback_rebuilds_the_defined_rows(trainer, model, tokenizer) -> None:
     before = read_table(model)
     callback = DefinitionEMBCallback(tiny_glossary())
     trainer(callback, model=model)
@@ -84,14 +84,14 @@ def test_a_list_with_the_callback_is_all_it_takes(trainer, model, tokenizer) -> 
     assert callback.report.rebuilt == len(tiny_glossary())
 
 
-def test_the_rows_are_those_of_build_and_apply(trainer, model, tokenizer) -> None:
+def test_the_rows_equal_those_of_build_and_apply(trainer, model, tokenizer) -> None:
     twin = tiny_bert(tokenizer, BertForSequenceClassification)
     build_definition_embeddings(twin, tokenizer, tiny_glossary()).apply(twin)
     trainer(glossary_callback(), model=model)
     assert_same_weights(model, twin)
 
 
-def test_without_a_tokenizer_the_error_says_what_to_pass(trainer, model) -> None:
+def test_missing_tokenizer_is_an_error(trainer, model) -> None:
     before = read_table(model)
     with pytest.raises(ValueError, match=r"DefinitionEMBCallback needs a tokenizer\. Pass processing_class=tokenizer"):
         trainer(glossary_callback(), model=model, processing_class=None)
@@ -116,7 +116,7 @@ def test_the_tokenizer_of_a_processor(trainer, model, tokenizer) -> None:
     assert torch.equal(changed_rows(before, read_table(model)), defined_ids(tokenizer))
 
 
-def test_the_class_itself_takes_wordnet(trainer, model, tokenizer, monkeypatch) -> None:
+def test_the_callback_class_uses_wordnet(trainer, model, tokenizer, monkeypatch) -> None:
     lexicon = Lexicon.from_definitions([Definition(*pair) for pair in tiny_glossary().items()], name="wordnet")
     monkeypatch.setattr("defemb_callbacks.definitions.loading.load_wordnet", lambda: lexicon)
     before = read_table(model)
@@ -139,7 +139,7 @@ def test_ready_embeddings_are_written_without_a_build(trainer, model, tokenizer,
     assert measured_steps(run)
 
 
-def test_ready_embeddings_of_another_tokenizer_are_refused(trainer, model, tokenizer) -> None:
+def test_ready_embeddings_of_another_tokenizer_are_an_error(trainer, model, tokenizer) -> None:
     ready = build_definition_embeddings(model, tokenizer, tiny_glossary())
     other = wordpiece_tokenizer()
     tokens = sorted(other.get_vocab(), key=other.get_vocab().get)
@@ -174,7 +174,7 @@ def test_the_saved_model_loads_without_this_package(trainer, tokenizer, tmp_path
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").get_vocab() == tokenizer.get_vocab()
 
 
-def test_a_tied_output_table_follows(trainer, tokenizer, tmp_path) -> None:
+def test_a_tied_output_table_is_rebuilt_too(trainer, tokenizer, tmp_path) -> None:
     model = tiny_bert(tokenizer, BertForMaskedLM, tie_word_embeddings=True)
     trainer(glossary_callback(), model=model).save_model(tmp_path / "saved")
     for tied in (model, AutoModelForMaskedLM.from_pretrained(tmp_path / "saved")):
@@ -202,7 +202,7 @@ def test_only_tokens_of_the_training_data(trainer, model, tokenizer) -> None:
     [(T5ForConditionalGeneration, {"dog", "house"}), (T5ForTokenClassification, {"dog"})],
     ids=["text", "classes"],
 )
-def test_what_a_model_is_to_write_is_training_data_too(tmp_path: Path, model_class: Any, counted: set[str]) -> None:
+def test_target_texts_count_as_training_data(tmp_path: Path, model_class: Any, counted: set[str]) -> None:
     tokenizer = unigram_tokenizer()
     inputs, labels = tokenizer(["the dog"] * 4)["input_ids"], tokenizer(["a house"] * 4)["input_ids"]
     model = tiny_model(model_class, tokenizer, num_labels=len(tokenizer))
@@ -262,7 +262,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trainer, tmp_path, settings) 
     assert resumed.model.config.definition_emb == whole.model.config.definition_emb
 
 
-def test_a_checkpoint_that_was_not_rebuilt_is_resumed_as_it_is(trainer, tmp_path, caplog) -> None:
+def test_resuming_a_checkpoint_without_a_rebuild_keeps_its_rows(trainer, tmp_path, caplog) -> None:
     saving = {"save_strategy": "steps", "save_steps": 4}
     whole = trainer(**saving, output_dir=tmp_path / "whole")
     whole.train()
@@ -332,7 +332,7 @@ def test_model_init_is_rebuilt_once_for_each_model(trainer, tokenizer, applicati
     run.train()
     run.train()
     assert applications == made
-    assert len(made) == 3  # one at the Trainer's construction, one for each train()
+    assert len(made) == 3  # one when the Trainer is created, one for each train()
     for model in made[1:]:
         assert torch.equal(read_table(model), read_table(made[0]))
 
@@ -368,7 +368,7 @@ def test_the_rows_do_not_depend_on_seeds(trainer, tokenizer, tmp_path, monkeypat
 
 
 def test_blend_zero_trains_like_no_callback(trainer, applications) -> None:
-    """So neither the build nor the measuring takes a random number or changes anything else."""
+    """Neither building nor measuring uses random numbers or changes anything else."""
     plain = trainer()
     plain.train()
     state = torch.random.get_rng_state()
@@ -380,7 +380,7 @@ def test_blend_zero_trains_like_no_callback(trainer, applications) -> None:
     assert_same_weights(with_callback.model, plain.model)
 
 
-def test_other_processes_than_the_main_one_save_nothing(trainer, model, tokenizer, tmp_path) -> None:
+def test_only_the_main_process_saves_files(trainer, model, tokenizer, tmp_path) -> None:
     callback = DefinitionEMBCallback(tiny_glossary())
     args = training_args(tmp_path / "other")
     state, control = TrainerState(is_world_process_zero=False), None
@@ -391,8 +391,8 @@ def test_other_processes_than_the_main_one_save_nothing(trainer, model, tokenize
     assert not (tmp_path / "other").exists()
 
 
-def test_an_unknown_setting_is_refused_before_anything() -> None:
-    with pytest.raises(TypeError, match="'blendd' is not a setting. Pass one of"):
+def test_an_unknown_setting_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"'blendd' is not a setting\. Pass one of"):
         DefinitionEMBCallback(blendd=0.3)
 
 

@@ -1,6 +1,6 @@
-"""ForwardingReporters: metrics join the runs that are active, in the step of the loss, and nothing else is started.
+"""ForwardingReporters: metrics are added to active runs at the step of the loss, and no run is started.
 
-What real trackers make of it stands in test_trackers.py.
+test_trackers.py tests real trackers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def arguments(folder: Path, *trackers: str) -> Any:
 
 
 class _Tracker:
-    """Stands in for the modules of W&B, MLflow and trackio: at most one run, and a list of what it was sent."""
+    """Stand-in for the modules of W&B, MLflow and trackio with at most one run, which records what it was sent."""
 
     def __init__(self, active: bool) -> None:
         self.sent: list[tuple[Any, Any]] = []
@@ -75,7 +75,7 @@ def test_trackio_numbers_the_metrics_like_the_row_before_them(tmp_path, monkeypa
         assert tracker.sent[-1][1] == expected
 
 
-def test_mlflow_gets_no_key_that_it_would_refuse(tmp_path, monkeypatch) -> None:
+def test_invalid_mlflow_keys_are_replaced(tmp_path, monkeypatch) -> None:
     tracker = _Tracker(active=True)
     monkeypatch.setitem(sys.modules, "mlflow", tracker)
     args = arguments(tmp_path, "mlflow")
@@ -83,7 +83,7 @@ def test_mlflow_gets_no_key_that_it_would_refuse(tmp_path, monkeypatch) -> None:
     assert tracker.sent == [({"defemb/norm/tr_s rare _5 __": 1.0}, 0)]
 
 
-def test_a_tracker_that_cannot_be_joined_is_named_once_and_skipped(tmp_path, caplog) -> None:
+def test_unsupported_trackers_are_named_in_one_warning(tmp_path, caplog) -> None:
     args = arguments(tmp_path, "comet_ml", "codecarbon", "clearml")
     with caplog.at_level(logging.WARNING, "defemb_callbacks"):
         reporters = ForwardingReporters(args)
@@ -94,10 +94,10 @@ def test_a_tracker_that_cannot_be_joined_is_named_once_and_skipped(tmp_path, cap
     assert "are not sent to CometCallback, ClearMLCallback. Call callback.attach(trainer)" in record.message
 
 
-def test_the_trainers_own_reporters_get_the_metrics_where_they_are_known(tmp_path, caplog) -> None:
+def test_known_reporters_of_the_trainer_get_the_metrics(tmp_path, caplog) -> None:
     seen: list[tuple[TrainerCallback, int, Any]] = []
 
-    class Wandb(WandbCallback):  # as a user may have replaced it
+    class Wandb(WandbCallback):  # possibly replaced by the user
         def __init__(self) -> None: ...
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -112,7 +112,7 @@ def test_the_trainers_own_reporters_get_the_metrics_where_they_are_known(tmp_pat
     log(ForwardingReporters(args, own), args, 7)
     [(reporter, step, logs)] = seen
     assert (reporter, step, logs) == (own[1], 7, METRICS)
-    assert logs is not METRICS  # reporters may rewrite what they get
+    assert logs is not METRICS  # reporters may modify their input
     assert not caplog.records
 
 
@@ -147,7 +147,7 @@ def test_tensorboard_continues_in_the_newest_folder(tmp_path) -> None:
     assert [(event.step, event.value) for event in values] == [(5, 0.25), (6, 0.25)]
 
 
-def test_tensorboard_where_the_environment_says(tmp_path, monkeypatch) -> None:
+def test_tensorboard_folder_from_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
     with SummaryWriter(str(tmp_path / "elsewhere")):
         pass
@@ -157,7 +157,7 @@ def test_tensorboard_where_the_environment_says(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_without_a_run_of_tensorboard_no_folder_is_made(tmp_path, monkeypatch, elsewhere) -> None:
+def test_without_a_tensorboard_run_no_folder_is_created(tmp_path, monkeypatch, elsewhere) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     if elsewhere:
@@ -167,14 +167,14 @@ def test_without_a_run_of_tensorboard_no_folder_is_made(tmp_path, monkeypatch, e
     assert not list(tmp_path.rglob("events*"))
 
 
-def test_closing_ends_the_writer_and_a_later_row_is_written_too(tmp_path) -> None:
+def test_close_ends_the_writer_and_later_rows_reopen_it(tmp_path) -> None:
     with SummaryWriter(str(tmp_path / "runs" / "one")):
         pass
     before = set(threading.enumerate())
     args = training_args(tmp_path, report_to=["tensorboard"])
     reporters = ForwardingReporters(args)
     log(reporters, args, 5)
-    assert set(threading.enumerate()) - before  # TensorBoard writes in a thread of its own
+    assert set(threading.enumerate()) - before  # TensorBoard writes in its own thread
     reporters.close()
     assert not set(threading.enumerate()) - before
     reporters.close()

@@ -1,4 +1,4 @@
-"""MeasuringSchedule: the user's steps are kept, and without them measuring takes no more than its share of the time."""
+"""MeasuringSchedule: the user's steps are used; without them, measuring stays within the time budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from defemb_callbacks.callbacks.schedule import MeasuringSchedule
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """A clock that is advanced manually."""
 
     now = 1000.0
 
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def run(
     schedule: MeasuringSchedule, clock: Clock, steps: int, step_seconds: float, measure_seconds: float
 ) -> list[int]:
-    """The measured steps of a run that logs each step."""
+    """Returns the measured steps of a run that logs each step."""
     measured = []
     with schedule.measuring(0):
         clock.now += measure_seconds
@@ -42,13 +42,13 @@ def run(
     return measured
 
 
-def test_cheap_measuring_is_done_20_times_evenly(clock) -> None:
+def test_cheap_measurements_are_taken_20_times_evenly(clock) -> None:
     schedule = MeasuringSchedule(None, 1000)
     assert run(schedule, clock, 1000, step_seconds=1.0, measure_seconds=0.1) == list(range(50, 1001, 50))
 
 
 @pytest.mark.parametrize("measure_seconds", [0.3, 0.5, 1.0, 2.5])
-def test_dear_measuring_keeps_within_its_share_of_the_time(clock, measure_seconds) -> None:
+def test_expensive_measurements_stay_within_the_time_budget(clock, measure_seconds) -> None:
     schedule = MeasuringSchedule(None, 1000)
     measured = run(schedule, clock, 1000, step_seconds=1.0, measure_seconds=measure_seconds)
     between = [step for step in measured if step < 1000]
@@ -58,15 +58,15 @@ def test_dear_measuring_keeps_within_its_share_of_the_time(clock, measure_second
     assert schedule.seconds == pytest.approx((1 + len(measured)) * measure_seconds)
 
 
-def test_a_short_run_is_measured_at_its_ends_only(clock) -> None:
+def test_a_short_run_is_measured_only_at_its_end(clock) -> None:
     assert run(MeasuringSchedule(None, 10), clock, 10, step_seconds=1.0, measure_seconds=3.0) == [10]
 
 
-def test_the_users_steps_are_kept_whatever_they_cost(clock) -> None:
+def test_the_users_steps_ignore_the_budget(clock) -> None:
     assert run(MeasuringSchedule(3, 10), clock, 10, step_seconds=1.0, measure_seconds=60.0) == [3, 6, 9]
 
 
-def test_a_resumed_run_goes_on_counting_from_its_step(clock) -> None:
+def test_a_resumed_run_counts_from_its_step(clock) -> None:
     schedule = MeasuringSchedule(None, 100)
     with schedule.measuring(50):
         pass
@@ -74,14 +74,14 @@ def test_a_resumed_run_goes_on_counting_from_its_step(clock) -> None:
     assert [step for step in range(51, 57) if schedule.is_due(step)] == [55, 56]
 
 
-def test_a_measurement_that_fails_is_not_counted_as_one(clock) -> None:
+def test_a_failed_measurement_is_not_counted(clock) -> None:
     schedule = MeasuringSchedule(None, 100)
     with pytest.raises(ValueError, match="NaN"), schedule.measuring(5):
         raise ValueError("NaN")
     assert (schedule.last_step, schedule.seconds) == (-1, 0.0)
 
 
-def test_all_processes_take_the_answer_of_the_main_one(clock, monkeypatch) -> None:
+def test_all_processes_use_the_answer_of_the_main_process(clock, monkeypatch) -> None:
     schedule = MeasuringSchedule(None, 1000)
     with schedule.measuring(0):
         clock.now += 1.0

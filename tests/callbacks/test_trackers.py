@@ -1,4 +1,4 @@
-"""What stands in the own files of TensorBoard, W&B, MLflow and trackio after real runs, with and without `attach`."""
+"""Contents of the files of TensorBoard, W&B, MLflow and trackio after real runs, with and without `attach`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from tracker_files import READERS, Run
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 MODES = ("plain", "attached")
-# A row of the loss at each step; the metrics are due at the start, at 2 and 4, with an evaluation at 3, at the end.
+# The loss is logged at each step; metrics are due at the start, at 2 and 4, with the evaluation at 3, and at the end.
 SETTINGS = {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 3}
-# What W&B and trackio do not keep as a curve.
+# W&B and trackio do not store these as a curve.
 OF_THE_WHOLE_RUN = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos"}
 
 
-# What another process runs, a clean one, as some trackers read their settings only once
+# Runs in a new process, because some trackers read their settings only once
 
 
 def worker(folder: Path, trackers: list[str]) -> None:
-    """Runs of each tracker and mode. Beside its files stand the Trainer's logs, or what went wrong."""
+    """Runs each tracker and mode, and saves the Trainer's logs or the traceback."""
     contacts: list[str] = []
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -48,7 +48,7 @@ def worker(folder: Path, trackers: list[str]) -> None:
         for mode in (*MODES, "nested", "continued") if tracker == "mlflow" else MODES:
             try:
                 logs[f"{tracker} {mode}"] = _train(folder, tracker, mode)
-            except Exception:  # the other trackers' tests are not to fail of it
+            except Exception:  # must not fail the tests of other trackers
                 logs[f"{tracker} {mode}"] = traceback.format_exc()
     (folder / "logs.json").write_text(json.dumps({"logs": logs, "contacts": contacts}))
 
@@ -75,13 +75,13 @@ def _train(folder: Path, tracker: str, mode: str) -> dict[str, Any]:
     if tracker == "wandb":
         import wandb
 
-        wandb.finish()  # else the next Trainer of this process would go on with this run
+        wandb.finish()  # otherwise, the next Trainer of this process would continue this run
     return {"start": start, "history": trainer.state.log_history}
 
 
 @contextmanager
 def _mlflow_variables(mode: str) -> Iterator[None]:
-    """Those that make `MLflowCallback` start a run within the active one, or go on with one that has ended."""
+    """Variables that make `MLflowCallback` start a nested run or continue a finished one."""
     if mode in MODES:
         yield
         return
@@ -96,10 +96,10 @@ def _mlflow_variables(mode: str) -> Iterator[None]:
     if mode == "continued":
         os.environ["MLFLOW_RUN_ID"] = run.info.run_id
         yield
-        os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow has removed it at the run's end
+        os.environ.pop("MLFLOW_RUN_ID", None)  # MLflow removes it at the end of the run
 
 
-# What it has left
+# Checks
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def tracker(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def runs(finished: dict[str, Any], tracker: str) -> list[Run]:
-    """All that the tracker's files tell."""
+    """All runs in the tracker's files."""
     return READERS[tracker](finished["folder"] / tracker)
 
 
@@ -156,12 +156,12 @@ def _run(runs: list[Run], mode: str) -> Run:
 
 
 def _points(run: Run) -> dict[str, list[Any]]:
-    """Steps and values, but for the epoch, which stands in each row of the Trainer's."""
+    """Returns steps and values, except the epoch, which is in each row of the Trainer."""
     return {key: sorted(point[:2] for point in points) for key, points in run.points.items() if "epoch" not in key}
 
 
 def _expected(tracker: str, log: dict[str, Any]) -> dict[str, list[Any]]:
-    """The start at step 0, then each figure of each row of the Trainer's log at its step, once."""
+    """Returns the start metrics at step 0, and each value of the Trainer's log once, at its step."""
     left_out = {"step", "epoch"} | (OF_THE_WHOLE_RUN if tracker in ("wandb", "trackio") else set())
     points: dict[str, list[Any]] = {}
     for row in [{"step": 0, **log["start"]}, *log["history"]]:
@@ -176,11 +176,11 @@ def _expected(tracker: str, log: dict[str, Any]) -> dict[str, list[Any]]:
     return points
 
 
-def test_each_figure_of_the_log_is_in_the_only_run_once(finished, tracker, runs, mode) -> None:
+def test_each_value_of_the_log_is_in_the_only_run_once(finished, tracker, runs, mode) -> None:
     assert _points(_run(runs, mode)) == _expected(tracker, _log(finished, tracker, mode))
 
 
-def test_every_due_figure_is_in_the_log(finished, tracker, mode) -> None:
+def test_all_due_metrics_are_in_the_log(finished, tracker, mode) -> None:
     log = _log(finished, tracker, mode)
     losses = [row["step"] for row in log["history"] if "loss" in row]
     assert losses == [1, 2, 3, 4, 5]
@@ -196,8 +196,8 @@ def test_there_are_no_other_runs(tracker, runs) -> None:
     assert sorted(run.project for run in runs) == expected
 
 
-def test_trackio_numbers_the_losses_as_without_our_rows(finished, mode) -> None:
-    """Its charts are over its own count of rows."""
+def test_trackio_row_numbers_of_losses_are_unchanged(finished, mode) -> None:
+    """The x-axis of trackio is its own row counter."""
     pytest.importorskip("trackio", reason="needs trackio")
     run = _run(READERS["trackio"](finished["folder"] / "trackio"), mode)
     rows = _log(finished, "trackio", mode)["history"]
@@ -208,7 +208,7 @@ def test_trackio_numbers_the_losses_as_without_our_rows(finished, mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["nested", "continued"])
-def test_mlflow_runs_that_the_environment_asks_for(finished, mode) -> None:
+def test_mlflow_runs_configured_by_the_environment(finished, mode) -> None:
     pytest.importorskip("mlflow", reason="needs mlflow")
     found = [run for run in READERS["mlflow"](finished["folder"] / "mlflow") if run.project == mode]
     assert [run.status for run in found] == ["FINISHED"] * (2 if mode == "nested" else 1)
@@ -221,7 +221,7 @@ def test_mlflow_runs_are_finished(finished, mode) -> None:
     assert _run(READERS["mlflow"](finished["folder"] / "mlflow"), mode).status == "FINISHED"
 
 
-def test_nothing_is_left_running_and_nobody_was_called(finished) -> None:
+def test_no_process_is_left_and_no_host_was_contacted(finished) -> None:
     deadline = time.monotonic() + 10
     while (left := _heirs(finished["mark"])) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -231,7 +231,7 @@ def test_nothing_is_left_running_and_nobody_was_called(finished) -> None:
 
 
 def _heirs(mark: str) -> list[list[str]]:
-    """The processes that inherited the environment of the one that trained."""
+    """Returns the processes that inherited the environment of the training process."""
     found = []
     for process in psutil.process_iter():
         try:

@@ -1,4 +1,4 @@
-"""The files for `accelerate launch`: accelerate takes each, and they say what our rebuild and its saving need."""
+"""The files for `accelerate launch` are valid and have the settings that rebuilding and saving require."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(name: str) -> Any:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_accelerate_loads_it_and_knows_each_key(path: Path) -> None:
-    config = load(path.stem)  # refuses unknown keys, but not those of the sections
+    config = load(path.stem)  # raises an error for unknown keys, but not in sections
     assert config.distributed_type == TYPES[path.stem]
     assert config.mixed_precision == ("no" if path.stem == "cpu_2_processes" else "bf16")
     assert config.num_processes == (1 if path.stem == "single_gpu" else 2)
@@ -52,9 +52,7 @@ def test_there_is_a_file_for_each_way_to_launch() -> None:
     assert [path.stem for path in FILES] == sorted(TYPES)
 
 
-def test_fsdp_is_one_that_rows_can_be_written_and_saved_under(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fsdp_settings_allow_writing_and_saving_rows(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in fsdp_environment(CONFIGS / "fsdp2.yaml").items():
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()

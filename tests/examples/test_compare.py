@@ -1,4 +1,4 @@
-"""The comparison: each run once, intervals by the book, and what it says is what was measured."""
+"""compare.py: each run is started once, intervals are correct, and the table shows the measured scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from glue_runs import options
 
 VARIANTS = ("baseline", "better")
 
-# Writes what the real scripts write: accuracy and F1 of ten examples, of which the first four have a rare token.
+# Writes the same files as the real scripts: accuracy and F1 of ten examples, of which the first four have a rare token.
 SCRIPT = """
 import json, random, sys
 from pathlib import Path
@@ -63,7 +63,7 @@ def runs(tmp_path: Path) -> list[str]:
     return (tmp_path / "count").read_text().splitlines()
 
 
-def test_the_table_says_what_was_measured(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_the_measured_scores(command: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = compare.main(command("--seeds", "4"))
     lines = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     assert len(lines) == 8
@@ -77,7 +77,7 @@ def test_the_table_says_what_was_measured(command: Any, tmp_path: Path, capsys: 
     assert low <= rare["better"]["difference"] <= high
     assert results["accuracy"]["other"]["better"]["interval"] == (0, 0)
     assert results["accuracy"]["all"]["baseline"]["difference"] == 0
-    # F1 is no mean over examples: the interval is that of the seeds.
+    # F1 is not a mean over examples, so the interval is over seeds.
     expected = seed_interval(np.array(results["f1"]["all"]["better"]["of_seeds"]))
     assert results["f1"]["all"]["better"]["interval"] == expected
     table = (tmp_path / "out" / "results.md").read_text()
@@ -98,7 +98,7 @@ def test_no_run_is_repeated(command: Any, tmp_path: Path) -> None:
     assert runs(tmp_path)[6:] == ["2 0", "2 1", "2 2"]
 
 
-def test_what_was_cut_off_is_run_again(command: Any, tmp_path: Path) -> None:
+def test_an_incomplete_line_is_run_again(command: Any, tmp_path: Path) -> None:
     first = compare.main(command("--seeds", "2"))
     path = tmp_path / "out" / "runs.jsonl"
     path.write_text(path.read_text()[:-30])
@@ -107,7 +107,7 @@ def test_what_was_cut_off_is_run_again(command: Any, tmp_path: Path) -> None:
     assert len(path.read_text().splitlines()) == 4
 
 
-def test_a_run_that_fails_is_shown_and_what_was_done_is_kept(command: Any, tmp_path: Path) -> None:
+def test_a_failed_run_is_shown_and_finished_runs_are_kept(command: Any, tmp_path: Path) -> None:
     variants = ("baseline=--gain 0", "bad=--gain broken")
     with pytest.raises(RuntimeError, match=r"--gain broken --seed 0 (?s:.*)failed \(1\)(?s:.*)the script says why"):
         compare.main(command("--seeds", "1", variants=variants))
@@ -129,10 +129,10 @@ def test_runs_on_other_examples_are_not_compared(command: Any, tmp_path: Path) -
     path.write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
     with pytest.raises(ValueError, match="evaluated on different numbers of examples"):
         compare.main(command("--seeds", "2"))
-    assert runs(tmp_path)[2:] == ["0 1"]  # it is said after one run, not after all
+    assert runs(tmp_path)[2:] == ["0 1"]  # the error is raised after one run, not after all
 
 
-def test_two_validation_sets_stand_apart(command: Any) -> None:
+def test_two_validation_sets_are_reported_separately(command: Any) -> None:
     results = compare.main([*command("--seeds", "2"), "--mm", "yes"])
     assert set(results) == {"accuracy", "f1", "accuracy (eval_mm)"}
     assert [rows["examples"] for rows in results["accuracy (eval_mm)"].values()] == [5, 2, 3]
@@ -140,12 +140,12 @@ def test_two_validation_sets_stand_apart(command: Any) -> None:
     assert results["accuracy (eval_mm)"]["rare"]["better"]["interval"] == (0, 0)
 
 
-def test_other_rare_tokens_are_grouped_as_the_baselines(command: Any) -> None:
+def test_groups_are_those_of_the_baseline(command: Any) -> None:
     plain = compare.main(command("--seeds", "2"))
     more = ("baseline=--gain 0", "better=--gain 1", "other=--gain 1 --other yes")
     results = compare.main(command("--seeds", "2", variants=more))
     assert results["accuracy"]["rare"]["other"] == plain["accuracy"]["rare"]["better"]
-    assert set(results["f1"]) == {"all"}  # of other groups it cannot be computed anew
+    assert set(results["f1"]) == {"all"}  # it cannot be computed for other groups
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_wrong_variants(command: Any, variants: tuple[str, ...], match: str, cap
     assert match in capsys.readouterr().err
 
 
-def test_one_seed_draws_examples_only(command: Any) -> None:
+def test_one_seed_resamples_examples_only(command: Any) -> None:
     results = compare.main(command("--seeds", "1"))
     assert "interval" in results["accuracy"]["rare"]["better"]
     assert "interval" not in results["f1"]["rare"]["better"]
@@ -179,7 +179,7 @@ def test_interval_of_many_examples_is_that_of_the_normal_distribution() -> None:
     half = norm.ppf(0.975) * examples.std() / 500**0.5
     expected = (examples.mean() - half, examples.mean() + half)
     assert paired_interval(examples[None]) == pytest.approx(expected, abs=0.05 * half)
-    # Seeds that all say the same add nothing; those that differ widen it.
+    # Equal seeds add nothing; different seeds widen the interval.
     assert paired_interval(np.repeat(examples[None], 5, axis=0)) == pytest.approx(expected, abs=0.05 * half)
     shifts = np.array([-0.2, -0.1, 0, 0.1, 0.2])[:, None]
     low, high = paired_interval(examples[None] + shifts)

@@ -1,4 +1,4 @@
-"""The notebook runs, and what is stored in it is what a reader should see."""
+"""The notebook runs, and its stored outputs are clean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
-# Progress bars, warnings, colours of a terminal, folders of one machine.
+# Progress bars, warnings, terminal colours, absolute paths.
 NOISE = re.compile(r"\d%\||it/s|Warning|WARNING|Traceback|\x1b|(?<![\w./<])/\w+/\w")
 
 
@@ -28,7 +28,7 @@ def outputs(notebook: Any) -> list[Any]:
 
 
 def texts(notebook: Any) -> list[str]:
-    """What the outputs say, without their HTML."""
+    """Returns the text of the outputs, without HTML."""
     found = [output.get("text") or output.get("data", {}).get("text/plain") for output in outputs(notebook)]
     return [text for text in found if text]
 
@@ -45,13 +45,13 @@ def check_outputs(notebook: Any) -> None:
     shown = "\n".join(texts(notebook))
     assert "Rebuilt 18,734 of 29,523 token embeddings" in shown
     without, rebuilt = (float(re.search(rf"^{name} +(0\.\d+)$", shown, re.MULTILINE)[1]) for name in ACCURACIES)
-    assert rebuilt > without + 0.03  # what the text beside it says; the standard error is 0.02
+    assert rebuilt > without + 0.03  # as the text claims; the standard error is 0.02
 
 
 ACCURACIES = ("without the callback", "with the callback")
 
 
-def test_the_stored_outputs_are_those_of_one_run_from_top_to_bottom() -> None:
+def test_the_stored_outputs_are_from_one_complete_run() -> None:
     notebook = stored()
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -72,7 +72,7 @@ def test_the_search_for_noise_finds(noise: str) -> None:
     assert not NOISE.search("defemb/isotropy/rare 0.5 ... ##° outputs/quickstart")
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     markdown = "\n".join(cell.source for cell in stored().cells if cell.cell_type == "markdown")
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", markdown) if not target.startswith("http")]
     assert targets

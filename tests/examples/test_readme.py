@@ -1,4 +1,4 @@
-"""The commands of the examples' README: their files are there, and the scripts know every option."""
+"""The commands in the README of the examples: their files exist and all options are known."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").spli
 
 
 def check(script: str, options: list[str]) -> None:
-    options = [option for option in options if option != "--bf16"]  # which this processor may not have
+    options = [option for option in options if option != "--bf16"]  # this CPU may not support it
     options = [str(ROOT / option) if option.endswith(".yaml") else option for option in options]
     parse(SCRIPTS[script], [*options, "--bf16", "false"])
 
@@ -73,7 +73,7 @@ def test_every_script_and_file_is_named() -> None:
     assert len(COMMANDS) >= 10
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)", README) if not target.startswith("http")]
     assert targets
     assert not [target for target in targets if not (ROOT / "examples" / target).exists()]

@@ -1,4 +1,4 @@
-"""ROUGE as a metric: the numbers of rouge-score and of the published module, and sentences as Lsum wants them."""
+"""Rouge equals rouge-score and the published evaluate module; texts are split into sentences for Lsum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rouge_score.rouge_scorer import RougeScorer
 WRITTEN = ["A cat was sitting on the mat.\nIt slept.", "Police arrest two men in Leeds.", "", "the the the"]
 REFERENCES = ["It sleeps.\nThe cat sat on the mat.", "Two men were arrested by police.", "Nothing was said.", "the end"]
 
-# What the module "rouge" of evaluate-metric gave for these texts (evaluate 0.4.6, rouge-score 0.1.2).
+# Scores of the evaluate module "rouge" for these texts (evaluate 0.4.6, rouge-score 0.1.2).
 PUBLISHED = {
     False: {
         "rouge1": [0.5882352941176471, 0.5, 0.0, 0.4],
@@ -45,13 +45,13 @@ def metric() -> Rouge:
 
 
 @pytest.mark.parametrize("stemmer", [False, True])
-def test_each_text_scores_what_the_published_module_gives(metric: Rouge, stemmer: bool) -> None:
+def test_scores_equal_the_published_module(metric: Rouge, stemmer: bool) -> None:
     found = metric.compute(predictions=WRITTEN, references=REFERENCES, use_stemmer=stemmer, use_aggregator=False)
     assert found == PUBLISHED[stemmer]
 
 
-def test_the_aggregate_is_that_of_the_published_module(metric: Rouge) -> None:
-    np.random.seed(0)  # `compute` would draw from numpy's generator, too, on its way through the cache
+def test_the_aggregate_equals_the_published_module(metric: Rouge) -> None:
+    np.random.seed(0)  # `compute` also uses numpy's generator in its cache
     assert metric._compute(WRITTEN, REFERENCES, use_stemmer=True) == AGGREGATED
 
 
@@ -61,7 +61,7 @@ def test_its_documented_example(metric: Rouge) -> None:
     assert metric.compute(predictions=texts, references=texts) == expected
 
 
-def test_real_summaries_score_what_rouge_score_gives(metric: Rouge, data_dir: Path) -> None:
+def test_real_summaries_score_equals_rouge_score(metric: Rouge, data_dir: Path) -> None:
     lines = (data_dir / "cnn_dailymail" / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:20]
     rows = [json.loads(line) for line in lines]
     written = [one_sentence_per_line(row["article"][:300]) for row in rows]
@@ -70,10 +70,10 @@ def test_real_summaries_score_what_rouge_score_gives(metric: Rouge, data_dir: Pa
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=True)
     by_hand = [scorer.score(reference, text) for reference, text in zip(references, written, strict=True)]
     assert found == {name: [score[name].fmeasure for score in by_hand] for name in scorer.rouge_types}
-    assert np.mean(found["rougeLsum"]) > np.mean(found["rougeL"])  # which they are not where no line is broken
+    assert np.mean(found["rougeLsum"]) > np.mean(found["rougeL"])  # they are equal without line breaks
 
 
-def test_some_types_alone(metric: Rouge) -> None:
+def test_selected_types(metric: Rouge) -> None:
     found = metric.compute(
         predictions=WRITTEN, references=REFERENCES, rouge_types=["rougeL", "rouge3"], use_aggregator=False
     )

@@ -1,4 +1,4 @@
-"""The script for GLUE: it reads what is out there, scores by the book, and a baseline differs in the callback alone."""
+"""run_glue.py: data formats, correct metrics, and a baseline that differs only in the callback."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def examples(path: Path) -> list[dict[str, Any]]:
 
 def test_the_baseline_keeps_its_rows_and_the_callback_rebuilds_them(place: Path, tmp_path: Path) -> None:
     before = read_table(AutoModelForSequenceClassification.from_pretrained(place / "model"))
-    # Without a step of training, what has changed is what was rebuilt.
+    # Without training steps, only rebuilt rows have changed.
     still = ["--learning_rate", "0", "--save_strategy", "epoch"]
     run_glue.main(options(place, tmp_path / "baseline", "--definition_emb", "false", *still))
     run_glue.main(options(place, tmp_path / "blend", *still))
@@ -73,14 +73,14 @@ def test_metrics_are_those_of_the_examples(place: Path, tmp_path: Path) -> None:
         assert metrics[f"eval_accuracy_{group}"] == pytest.approx(np.mean(chosen))
 
 
-def test_a_run_is_repeated_and_resumed_to_the_same_end(place: Path, tmp_path: Path) -> None:
+def test_repeated_and_resumed_runs_are_equal(place: Path, tmp_path: Path) -> None:
     saving = ["--save_strategy", "steps", "--save_steps", "2", "--per_device_train_batch_size", "8", "--seed", "3"]
     one, two = (run_glue.main(options(place, tmp_path / name, *saving)) for name in ("one", "two"))
     checkpoint = tmp_path / "one" / "checkpoint-2"
     resuming = options(place, tmp_path / "one", *saving, "--resume_from_checkpoint", str(checkpoint))
     resumed = run_glue.main(resuming)
     assert one["eval_loss"] == two["eval_loss"] == pytest.approx(resumed["eval_loss"], abs=1e-6)
-    # It does start from the checkpoint: another one leads elsewhere.
+    # It starts from the checkpoint: another checkpoint gives another result.
     weights = load_file(checkpoint / "model.safetensors")
     weights["classifier.bias"][0] += 1
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
@@ -89,9 +89,7 @@ def test_a_run_is_repeated_and_resumed_to_the_same_end(place: Path, tmp_path: Pa
     assert other["eval_loss"] != one["eval_loss"]
 
 
-def test_a_task_of_the_hub_with_two_validation_sets(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_task_with_two_validation_sets(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["entailment", "neutral", "contradiction"]
     features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=names)})
 
@@ -125,7 +123,7 @@ def test_a_task_of_the_hub_with_two_validation_sets(
     assert said == [0, 1, 2, 0]
 
 
-def test_labels_in_words_and_a_class_that_only_validation_has(place: Path, tmp_path: Path) -> None:
+def test_text_labels_and_a_class_only_in_validation(place: Path, tmp_path: Path) -> None:
     files = {"train": ["text,label", "the dog,no", "null,yes"], "dev": ["text,label", "a cat,maybe", "None,no"]}
     for name, lines in files.items():
         (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
@@ -175,13 +173,13 @@ def test_scores_are_a_regression(place: Path, tmp_path: Path) -> None:
     assert predicted == [f"{score:.3f}" for score in said]
 
 
-def test_states_of_an_encoder_are_not_kept() -> None:
+def test_only_logits_are_kept() -> None:
     logits = torch.zeros(2, 3)
     assert run_glue.keep_logits((logits, torch.zeros(2, 9, 8)), torch.zeros(2)) is logits
     assert run_glue.keep_logits(logits, torch.zeros(2)) is logits
 
 
-def test_what_was_rebuilt_is_in_the_card_on_the_hub(
+def test_the_model_card_on_the_hub_describes_the_rebuild(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pushed, uploaded = [], []
@@ -210,8 +208,8 @@ def test_real_data(place: Path, tmp_path: Path, data_dir: Path, task: str, suffi
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(place: Path, tmp_path: Path) -> None:
-    # 21 examples: one is evaluated twice by two processes, and counted once.
+def test_two_processes_equal_one(place: Path, tmp_path: Path) -> None:
+    # With 21 examples, two processes evaluate one example twice, which counts once.
     def given(name: str, batch: int) -> list[str]:
         size = (
             "--per_device_train_batch_size",
@@ -229,7 +227,7 @@ def test_two_processes_score_as_one(place: Path, tmp_path: Path) -> None:
     said = accelerate_launch(run_glue.__file__, *given("two", 4), attempts=2)
     assert all(f"Process {rank} of 2." in said for rank in (0, 1))
     one, two = (json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("one", "two"))
-    # Not `eval_loss`, in which the Trainer counts the example that fills the last batch twice.
+    # Except `eval_loss`, where the Trainer counts the example that pads the last batch twice.
     for metric in ("eval_accuracy", "eval_accuracy_rare", "eval_accuracy_other", "eval_samples_rare"):
         assert two[metric] == pytest.approx(one[metric], abs=1e-6), metric
     first, second = (examples(tmp_path / name / "eval_examples.jsonl") for name in ("one", "two"))
@@ -244,7 +242,7 @@ def test_two_processes_score_as_one(place: Path, tmp_path: Path) -> None:
 # Metrics
 
 
-def test_metrics_by_their_definitions() -> None:
+def test_metrics_equal_their_definitions() -> None:
     draw = np.random.default_rng(0)
     said, true = draw.integers(0, 2, (2, 60))
     both, only_said, only_true = (said & true).sum(), (said & ~true & 1).sum(), (true & ~said & 1).sum()
@@ -263,7 +261,7 @@ def test_metrics_by_their_definitions() -> None:
     assert found["spearmanr"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
 
 
-def test_a_correlation_with_a_constant_is_not_defined() -> None:
+def test_a_correlation_with_a_constant_is_nan() -> None:
     found = GlueMetric("stsb").compute(predictions=[1.0, 1.0], references=[1.0, 2.0])
     assert all(math.isnan(value) for value in found.values())
 
@@ -276,7 +274,7 @@ def test_no_metric_of_no_examples() -> None:
 @pytest.mark.parametrize(
     "settings", [{}, {"alpha": 0.3}, {"only_training_tokens": True}, {"frequency": "training_data"}], ids=str
 )
-def test_the_rare_tokens_are_those_that_a_rebuild_writes(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_rare_tokens_equal_those_of_a_rebuild(tmp_path: Path, settings: dict[str, Any]) -> None:
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
     config = DefinitionEMBConfig(cache_dir=str(tmp_path), **settings)
@@ -305,7 +303,7 @@ def test_text_that_looks_like_a_missing_value_stays_text(tmp_path: Path) -> None
     assert splits["validation"]["sentence"] == ["null", 'one, "two"']
 
 
-def test_training_examples_are_drawn_by_the_seed(place: Path, tmp_path: Path) -> None:
+def test_training_examples_are_sampled_with_the_seed(place: Path, tmp_path: Path) -> None:
     arguments = SplitArguments(train_file=str(place / "train.tsv"), max_train_samples=8)
     each = [TrainingArguments(tmp_path, seed=seed, do_train=True) for seed in (1, 1, 2)]
     draws = [cut(load_splits(arguments, args), arguments, args)["train"]["sentence"][:] for args in each]
@@ -313,7 +311,7 @@ def test_training_examples_are_drawn_by_the_seed(place: Path, tmp_path: Path) ->
     assert len(draws[0]) == 8
 
 
-def test_options_replace_settings_of_a_recipe(tmp_path: Path) -> None:
+def test_options_override_settings_of_a_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "method: learned\nconstructor: {patience: null, training: {max_steps: 9}}\nfeatures: [mean, first]\n"
@@ -325,7 +323,7 @@ def test_options_replace_settings_of_a_recipe(tmp_path: Path) -> None:
     assert config.constructor_config.patience is None
 
 
-def test_text_in_three_columns_is_no_guess(place: Path, tmp_path: Path) -> None:
+def test_three_text_columns_are_an_error(place: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text,source,label\na1,the dog,web,0\na2,a cat,web,1\n")
     paths = ["--train_file", str(tmp_path / "a.csv"), "--validation_file", str(tmp_path / "a.csv")]
     with pytest.raises(ValueError, match=r"found id, text, source\. Pass --text_columns"):
@@ -333,7 +331,7 @@ def test_text_in_three_columns_is_no_guess(place: Path, tmp_path: Path) -> None:
     run_glue.main(options(place, tmp_path / "run", *paths, "--text_columns", "text"))
 
 
-def test_what_is_not_labelled_is_named(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unlabelled_rows_are_an_error(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = Features({"sentence": Value("string"), "label": ClassLabel(names=["bad", "good"])})
     rows = Dataset.from_dict({"sentence": ["a cat", "a dog"], "label": [1, -1]}, features=features)
     monkeypatch.setattr("data_files.load_dataset", lambda *name, **_: DatasetDict(train=rows, validation=rows))
@@ -342,7 +340,7 @@ def test_what_is_not_labelled_is_named(place: Path, tmp_path: Path, monkeypatch:
         run_glue.main([*given[:4], *given[8:]])
 
 
-def test_counting_needs_training_data() -> None:
+def test_counting_requires_training_data() -> None:
     config = DefinitionEMBConfig(only_training_tokens=True)
     with pytest.raises(ValueError, match=r"require training data\. Pass --do_train"):
         rare_rebuilt_tokens(wordpiece_tokenizer(), 476, tiny_glossary(), config)

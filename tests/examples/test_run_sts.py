@@ -1,4 +1,4 @@
-"""The comparison on semantic textual similarity: it reads what is out there, scores by the book, and runs."""
+"""run_sts.py: file formats, correct correlations, and a short run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sts() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["run_sts"] = module  # dataclasses look their module up
+    sys.modules["run_sts"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -36,7 +36,7 @@ LAYOUTS = {
     ".5,A dog,A man\n2.75,A dog,Two dogs\n",
     "sick.txt": "pair_ID\tsentence_A\tsentence_B\trelatedness_score\n"
     "1\tA plane, taking off.\tA plane takes off.\t5\n2\tA man\tA dog\t0.5\n3\tTwo dogs\tA dog\t2.75\n",
-    # STS-B as its authors publish it.
+    # The published format of STS-B.
     "sts-dev.csv": "main-captions\tMSRvid\t2012test\t0000\t5.000\tA plane, taking off.\tA plane takes off.\n"
     "main-captions\tMSRvid\t2012test\t0002\t0.500\tA man\tA dog\n"
     "main-news\theadlines\t2013\t0006\t2.750\tTwo dogs\tA dog\n",
@@ -60,7 +60,7 @@ def test_subsets_of_a_shared_task(sts: ModuleType, tmp_path: Path) -> None:
     for subset, lines, ratings in (("news", "a\tb\tsource\nc\td\ne\tf\n", "1\n\n2\n"), ("images", "g\th\n", "3\n")):
         (tmp_path / f"STS.input.{subset}.txt").write_text(lines)
         (tmp_path / f"STS.gs.{subset}.txt").write_text(ratings)
-    # The pair without a rating is left out.
+    # The pair without a rating is omitted.
     expected = [("g", "h", 3.0, "images"), ("a", "b", 1.0, "news"), ("e", "f", 2.0, "news")]
     assert list(map(tuple, sts.read_pairs(str(tmp_path)))) == expected
 
@@ -78,7 +78,7 @@ def test_data_set_on_the_hub(sts: ModuleType, monkeypatch: pytest.MonkeyPatch) -
     assert asked == [("mteb/stsbenchmark-sts", "test"), ("mteb/stsbenchmark-sts", "validation")]
 
 
-def test_what_cannot_be_read(sts: ModuleType, tmp_path: Path) -> None:
+def test_invalid_files_are_errors(sts: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"The file '.*missing\.csv' does not exist"):
         sts.read_pairs(str(tmp_path / "missing.csv"))
     (tmp_path / "short.csv").write_text("A,B,1\n")
@@ -89,7 +89,7 @@ def test_what_cannot_be_read(sts: ModuleType, tmp_path: Path) -> None:
         sts.read_pairs(str(tmp_path / "odd.csv"))
 
 
-def test_all_and_wmean_are_what_they_say(sts: ModuleType) -> None:
+def test_all_and_wmean_equal_their_definitions(sts: ModuleType) -> None:
     generator = np.random.default_rng(0)
     subsets = ["news"] * 10 + ["images"] * 40
     pairs = [
@@ -131,7 +131,7 @@ def test_it_runs(
     monkeypatch.setattr(sys, "argv", ["run_sts.py", *arguments])
     sts.main()
     results = json.loads((tmp_path / "out" / "results.json").read_text())["spearman"]
-    # No whitening to 64 directions of 32.
+    # Width 32 cannot be whitened to 64 directions.
     rows = ["raw", "standardised", "top 2 removed", "whitening all", "whitening 8", "flow (principal)"]
     assert {pooling: list(found) for pooling, found in results.items()} == {"last": rows, "static": rows}
     assert set(results["last"]["raw"]) == {"one", "two"}
@@ -145,7 +145,7 @@ def test_it_runs(
 
 
 @pytest.mark.slow
-def test_whitening_reaches_the_expected_figures(
+def test_whitening_reaches_the_expected_scores(
     sts: ModuleType,
     minilm_dir: Path,
     data_dir: Path,

@@ -1,4 +1,4 @@
-"""The script for summaries: small models with real vocabularies train, write and are scored, on one process or two."""
+"""run_summarization.py: small models with real vocabularies train, generate and are scored, on 1 or 2 processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from runs import changed_rows
 
 RECIPES = Path(run_summarization.__file__).parent / "recipes"
 
-# Of the 13 summaries to evaluate on, one has a rare word of these: XSum's a beetle, CNN/DailyMail's a marshmallow.
+# One of the 13 evaluation summaries has one of these rare words: beetle in XSum, marshmallow in CNN/DailyMail.
 GLOSSARY = {
     "police": "those who see that the law is kept",
     "government": "those who rule a country",
@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {
     "max_eval_samples": 13,
     "max_source_length": 64,
     "max_target_length": 24,
-    # No word twice, and at least a dozen tokens: who has learned next to nothing writes something so.
+    # No repeated word and at least a dozen tokens, so that a barely trained model generates something.
     "generation": {"min_length": 12, "no_repeat_ngram_size": 1},
     "do_train": True,
     "do_eval": True,
@@ -70,7 +70,7 @@ NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.
 
 @dataclass
 class Case:
-    """A model, and data to train it on."""
+    """A model and its training data."""
 
     model: Path
     data: Path
@@ -123,7 +123,7 @@ def cases(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(scope="module")
 def trained(cases: dict[str, Case], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Case, Path]]:
-    """Trains a model once, and gives its case and where everything was written."""
+    """Trains a model once; returns its case and output folder."""
     folder, done = tmp_path_factory.mktemp("trained"), {}
 
     def train(name: str) -> tuple[Case, Path]:
@@ -148,7 +148,7 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
-def test_rouge_is_what_rouge_score_gives_for_what_was_written(
+def test_rouge_equals_rouge_score_of_the_generated_summaries(
     trained: Callable[[str], tuple[Case, Path]], name: str
 ) -> None:
     case, folder = trained(name)
@@ -161,7 +161,7 @@ def test_rouge_is_what_rouge_score_gives_for_what_was_written(
         }
     for kind in scorer.rouge_types:
         assert found[f"eval_{kind}"] == pytest.approx(np.mean([line[kind] for line in lines]))
-    assert found["eval_rouge1"] > 0.01  # else all would be equal to nothing
+    assert found["eval_rouge1"] > 0.01  # otherwise, all scores would be 0
     assert {"train_loss", "eval_loss"} <= set(found)
 
 
@@ -177,19 +177,19 @@ def test_rouge_by_frequency(trained: Callable[[str], tuple[Case, Path]], name: s
 
 
 @pytest.mark.parametrize(("definition_emb", "rebuilt"), [(True, set(GLOSSARY) - {"beetle"}), (False, set())])
-def test_rows_are_rebuilt_and_those_of_the_baseline_are_not(
+def test_rows_are_rebuilt_except_in_the_baseline(
     cases: dict[str, Case], tmp_path: Path, definition_emb: bool, rebuilt: set[str]
 ) -> None:
-    case = cases["t5"]  # of whose tokens none is a beetle
+    case = cases["t5"]  # no token of it is beetle
     frozen = {"learning_rate": 0, "max_steps": 1, "save_strategy": "steps", "definition_emb": definition_emb}
     found = run_summarization.main(case.options(tmp_path, **frozen))
     changed = changed_rows(case.table(), case.table(tmp_path))
     assert {token.lstrip("▁").lower() for token in case.tokenizer.convert_ids_to_tokens(changed.tolist())} == rebuilt
-    assert found["eval_samples_rare"] == 1  # of the same examples in both
+    assert found["eval_samples_rare"] == 1  # the same examples in both
     assert (tmp_path / "README.md").exists() == definition_emb
 
 
-def test_a_resumed_run_ends_as_the_whole_one(trained: Callable[[str], tuple[Case, Path]], tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(trained: Callable[[str], tuple[Case, Path]], tmp_path: Path) -> None:
     case, folder = trained("t5")
     run_summarization.main(
         case.options(tmp_path, resume_from_checkpoint=folder / "checkpoint-12", save_strategy="steps")
@@ -210,19 +210,19 @@ def test_test_set_is_predicted(trained: Callable[[str], tuple[Case, Path]], tmp_
     assert not (tmp_path / "eval_examples.jsonl").exists()
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(cases: dict[str, Case], tmp_path: Path) -> None:
+def test_accumulated_gradients_equal_those_of_the_whole_batch(cases: dict[str, Case], tmp_path: Path) -> None:
     for batch in (4, 2):
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 4 // batch, "do_eval": False}
-        # Few steps: at this rate, differences in the last digit become a thousand times as large in twenty.
+        # Few steps: at this rate, rounding errors grow a thousandfold in twenty steps.
         run_summarization.main(cases["t5"].options(tmp_path / str(batch), max_steps=8, **sizes))
-    # All summaries are cut to one length, so that means of means are means.
+    # All summaries have the same length, so means of means are means.
     whole, accumulated = (results(tmp_path / str(batch))["train_loss"] for batch in (4, 2))
     assert accumulated == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_end_as_one(cases: dict[str, Case], tmp_path: Path) -> None:
-    short = {"max_steps": 8, "logging_steps": 1}  # further on, Adam makes much of different roundings
+def test_two_processes_equal_one(cases: dict[str, Case], tmp_path: Path) -> None:
+    short = {"max_steps": 8, "logging_steps": 1}  # later, Adam amplifies rounding errors
     run_summarization.main(cases["t5"].options(tmp_path / "one", **short))
     halves = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2}
     options = cases["t5"].options(tmp_path / "two", **short, **halves, log_level="info", log_level_replica="info")
@@ -233,7 +233,7 @@ def test_two_processes_end_as_one(cases: dict[str, Case], tmp_path: Path) -> Non
     losses = [[row["loss"] for row in history(tmp_path / run) if "loss" in row] for run in ("one", "two")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert one["eval_rouge1"] > 0.01
-    # 13 examples in batches of 4: the last is filled with the first examples, which are scored once all the same.
+    # 13 examples in batches of 4: the last batch is padded with the first examples, which are still scored once.
     assert len(examples(tmp_path / "two")) == 13
     assert [line["rare"] for line in examples(tmp_path / "two")] == [
         line["rare"] for line in examples(tmp_path / "one")
@@ -243,7 +243,7 @@ def test_two_processes_end_as_one(cases: dict[str, Case], tmp_path: Path) -> Non
 
 
 def tokenized(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> Dataset:
-    """What would be trained on."""
+    """Returns the training data."""
 
     class Stop(Exception):
         pass
@@ -334,7 +334,9 @@ def test_xsum_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ({"generation": {"num_beams": 1, "early_stopping": True}}, "early_stopping"),
     ],
 )
-def test_what_is_refused(cases: dict[str, Case], tmp_path: Path, given: dict[str, Any], message: str) -> None:
+def test_invalid_generation_settings(
+    cases: dict[str, Case], tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         run_summarization.main(cases["t5"].options(tmp_path, **given))
 

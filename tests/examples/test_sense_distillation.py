@@ -1,4 +1,4 @@
-"""The example of sense distillation: its table, its resuming, and that it runs on any task."""
+"""run_sense_distillation.py: its table, resuming, and runs on several tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_table() -> None:
     assert lines[-2] == "| sense distillation | 0.5500 ± 0.0707 | 22.0 M (10.0 M) | 100 | 2.00 |"
 
 
-def test_seeds_that_are_done_are_not_run_again(tmp_path: Path) -> None:
+def test_finished_seeds_are_not_run_again(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     assert sense_results.finished(path, {"layers": 3}) == []
     path.write_text(json.dumps({"settings": {"layers": 3}, "runs": [{}]}))
@@ -42,7 +42,7 @@ def test_seeds_that_are_done_are_not_run_again(tmp_path: Path) -> None:
     assert sense_results.finished(path, {"layers": 4}) == []
 
 
-def test_other_data_or_another_model_is_another_run(tmp_path: Path) -> None:
+def test_other_data_or_another_model_starts_again(tmp_path: Path) -> None:
     def settings(place: str, *more: str) -> dict[str, Any]:
         files = ["--train_file", str(tmp_path / place / "train.tsv"), "--validation_file", "dev.tsv"]
         model = ["--model_name_or_path", str(tmp_path / place), "--output_dir", str(tmp_path / place / "out")]
@@ -61,9 +61,9 @@ def test_other_data_or_another_model_is_another_run(tmp_path: Path) -> None:
     assert one["train_file"] != two["train_file"]
     assert one["train_file"].startswith("train.tsv, ")
     assert one["model_name_or_path"].partition(", ")[2] != three["model_name_or_path"].partition(", ")[2]
-    # Wherever the files are; a model is called like its folder.
+    # Independent of the location of files; a model is named after its folder.
     assert settings("moved") == one | {"model_name_or_path": one["model_name_or_path"].replace("one", "moved")}
-    # Any setting of the trainings is told where it is not the usual one; seeds only add runs.
+    # All training settings that differ from the defaults are recorded; seeds only add runs.
     assert settings("one", "--weight_decay", "0.1") == one | {"weight_decay": 0.1}
     assert settings("one", "--seeds", "7") == one
     assert sense_results.identity("user/model") == "user/model"
@@ -93,7 +93,7 @@ def test_it_runs(task: str, tmp_path: Path) -> None:
     assert run["parameters"]["plain student"]["all"] < run["parameters"]["teacher"]["all"]
     assert (tmp_path / "out" / "senses.png").stat().st_size > 10_000
     assert "| sense distillation |" in (tmp_path / "out" / "results.md").read_text()
-    # One more seed is one more run.
+    # One more seed adds one run.
     run_sense_distillation.main([*options, "--seeds", "2"])
     first, second = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
     assert first == run

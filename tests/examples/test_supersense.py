@@ -1,4 +1,4 @@
-"""The demo: its question is fair, and it runs."""
+"""run_supersense.py: a fair data split, and a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def demo() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["run_supersense"] = module  # dataclasses look their module up
+    sys.modules["run_supersense"] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
 
-def test_only_words_that_are_nouns_first_are_asked(demo: ModuleType) -> None:
+def test_only_words_whose_first_sense_is_a_noun(demo: ModuleType) -> None:
     lexicon = Lexicon.from_definitions(
         [
             Definition("dog", "an animal", pos="noun", category="noun.animal", tag_count=9),
@@ -44,7 +44,7 @@ def test_only_words_that_are_nouns_first_are_asked(demo: ModuleType) -> None:
     assert {row["text"]: row["category"] for row in rows} == {"dog": "noun.animal"}
 
 
-def test_no_test_word_is_trained_on_and_no_rare_word_either(demo: ModuleType) -> None:
+def test_training_has_no_test_word_and_no_rare_word(demo: ModuleType) -> None:
     rows = [{"text": f"w{i}", "group": group} for i, group in enumerate(["frequent", "medium", "rare"] * 100)]
     train, test = demo.split(rows)
     assert len(train) + len(test) == len(rows)
