@@ -141,7 +141,7 @@ def test_it_runs(
     assert (tmp_path / "out" / "sts.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert sts.markdown(results) in printed
-    assert "one, static: The vectors have uniformity" in printed
+    assert "one, static: The sentence embeddings have uniformity" in printed
 
 
 @pytest.mark.slow
