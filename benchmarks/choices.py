@@ -30,7 +30,7 @@ from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
 from defemb_callbacks.reconstruction.prompts import definition_prompt
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank, rarity
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 
@@ -85,10 +85,11 @@ def main() -> None:
         start = time.perf_counter()
         encoded = word_features(model, tokenizer, texts, FEATURES)
         seconds = time.perf_counter() - start
-        old = table[torch.tensor(list(found))]
+        old, groups = table[torch.tensor(list(found))], lemma_groups(list(found.values()))
         blocks = dict(zip(FEATURES, encoded.split(width, dim=1), strict=True))
         for combination in COMBINATIONS if most == DEFINITIONS[-1] else [tuple(config.features)]:
-            fitted = cross_fitted_rows(torch.cat([blocks[feature] for feature in combination], dim=1), old)
+            features = torch.cat([blocks[feature] for feature in combination], dim=1)
+            fitted = cross_fitted_rows(features, old, groups=groups)
             scores = {"r_squared": fitted.r_squared, "centred_cosine": centred_cosine(fitted.rows, old)}
             if most == DEFINITIONS[-1]:
                 by_features[" + ".join(combination)] = scores
@@ -98,11 +99,11 @@ def main() -> None:
             print(most, combination, scores, flush=True)
 
     ids, rank = torch.tensor(list(found)), frequency_rank(vocabulary)
-    groups = frequency_groups(rank)
-    centre = table[groups["all"]].double().mean(dim=0)
+    by_frequency = frequency_groups(rank)
+    centre = table[by_frequency["all"]].double().mean(dim=0)
     pairs = pairs_by_group(
         unmentioned(related_tokens(vocabulary, lexicon), words, found),
-        {group: members for group, members in groups.items() if group != "all"},
+        {group: members for group, members in by_frequency.items() if group != "all"},
     )
 
     def score(weights: Tensor) -> dict[str, float]:

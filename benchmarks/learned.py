@@ -24,10 +24,9 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
 from defemb_callbacks.constructor_config import ConstructorConfig
-from defemb_callbacks.reconstruction import definition_texts, learned_rows, word_features
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, mapped, word_features
 from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words
-from defemb_callbacks.reconstruction.ridge import NormalEquations, cross_fitted_rows
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 
@@ -50,11 +49,9 @@ def ridge(
     )
     features = word_features(model, tokenizer, texts, config.features)
     kept = ~held_out
-    strength = cross_fitted_rows(features[kept], old[kept]).strength
-    equations = NormalEquations(features.shape[1], old.shape[1], folds=1)
-    equations.update(features[kept], old[kept], torch.zeros(int(kept.sum()), dtype=torch.int64))
-    solution = equations.solve(strength)
-    rows = (features[held_out].double() @ solution[:-1] + solution[-1]).float()
+    groups = lemma_groups([found for _, found in defined])
+    weights = cross_fitted_rows(features[kept], old[kept], groups=groups[kept]).weights
+    rows = mapped(features[held_out], weights)
     seconds = time.perf_counter() - start
     return {"centred_cosine": centred_cosine(rows, old[held_out], old.mean(dim=0)), "seconds": seconds}
 

@@ -16,7 +16,7 @@ from defemb_callbacks.definitions import Relation, load_definitions
 from defemb_callbacks.embeddings import build as module
 from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, unigram_tokenizer, wordpiece_tokenizer
@@ -78,7 +78,8 @@ def test_the_rows_are_cross_fitted_from_the_features(model, tokenizer) -> None:
     found = definitions_of_tokens(vocabulary, load_definitions(tiny_glossary()), 8)
     texts = definition_texts([vocabulary.words[index] for index in found], list(found.values()), tokenizer, 64)
     features = word_features(model, tokenizer, texts, ["mean", "first"], precision="float32")
-    expected = cross_fitted_rows(features, read_table(model)[list(found)])
+    groups = lemma_groups(list(found.values()))
+    expected = cross_fitted_rows(features, read_table(model)[list(found)], groups=groups)
     torch.testing.assert_close(built.rows, expected.rows)
     assert built.info["ridge_strength"] == expected.strength
     assert built.info["definitions_read"] == len(tiny_glossary())

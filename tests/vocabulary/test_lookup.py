@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, first_glosses, single_words
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, first_glosses, lemma_groups, single_words
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from tiny import byte_bpe_tokenizer, wordpiece_tokenizer
 
@@ -63,3 +65,20 @@ def test_phrases_are_not_single_words() -> None:
     lexicon = load_definitions({"dog": ["an animal", "a person"], "hot dog": "food", "hot_dog": "food", "it's": "x"})
     found = single_words(lexicon, max_definitions=1)
     assert [(word, glosses(definitions)) for word, definitions in found] == [("dog", ["an animal"]), ("it's", ["x"])]
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefghijkABC"), max_size=3), max_size=8))
+def test_tokens_are_grouped_if_a_chain_of_shared_words_connects_them(words: list[list[str]]) -> None:
+    groups = lemma_groups([[Definition(word, "a gloss") for word in token] for token in words])
+    expected = [{word.casefold() for word in token} for token in words]
+    for _ in words:  # spreads the words of each token to all that it is connected with
+        for one in expected:
+            for other in expected:
+                if one & other:
+                    one |= other
+    assert groups.dtype == torch.int64
+    for i, one in enumerate(expected):
+        for j, other in enumerate(expected):
+            assert bool(groups[i] == groups[j]) == (i == j or bool(one & other))
+    # Numbered in order of first appearance.
+    assert list(dict.fromkeys(groups.tolist())) == list(range(len(groups.unique())))

@@ -20,7 +20,7 @@ from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.fingerprints import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, single_words
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups, single_words
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
@@ -30,7 +30,7 @@ from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_
 logger = logging.getLogger(__name__)
 
 # Part of every cache key. Increase it when the same input gives other rows than before.
-BUILD_VERSION = "5"
+BUILD_VERSION = "6"
 
 
 def build_definition_embeddings(
@@ -43,8 +43,9 @@ def build_definition_embeddings(
 
     With `method="ridge"` the frozen model encodes each definition once, and ridge regression from these features to the
     model's embeddings is solved in closed form. The map is cross-fitted: each token's row is predicted by a map that
-    was fitted without it. With `method="learned"` a copy of the model is trained instead (see `learned_rows`). The
-    model is not changed. The result is cached on disk, keyed by weights, tokenizer, dictionary and settings.
+    was fitted without this token and the other forms of its word. With `method="learned"` a copy of the model is
+    trained instead (see `learned_rows`). The model is not changed. The result is cached on disk, keyed by weights,
+    tokenizer, dictionary and settings.
 
     Under `accelerate launch` or `torchrun` every process must call this function and gets the same rows: the processes
     share the encoding or the training, and the main process writes the cache.
@@ -199,7 +200,8 @@ def _build(
                 readers=readers,
             )
         targets = read_table(model, config.table).cpu()[ids]
-        fitted = on_main_process(lambda: cross_fitted_rows(features, targets))
+        groups = lemma_groups(list(found.values()))
+        fitted = on_main_process(lambda: cross_fitted_rows(features, targets, groups=groups))
         rows, feature_map = fitted.rows, fitted.weights
         details = {"features": config.features, "ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}

@@ -1,102 +1,24 @@
-"""Ridge regression in closed form from streamed normal equations, cross-fitted."""
+"""Ridge regression in closed form, with predictions that leave out one group of rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
+# The strength is chosen on about this many rows, with targets projected on this many random directions.
+SAMPLE_ROWS, SAMPLE_TARGETS = 2048, 64
 
-class NormalEquations:
-    """XᵀX, XᵀY and YᵀY of each fold, in float64, from blocks of rows.
+# Left-out errors are computed in float32 if it agrees with float64 on about this many groups.
+CHECKED_GROUPS = 64
 
-    Memory is `folds · (F + 1) · (F + 1 + d)` float64 values, whatever the number of rows. A column of ones is added to
-    X, so that the maps have an intercept; it is not penalised.
-
-    Args:
-        features: F, width of X.
-        targets: d, width of Y.
-        folds: number of parts; the map for the rows of one part is fitted on all the others.
-
-    Example:
-        >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        >>> y = x @ torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64) + 4
-        >>> equations = NormalEquations(features=3, targets=1, folds=5)
-        >>> equations.update(x, y, torch.arange(100) % 5)
-        >>> [round(value, 3) for value in equations.solve(strength=1e-12).flatten().tolist()]
-        [1.0, 2.0, 3.0, 4.0]
-    """
-
-    def __init__(self, features: int, targets: int, folds: int) -> None:
-        self.gram = torch.zeros(folds, features + 1, features + 1, dtype=torch.float64)
-        self.moment = torch.zeros(folds, features + 1, targets, dtype=torch.float64)
-        self.square = torch.zeros(folds, dtype=torch.float64)
-        # Sums over the folds, kept up to date: each map is their difference to one fold.
-        self.total_gram = torch.zeros(features + 1, features + 1, dtype=torch.float64)
-        self.total_moment = torch.zeros(features + 1, targets, dtype=torch.float64)
-
-    def update(self, x: Tensor, y: Tensor, folds: Tensor) -> None:
-        """Add rows.
-
-        Args:
-            x: (n, F).
-            y: (n, d).
-            folds: (n,) int64, the fold of each row.
-        """
-        for fold in folds.unique().tolist():
-            rows = _with_ones(x[folds == fold])
-            targets = y[folds == fold].to(torch.float64)
-            gram, moment = rows.T @ rows, rows.T @ targets
-            self.gram[fold] += gram
-            self.moment[fold] += moment
-            self.total_gram += gram
-            self.total_moment += moment
-            self.square[fold] += targets.square().sum()
-
-    @property
-    def rows(self) -> int:
-        """Number of rows seen."""
-        return round(float(self.total_gram[-1, -1]))
-
-    def solve(self, strength: float, without: int | None = None) -> Tensor:
-        """The map of all folds but one.
-
-        Minimises ‖XW + b - Y‖² + strength · n · Σ_j var(x_j) ‖W_j‖², the ridge of standardised features.
-
-        Returns:
-            (F + 1, d) float64; the last row is the intercept.
-        """
-        gram, moment = self.total_gram, self.total_moment
-        if without is not None:
-            gram, moment = gram - self.gram[without], moment - self.moment[without]
-        count = gram[-1, -1]
-        mean, target_mean = gram[-1, :-1] / count, moment[-1] / count
-        covariance = gram[:-1, :-1] / count - torch.outer(mean, mean)
-        variance = covariance.diagonal()
-        # A feature that is constant here, up to rounding, has nothing to say and gets no weight.
-        varies = variance > 1e-12 * gram.diagonal()[:-1] / count
-        scale = torch.where(varies, variance.clamp(min=1e-300).rsqrt(), 0.0)
-        system = scale[:, None] * covariance * scale
-        system.diagonal().add_(strength)
-        covariance_with_targets = moment[:-1] / count - torch.outer(mean, target_mean)
-        weights = torch.cholesky_solve(scale[:, None] * covariance_with_targets, torch.linalg.cholesky(system))
-        weights = scale[:, None] * weights
-        return torch.cat([weights, (target_mean - mean @ weights)[None]])
-
-    def squared_error(self, solution: Tensor, fold: int) -> float:
-        """‖Y - XW‖² over the rows of one fold, from its normal equations."""
-        cross = (solution * self.moment[fold]).sum()
-        quadratic = (solution * (self.gram[fold] @ solution)).sum()
-        return float(self.square[fold] - 2 * cross + quadratic)
-
-    @property
-    def total_variation(self) -> float:
-        """Σ‖y - ȳ‖² over all rows."""
-        return float(self.square.sum() - self.total_moment[-1].square().sum() / self.total_gram[-1, -1])
+# Width of the blocks of columns in which half of the symmetric Gram matrix is computed.
+COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -104,10 +26,11 @@ class RidgeRows:
     """Cross-fitted predictions.
 
     Attributes:
-        rows: (n, d) float32; each from a map that has not seen this row's target.
-        weights: (F + 1, d) float32, the map that has seen all of them, for features of other words: see `mapped`.
-        strength: the ridge strength that cross-validation chose.
-        r_squared: explained share of the targets' variation, on rows that the map has not seen.
+        rows: (n, d) float32 on the CPU; each is predicted by a map fitted without the targets of its group.
+        weights: (F + 1, d) float32 on the CPU, the map fitted on all rows, for the features of other words: see
+            `mapped`. The last row is the intercept.
+        strength: The ridge strength that cross-validation chose.
+        r_squared: The explained share of the targets' variance, over all left-out rows.
     """
 
     rows: Tensor
@@ -117,76 +40,315 @@ class RidgeRows:
 
 
 def cross_fitted_rows(
-    x: Tensor, y: Tensor, *, folds: int = 10, strengths: Sequence[float] = STRENGTHS, block: int = 4096
+    x: Tensor,
+    y: Tensor,
+    *,
+    groups: Tensor | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    block: int = 4096,
 ) -> RidgeRows:
-    """Predict each row of `y` from `x` with a linear map fitted on the other folds.
+    """Predict each row of `y` from `x` with a linear map fitted on the rows of all other groups.
 
-    The strength is the one with the least error on held-out folds. Rows are dealt to folds in turn, so the result
-    depends on nothing random.
+    The map minimises `‖XW + b - Y‖² + strength · n · Σ_j var(x_j) ‖W_j‖²`, which is ridge regression on standardised
+    features with an intercept; constant features get no weight. The left-out predictions are exact, from the hat
+    matrix of one fit, where a refit for each group would use the means, standard deviations and `n` of all rows.
+
+    The strength is the one with the smallest left-out error on an evenly spaced sample of the groups. The search starts
+    in the middle of `strengths` and follows the decreasing error. Nothing depends on the random state.
+
+    The computation is in float64 on the device of `x`, or on the CPU if that device has no float64. Besides the result
+    it holds two F × F matrices, three F × d matrices and a few blocks of rows.
 
     Args:
-        x: (n, F) features, any floating type.
-        y: (n, d) targets.
-        folds: parts; fewer rows than this give as many folds as rows.
-        strengths: candidates.
-        block: rows converted to float64 at once.
+        x: (n, F) features, of any floating-point type.
+        y: (n, d) targets, of any floating-point type.
+        groups: (n,) int64, the group of each row; the rows of a group are left out together. `None` leaves out each
+            row alone.
+        strengths: The strengths to choose from. Those below 1e-8 · F are raised to this value: below it a left-out row
+            could not be told from rounding errors if there are more features than rows.
+        block: The number of rows converted to float64 at once; it does not change the result.
+
+    Returns:
+        The left-out predictions, and the map fitted on all rows.
 
     Raises:
-        ValueError: fewer than two rows or folds, shapes that differ, or NaN or infinite values.
+        ValueError: If there are fewer than two rows or groups, if shapes do not match, if `strengths` is empty, or if
+            values are NaN or infinite.
 
     Example:
         >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-        >>> fitted = cross_fitted_rows(x, x @ torch.ones(3, 2) + 1)
+        >>> fitted = cross_fitted_rows(x, x @ torch.ones(3, 2) + 1, groups=torch.arange(200) // 2)
         >>> fitted.rows.shape, round(fitted.r_squared, 3)
         (torch.Size([200, 2]), 1.0)
     """
-    if len(x) != len(y):
-        raise ValueError(f"There are {len(x)} rows of features, but {len(y)} targets.")
-    if len(x) < 2:
-        raise ValueError(f"A cross-fitted map needs at least 2 tokens with definitions, got {len(x)}.")
-    if folds < 2:
-        raise ValueError(f"folds={folds}: cross-fitting needs at least 2.")
-    for name, values in (("features", x), ("targets", y)):
-        broken = (~torch.isfinite(values).all(dim=1)).nonzero().flatten()
-        if len(broken):
-            raise ValueError(
-                f"{len(broken)} rows of the {name} hold NaN or infinity, the first one row {int(broken[0])}. "
-                "Are the model's weights damaged?"
-            )
-    folds = min(folds, len(x))
-    fold_of_row = torch.arange(len(x)) % folds
-    equations = NormalEquations(x.shape[1], y.shape[1], folds)
-    for start in range(0, len(x), block):
-        part = slice(start, start + block)
-        equations.update(x[part], y[part], fold_of_row[part])
+    if groups is None:
+        groups = torch.arange(len(x))
+    x, y = x.detach(), y.detach()
+    _check(x, y, groups, strengths)
+    batches = _batches_of_groups(groups.cpu())
+    ridge = _Ridge(x, y, block)
 
-    best_error, best, maps = float("inf"), strengths[0], list[Tensor]()
-    for strength in strengths:
-        solutions = [equations.solve(strength, without=fold) for fold in range(folds)]
-        error = sum(equations.squared_error(solution, fold) for fold, solution in enumerate(solutions))
-        if error < best_error:
-            best_error, best, maps = error, strength, solutions
-    rows = torch.empty(len(x), y.shape[1])
-    for fold, solution in enumerate(maps):
-        rows[fold::folds] = mapped(x[fold::folds], solution)
-    variation = equations.total_variation
-    r_squared = 1 - best_error / variation if variation > 0 else 0.0
-    return RidgeRows(rows, equations.solve(best).to(torch.float32), best, r_squared)
+    sample = _parts(_sample(batches, max(1, len(x) // SAMPLE_ROWS)), block)
+    sketch = _sketch(y.shape[1]).to(ridge.device)
+
+    def sampled_error(strength: float) -> float:
+        fit = ridge.fit(strength, sketch)
+        return sum(float(fit.left_out_errors(part)[0].square().sum()) for part in sample)
+
+    strength = _smallest(sampled_error, [max(strength, 1e-8 * x.shape[1]) for strength in strengths])
+    fit = ridge.fit(strength)
+    del ridge.gram
+    weights, single = fit.weights(), fit.single(sample[0][:CHECKED_GROUPS])
+    rows, squared_error = torch.empty(len(x), y.shape[1]), 0.0
+    for part in _parts(batches, block):
+        errors, remaining = single.left_out_errors(part)
+        if remaining < 0.1 and single is not fit:
+            errors, _ = fit.left_out_errors(part)
+        squared_error += float(errors.square().sum(dtype=torch.float64))
+        members = part.flatten()
+        rows[members] = ridge.y(members).sub_(errors).to("cpu", torch.float32)
+    r_squared = 1 - squared_error / ridge.variation if ridge.variation > 0 else 0.0
+    return RidgeRows(rows, weights, strength, r_squared)
 
 
 def mapped(x: Tensor, weights: Tensor) -> Tensor:
-    """What a map makes of features: (n, d) float32.
+    """Apply a map to features: (n, d) float32.
 
     Args:
-        x: (n, F) features, any floating type.
-        weights: (F + 1, d), the last row being the intercept.
+        x: (n, F) features, of any floating-point type.
+        weights: (F + 1, d); the last row is the intercept.
 
     Example:
         >>> mapped(torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0], [100.0], [5.0]]))
         tensor([[215.]])
     """
-    return (_with_ones(x) @ weights.to(torch.float64)).to(torch.float32)
+    weights = weights.to(torch.float64)
+    return torch.addmm(weights[-1], x.to(torch.float64), weights[:-1]).to(torch.float32)
 
 
-def _with_ones(x: Tensor) -> Tensor:
-    return torch.cat([x.to(torch.float64), torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+class _Float64Rows:
+    """Rows of a tensor, converted to float64 in a reused buffer, which saves most of the time of the conversion.
+
+    Args:
+        values: (n, w), of any floating-point type.
+        device: The device of the converted rows.
+    """
+
+    def __init__(self, values: Tensor, device: torch.device) -> None:
+        self.values = values
+        self._taken = values[:0].clone()
+        self._converted = self._taken.to(device, torch.float64)
+
+    def __call__(self, members: Tensor | slice) -> Tensor:
+        """Return these rows: (m, w) float64, valid until the next call."""
+        if isinstance(members, slice):
+            taken = self.values[members]
+        else:
+            if len(members) > len(self._taken):
+                self._taken = self.values.new_empty(len(members), self.values.shape[1])
+            taken = self._taken[: len(members)]
+            torch.index_select(self.values, 0, members.to(self.values.device), out=taken)
+        if len(taken) > len(self._converted):
+            self._converted = self._converted.new_empty(taken.shape)
+        return self._converted[: len(taken)].copy_(taken)
+
+    def blocks(self, block: int) -> list[slice]:
+        """Return consecutive slices of at most `block` rows."""
+        return [slice(start, start + block) for start in range(0, len(self.values), block)]
+
+    def mean(self, name: str, block: int) -> Tensor:
+        """Return the mean of all rows, (w,) float64, or raise if `name` holds NaN or infinity."""
+        sums = [self(members).sum(dim=0) for members in self.blocks(block)]
+        mean = torch.stack(sums).sum(dim=0) / len(self.values)
+        if not bool(torch.isfinite(mean).all()):
+            finite = torch.cat([torch.isfinite(self(members)).all(dim=1) for members in self.blocks(block)])
+            broken = (~finite).nonzero().flatten()
+            raise ValueError(
+                f"{len(broken)} rows of the {name} hold NaN or infinity, the first one row {int(broken[0])}. "
+                "Are the model's weights damaged?"
+            )
+        return mean
+
+
+class _Ridge:
+    """The normal equations of standardised features and centred targets.
+
+    Args:
+        x: (n, F) features.
+        y: (n, d) targets.
+        block: The number of rows converted to float64 at once.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, block: int) -> None:
+        self.count, features = x.shape
+        self.device = _float64_device(x.device)
+        self.x, self.y = _Float64Rows(x, self.device), _Float64Rows(y, self.device)
+        self.mean = self.x.mean("features", block)
+        self.target_mean = self.y.mean("targets", block)
+        self.gram = torch.zeros(features, features, dtype=torch.float64, device=self.device)  # lower triangle
+        self.factor = torch.empty_like(self.gram).T
+        self.moment = torch.zeros(features, y.shape[1], dtype=torch.float64, device=self.device)
+        self.variation = 0.0
+        for members in self.x.blocks(block):
+            rows, targets = self.x(members).sub_(self.mean), self.centred_targets(members)
+            for start in range(0, features, COLUMNS):
+                stop = min(start + COLUMNS, features)
+                self.gram[start:, start:stop].addmm_(rows[:, start:].T, rows[:, start:stop])
+            self.moment.addmm_(rows.T, targets)
+            self.variation += float(targets.square().sum())
+        if self.variation <= 1e-24 * self.count * float(self.target_mean.square().sum()):
+            self.variation = 0.0  # equal targets, up to the rounding of their mean
+        variance = self.gram.diagonal() / self.count
+        varies = variance > 1e-12 * (self.mean.square() + variance)
+        self.scale = torch.where(varies, variance.clamp(min=1e-300).rsqrt(), 0.0)
+        self.gram.mul_(self.scale).mul_(self.scale[:, None])
+        self.moment.mul_(self.scale[:, None])
+
+    def standardised(self, members: Tensor) -> Tensor:
+        """Return the standardised features of some rows: (m, F) float64, valid until the next call."""
+        return self.x(members).sub_(self.mean).mul_(self.scale)
+
+    def centred_targets(self, members: Tensor | slice) -> Tensor:
+        """Return the targets of some rows minus their mean: (m, d) float64, valid until the next call."""
+        return self.y(members).sub_(self.target_mean)
+
+    def fit(self, strength: float, sketch: Tensor | None = None) -> _Fit:
+        """Factorise the normal equations with this strength; overwrites the factor of an earlier fit.
+
+        Args:
+            strength: The ridge strength.
+            sketch: (d, s) float64, directions to project the targets on; `None` keeps the targets.
+        """
+        diagonal = self.gram.diagonal().clone()
+        self.gram.diagonal().add_(strength * self.count)
+        # The same memory for each strength.
+        torch.linalg.cholesky(self.gram, out=self.factor)
+        self.gram.diagonal().copy_(diagonal)
+        moment = self.moment if sketch is None else self.moment @ sketch
+        return _Fit(self, self.factor, torch.linalg.solve_triangular(self.factor, moment, upper=False), sketch)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A ridge regression with one strength.
+
+    Attributes:
+        ridge: The normal equations.
+        factor: (F, F), the Cholesky factor L of the normal equations, in float64 or float32.
+        moment: (F, d), L⁻¹ZᵀY of the standardised features Z and centred targets Y, of the same type.
+        sketch: The directions that the targets are projected on, or `None`.
+    """
+
+    ridge: _Ridge
+    factor: Tensor
+    moment: Tensor
+    sketch: Tensor | None
+
+    def single(self, members: Tensor) -> _Fit:
+        """Return this fit in float32, or unchanged if float32 gives other errors of these rows."""
+        single = _Fit(self.ridge, self.factor.float(), self.moment.float(), self.sketch)
+        exact, rounded = self.left_out_errors(members)[0], single.left_out_errors(members)[0]
+        agrees = (rounded - exact).abs().max() <= 1e-5 * exact.square().mean().sqrt()
+        return single if agrees else self
+
+    def left_out_errors(self, members: Tensor) -> tuple[Tensor, float]:
+        """Return targets minus predictions without the group: `(I - H)⁻¹ e`, with `H` and `e` of the group's rows.
+
+        Args:
+            members: (m, k) int64, the rows of m groups.
+
+        Returns:
+            (m · k, d), and the smallest diagonal value of `I - H`, by which rounding errors are divided.
+        """
+        (groups, size), rows, dtype = members.shape, members.flatten(), self.factor.dtype
+        features = self.ridge.standardised(rows).to(dtype)
+        whitened = torch.linalg.solve_triangular(self.factor, features.T, upper=False, out=features.T).T
+        targets = self.ridge.centred_targets(rows)
+        if self.sketch is not None:
+            targets = targets @ self.sketch
+        errors = targets.to(dtype).addmm_(whitened, self.moment, alpha=-1).view(groups, size, -1)
+        whitened = whitened.view(groups, size, -1)
+        identity = torch.eye(size, dtype=dtype, device=self.ridge.device)
+        complement = identity - 1 / self.ridge.count - whitened @ whitened.mT
+        errors = errors / complement if size == 1 else torch.linalg.solve(complement, errors)
+        return errors.flatten(0, 1), float(complement.diagonal(dim1=1, dim2=2).min())
+
+    def weights(self) -> Tensor:
+        """Return the map of features to targets: (F + 1, d) float32."""
+        weights = torch.linalg.solve_triangular(self.factor.T, self.moment, upper=True)
+        weights.mul_(self.ridge.scale[:, None])
+        intercept = self.ridge.target_mean - self.ridge.mean @ weights
+        return torch.cat([weights.float(), intercept.float()[None]]).cpu()
+
+
+def _check(x: Tensor, y: Tensor, groups: Tensor, strengths: Sequence[float]) -> None:
+    if len(x) != len(y):
+        raise ValueError(f"There are {len(x)} rows of features, but {len(y)} targets. Pass one target for each row.")
+    if len(x) < 2:
+        raise ValueError(
+            f"A cross-fitted map needs at least 2 tokens with definitions, got {len(x)}. Pass a larger dictionary."
+        )
+    if groups.shape != (len(x),) or groups.dtype != torch.int64:
+        raise ValueError(
+            f"`groups` must have shape ({len(x)},) and dtype int64, got {tuple(groups.shape)} and {groups.dtype}. "
+            "Pass the group of each row."
+        )
+    if bool((groups == groups[0]).all()):
+        raise ValueError(
+            f"A cross-fitted map needs at least 2 tokens with definitions of different words, but all {len(x)} rows "
+            "are in one group. Pass a larger dictionary."
+        )
+    if not strengths:
+        raise ValueError("`strengths` must not be empty. Pass at least one ridge strength.")
+
+
+def _batches_of_groups(groups: Tensor) -> list[Tensor]:
+    """Return the rows of all groups, batched by size: (m, k) int64 for m groups of k rows."""
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+    size = sizes[group]
+    order = group.argsort(stable=True)
+    order = order[size[order].argsort(stable=True)]
+    counts = sizes.bincount()
+    lengths = [int(count) * size for size, count in enumerate(counts)]
+    return [rows.view(-1, size) for size, rows in enumerate(order.split(lengths)) if len(rows)]
+
+
+def _sample(batches: list[Tensor], stride: int) -> list[Tensor]:
+    """Return every `stride`-th group."""
+    sample, seen = [], 0
+    for batch in batches:
+        sample.append(batch[-seen % stride :: stride])
+        seen += len(batch)
+    return [batch for batch in sample if len(batch)]
+
+
+def _parts(batches: list[Tensor], block: int) -> list[Tensor]:
+    """Split batches of groups into parts of at most `block` rows, or one group."""
+    return [part for batch in batches for part in batch.split(max(1, block // batch.shape[1]))]
+
+
+def _sketch(targets: int) -> Tensor:
+    """Return directions that preserve squared lengths in expectation, all if there are few: (targets, s) float64."""
+    if targets <= SAMPLE_TARGETS:
+        return torch.eye(targets, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(targets, SAMPLE_TARGETS, generator=generator, dtype=torch.float64) / SAMPLE_TARGETS**0.5
+
+
+def _smallest(error: Callable[[float], float], values: Sequence[float]) -> float:
+    """Return the value with the smallest error, for an error with one minimum, from few evaluations."""
+    error, values = cache(error), sorted(set(values))
+    best = (len(values) - 1) // 2
+    for step in (1, -1):
+        while 0 <= best + step < len(values) and error(values[best + step]) < error(values[best]):
+            best += step
+    return values[best]
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    """Return this device, or the CPU if the device has no float64, as Apple's GPUs."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device

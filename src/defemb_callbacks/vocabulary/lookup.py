@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from defemb_callbacks.definitions import Definition, Lexicon
@@ -53,6 +57,36 @@ def definitions_of_tokens(
         if definitions:
             found[index] = definitions
     return found
+
+
+def lemma_groups(definitions: Sequence[Sequence[Definition]]) -> Tensor:
+    """Group tokens that share a dictionary entry, such as "cat", "Cat" and "cats".
+
+    Two tokens are in the same group if any of their definitions have the same entry word, ignoring case, or if a chain
+    of other tokens connects them. A map fitted without a token's group has not seen another form of the same word.
+
+    Args:
+        definitions: The definitions of each token.
+
+    Returns:
+        (n,) int64, the group of each token, numbered from 0 in order of first appearance.
+
+    Example:
+        >>> cat, leaf, leave = (Definition(word, "…") for word in ("cat", "leaf", "leave"))
+        >>> lemma_groups([[cat], [leaf], [Definition("Cat", "…")], [leaf, leave], [leave], []])
+        tensor([0, 1, 0, 1, 1, 2])
+    """
+    words: dict[str, int] = {}
+    pairs = [
+        (token, words.setdefault(definition.word.casefold(), len(words)))
+        for token, found in enumerate(definitions)
+        for definition in found
+    ]
+    tokens, entries = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    size = len(definitions) + len(words)
+    links = coo_array((np.ones(len(pairs)), (tokens, len(definitions) + entries)), shape=(size, size))
+    _, component = connected_components(links, directed=False)
+    return torch.from_numpy(component[: len(definitions)].astype(np.int64))
 
 
 def first_glosses(vocabulary: Vocabulary, lexicon: Lexicon | None, ids: Tensor) -> dict[int, str]:
