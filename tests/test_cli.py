@@ -245,7 +245,7 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
     for word, arguments in {
         "no file": ("inspect", checkpoint, "--definitions", tmp_path / "missing.tsv"),
         "notes.txt": ("build", checkpoint, *output, "--definitions", tmp_path / "notes.txt"),
-        "`features` must contain only mean, first, mask, bag, got 'all'": (
+        "`features` must contain only mean, first, mask, bag, layers, middle, last, got 'all'": (
             "build",
             checkpoint,
             *output,

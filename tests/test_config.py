@@ -57,7 +57,10 @@ def parse(*arguments: str) -> tuple[DefinitionEMBConfig, TrainingArguments]:
         ({"precision": "float16"}, r"`precision` must be one of auto, float32, bfloat16, got 'float16'"),
         ({"features": []}, r"`features` must be a non-empty list without duplicates, got \[\]"),
         ({"features": ["mean", "mean"]}, r"`features` must be .* without duplicates, got \['mean', 'mean'\]"),
-        ({"features": ["mean", "last"]}, r"`features` must contain only mean, first, mask, bag, got 'last'"),
+        (
+            {"features": ["mean", "sum"]},
+            r"`features` must contain only mean, first, mask, bag, layers, middle, last, got 'sum'",
+        ),
         ({"blend": 1.01}, r"`blend` must be between 0 and 1, got 1.01"),
         ({"blend": -0.01}, r"`blend` must be between 0 and 1, got -0.01"),
         ({"blend": float("nan")}, r"`blend` must be between 0 and 1, got nan"),
@@ -89,7 +92,7 @@ def test_invalid_values_raise(settings, message):
         {"blend": 1, "blend_floor": 1, "alpha": 1},
         {"definitions_per_token": 1, "max_length": 4, "batch_size": 1, "monitor_steps": 0},
         {"group_edges": [0.001, 0.999]},
-        {"features": ["mean", "first", "mask", "bag"]},
+        {"features": ["mean", "first", "mask", "bag", "layers", "middle", "last"]},
     ],
 )
 def test_limits_are_inclusive(settings):
@@ -161,8 +164,9 @@ def test_configs_share_no_lists():
     given = {"training": {"max_steps": 3}}
     DefinitionEMBConfig(method="learned", constructor=given).constructor["training"]["max_steps"] = 4
     assert given == {"training": {"max_steps": 3}}
-    DefinitionEMBConfig().features.append("mask")
-    assert DefinitionEMBConfig().features == ["mean", "bag"]
+    features = ["mean", "bag"]
+    DefinitionEMBConfig(features=features).features.append("mask")
+    assert features == ["mean", "bag"]
     first = DefinitionEMBConfig()
     DefinitionEMBConfig.resolve(first, {}).group_edges[0] = 0.5
     assert first.group_edges == [0.3, 0.8]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ from typing import Any, Literal, get_args
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig, check_choices
 
-FeatureName = Literal["mean", "first", "mask", "bag"]
+FeatureName = Literal["mean", "first", "mask", "bag", "layers", "middle", "last"]
 
 # Settings that the reconstructed rows depend on; all others only decide what is written where, and when.
 BUILD_FIELDS = ("method", "table", "features", "definitions_per_token", "max_length", "precision")
@@ -64,15 +65,21 @@ class DefinitionEMBConfig:
             "'decoder' for an encoder-decoder whose decoder has its own input table."
         },
     )
-    features: list[str] = field(
-        default_factory=lambda: ["mean", "bag"],
+    features: list[str] | None = field(
+        default=None,
         metadata={
             "help": "Features of an encoded definition, one or more of: the 'mean' of the last hidden states, the "
-            "'first' state, the state at the 'mask', and the 'bag', the mean of the definition's token embeddings."
+            "'first' state, the 'last' state, the state at the 'mask', the mean of the 'middle' layer, the means of "
+            "three 'layers', and the 'bag', the mean of the definition's token embeddings. By default 'layers' and "
+            "'bag' for encoders, 'last', 'middle' and 'bag' for decoders."
         },
     )
-    definitions_per_token: int = field(
-        default=8, metadata={"help": "Maximum number of definitions of a word from each dictionary, best first."}
+    definitions_per_token: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum number of definitions of a word from each dictionary, best first. By default 8 for "
+            "encoders and 2 for decoders."
+        },
     )
     max_length: int = field(
         default=64, metadata={"help": "Maximum number of tokens of an encoded definition; longer ones are truncated."}
@@ -160,20 +167,17 @@ class DefinitionEMBConfig:
             self.constructor = ConstructorConfig.read(self.constructor).to_dict()
             if self.method != "learned":
                 raise ValueError(f"`constructor` requires `method='learned'`, got `method={self.method!r}`.")
-        if isinstance(self.features, str):  # type: ignore[unreachable]
-            raise ValueError(f"`features` must be a list, got {self.features!r}. Pass [{self.features!r}].")
-        self.features, self.group_edges = list(self.features), list(self.group_edges)  # may be tuples
-        if not self.features or len(set(self.features)) < len(self.features):
-            raise ValueError(f"`features` must be a non-empty list without duplicates, got {self.features!r}.")
-        unknown = [name for name in self.features if name not in get_args(FeatureName)]
-        if unknown:
-            raise ValueError(f"`features` must contain only {', '.join(get_args(FeatureName))}, got {unknown[0]!r}.")
+        self.group_edges = list(self.group_edges)  # may be a tuple
+        if self.features is not None:
+            self.features = _checked_features(self.features)
         for name in ("blend", "blend_floor", "alpha"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
         for name, least in (("definitions_per_token", 1), ("max_length", 4), ("batch_size", 1)):
             value = getattr(self, name)
+            if name == "definitions_per_token" and value is None:  # the default depends on the model
+                continue
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
         if self.monitor_steps is not None and self.monitor_steps < 0:
@@ -269,3 +273,15 @@ class DefinitionEMBConfig:
         if unknown:
             raise TypeError(f"{unknown[0]!r} is not a setting. Pass one of {', '.join(known)}.")
         return cls(**{**(config.to_dict() if config else {}), **overrides})
+
+
+def _checked_features(names: Sequence[str]) -> list[str]:
+    if isinstance(names, str):
+        raise ValueError(f"`features` must be a list, got {names!r}. Pass [{names!r}].")
+    names = list(names)  # may be a tuple
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"`features` must be a non-empty list without duplicates, got {names!r}.")
+    unknown = [name for name in names if name not in get_args(FeatureName)]
+    if unknown:
+        raise ValueError(f"`features` must contain only {', '.join(get_args(FeatureName))}, got {unknown[0]!r}.")
+    return names

@@ -12,24 +12,38 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    GPT2Model,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    RobertaForMaskedLM,
     T5Config,
     T5Model,
 )
 
-from defemb_callbacks import Definition, with_definition_head
+from defemb_callbacks import Definition, DefinitionEMBConfig, with_definition_head
 from defemb_callbacks.reconstruction import features
 from defemb_callbacks.reconstruction.batching import equal_length_batches
-from defemb_callbacks.reconstruction.features import word_features
-from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, sense_weights
-from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, unigram_tokenizer, wordpiece_tokenizer
+from defemb_callbacks.reconstruction.features import resolve_settings, word_features
+from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, mask_text, sense_weights
+from tiny import (
+    byte_bpe_tokenizer,
+    gemma_tokenizer,
+    tiny_bert,
+    tiny_glossary,
+    tiny_model,
+    tiny_roberta,
+    unigram_tokenizer,
+    wordpiece_tokenizer,
+)
 
 FEATURES = ("mean", "first", "mask", "bag")
+LAYERS = 7
+NEW_FEATURES = ("layers", "middle", "last")
 
 
-def tiny_t5(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+def tiny_t5(tokenizer: PreTrainedTokenizerBase, layers: int = 2) -> PreTrainedModel:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": layers, "num_heads": 4}
     ids = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     return T5Model(T5Config(vocab_size=len(tokenizer), **sizes, **ids)).eval()
 
@@ -105,6 +119,155 @@ def test_features_equal_a_loop_over_single_texts(family):
     torch.testing.assert_close(features, slow_features(model, tokenizer, texts_for(tokenizer)), rtol=0, atol=1e-5)
 
 
+DEEP = {
+    "encoder": (wordpiece_tokenizer, lambda t: tiny_bert(t, num_hidden_layers=LAYERS)),
+    "encoder with a head": (
+        byte_bpe_tokenizer,
+        lambda t: tiny_roberta(t, RobertaForMaskedLM, num_hidden_layers=LAYERS),
+    ),
+    "encoder-decoder": (unigram_tokenizer, lambda t: tiny_t5(t, LAYERS)),
+    "decoder": (gemma_tokenizer, lambda t: tiny_model(LlamaForCausalLM, t, num_hidden_layers=LAYERS)),
+    # Its texts end with a special token.
+    "decoder with a closing token": (byte_bpe_tokenizer, lambda t: tiny_model(GPT2Model, t, n_layer=LAYERS)),
+}
+
+
+def slow_layer_features(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: DefinitionTexts, layers: list[int], middle: int
+) -> Tensor:
+    """Layer by layer, text by text: the outputs of the modules that are the layers, from hooks."""
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else getattr(model, model.base_model_prefix, model)
+    stack = next(module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == LAYERS)
+    outputs: list[Tensor] = []
+    hooks = [
+        module.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+        for module in stack
+    ]
+    mask = tokenizer.get_vocab().get(mask_text(tokenizer))
+    result = [0.0] * (int(texts.word.max()) + 1)
+    for text, word, weight in zip(texts.text.tolist(), texts.word.tolist(), texts.weight.tolist(), strict=True):
+        ids = texts.input_ids[text]
+        outputs.clear()
+        with torch.no_grad():
+            last = encoder(input_ids=torch.tensor([ids])).last_hidden_state
+        of_layers = [*outputs[:-1], last]
+        content = [i for i, token in enumerate(ids) if token not in tokenizer.all_special_ids]
+        read = [i for i, token in enumerate(ids) if i in content or token == mask]
+        means = [torch.stack([of_layers[layer - 1][0, i] for i in read]).mean(0) for layer in [*layers, middle]]
+        result[word] = result[word] + weight * torch.cat([*means, last[0, content[-1]]])
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("style", ["mask", "synonyms"])
+def test_features_of_layers_equal_a_loop_over_single_texts(kind, style):
+    make_tokenizer, make_model = DEEP[kind]
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    texts = definition_texts(*dictionary(), tokenizer, 64, style)
+    found = word_features(model, tokenizer, texts, NEW_FEATURES, precision="float32", batch_size=5)
+    assert found.shape[1] == (3 + 1 + 1) * 32
+    expected = slow_layer_features(model, tokenizer, texts, layers=[2, 5, 7], middle=4)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "read", "middle"), [(1, [1], 1), (2, [1, 2], 1), (3, [1, 2, 3], 2), (4, [1, 3, 4], 2), (6, [2, 4, 6], 3)]
+)
+def test_layers_at_one_third_two_thirds_and_the_end(layers, read, middle):
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer, num_hidden_layers=layers)
+    texts = DefinitionTexts([[6, 50, 60, 7]], torch.tensor([0]), torch.tensor([0]), torch.ones(1))
+    found = word_features(model, tokenizer, texts, ["layers", "middle"], precision="float32")
+    with torch.no_grad():
+        hidden = model(input_ids=torch.tensor(texts.input_ids), output_hidden_states=True).hidden_states
+    expected = torch.cat([hidden[layer][0, 1:3].mean(0) for layer in [*read, middle]])
+    torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_definition_head_on_a_task_head_leaves_the_layers(precision):
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer, BertForMaskedLM)
+    options = {"features": NEW_FEATURES, "precision": precision}
+    expected = features_of(model, tokenizer, **options)
+    assert torch.equal(features_of(with_definition_head(model), tokenizer, **options), expected)
+
+
+def test_a_definition_head_on_a_bare_model_hides_the_layers(bert, caplog):
+    """transformers records hidden states by class, and this class is not one of its own."""
+    backbone, tokenizer = bert
+    with caplog.at_level(logging.INFO, "defemb_callbacks"):
+        found = features_of(with_definition_head(backbone), tokenizer, features=["layers"])
+    assert "DefinitionEMBBertModel does not return the hidden states of its layers" in caplog.text
+    assert torch.equal(found, features_of(backbone, tokenizer, features=["mean"]))
+
+
+@pytest.mark.parametrize("shape", ["none", "pooled"])
+def test_models_without_states_of_layers_are_read_at_the_last_layer(bert, monkeypatch, caplog, shape):
+    model, tokenizer = bert
+    forward = model.forward
+
+    def without(*args: Any, **options: Any) -> Any:
+        output = forward(*args, **options)
+        if output.hidden_states is not None:
+            output["hidden_states"] = None if shape == "none" else tuple(s[:, ::2] for s in output.hidden_states)
+        return output
+
+    monkeypatch.setattr(model, "forward", without)
+    with caplog.at_level(logging.INFO, "defemb_callbacks"):
+        found = features_of(model, tokenizer, features=["layers", "middle"])
+    assert caplog.text.count("BertModel does not return the hidden states of its layers") == 1
+    mean = features_of(model, tokenizer, features=["mean"])
+    assert torch.equal(found, torch.cat([mean, mean], dim=1))
+
+
+def test_decoders_build_no_cache():
+    tokenizer = gemma_tokenizer()
+    model = tiny_model(LlamaForCausalLM, tokenizer)
+    caches = []
+    model.model.register_forward_hook(lambda _, __, output: caches.append(output.past_key_values))
+    features_of(model, tokenizer, features=["last", "middle"])
+    assert caches
+    assert set(caches) == {None}
+
+
+@pytest.mark.parametrize(
+    ("make", "features", "definitions"),
+    [
+        (lambda: tiny_bert(wordpiece_tokenizer()), ["layers", "bag"], 8),
+        (lambda: tiny_t5(unigram_tokenizer()), ["layers", "bag"], 8),
+        (lambda: tiny_model(LlamaForCausalLM, gemma_tokenizer()), ["last", "middle", "bag"], 2),
+        (lambda: tiny_bert(wordpiece_tokenizer(), is_decoder=True), ["last", "middle", "bag"], 2),
+    ],
+)
+def test_defaults_depend_on_the_model(make, features, definitions):
+    model = make()
+    resolved = resolve_settings(DefinitionEMBConfig(blend=0.3), model)
+    assert (resolved.features, resolved.definitions_per_token, resolved.blend) == (features, definitions, 0.3)
+    given = DefinitionEMBConfig(features=["first"], definitions_per_token=3)
+    assert resolve_settings(given, model) == given
+
+
+@pytest.mark.parametrize(
+    ("make", "widths"),
+    [
+        (lambda: tiny_bert(wordpiece_tokenizer()), {128: ["layers", "bag"], 127: ["mean", "bag"]}),
+        (
+            lambda: tiny_model(LlamaForCausalLM, gemma_tokenizer()),
+            {96: ["last", "middle", "bag"], 95: ["last", "bag"]},
+        ),
+    ],
+)
+def test_wide_models_are_read_at_the_last_layer(make, widths, monkeypatch):
+    model = make()  # of width 32
+    for width, names in widths.items():
+        monkeypatch.setattr(features, "MAX_WIDTH", width)
+        assert resolve_settings(DefinitionEMBConfig(), model).features == names
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_each_feature_alone_is_its_part_of_all_together(bert, name):
     width, position = 32, FEATURES.index(name)
@@ -162,6 +325,56 @@ def test_auto_takes_bfloat16_only_where_it_agrees(bert, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "defemb_callbacks"):
         assert torch.equal(features_of(*bert, precision="auto"), exact)
     assert "float32 is used" in caplog.text
+
+
+@pytest.mark.parametrize("part", range(len(FEATURES)))
+@pytest.mark.parametrize(("shares", "agrees"), [((), True), ((-1.0,), True), ((-1.0,) * 4, False), ((0.5,) * 99, True)])
+def test_the_trial_compares_the_mean_of_each_feature(bert, monkeypatch, part, shares, agrees):
+    """One text of the trial may differ, several may not; the scale of a feature does not count."""
+    monkeypatch.setattr(features, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(features, "AGREEMENT", 0.93)
+    exact, rounded = (features_of(*bert, precision=precision) for precision in ("float32", "bfloat16"))
+    parts, left = features._TextReader.parts, [*shares]
+    trial = len(texts_for(bert[1]).input_ids)
+    assert features.TRIAL_TEXTS <= trial < 3 * features.TRIAL_TEXTS
+
+    def changed(self: Any, input_ids: Tensor, weights: Any = None) -> list[Tensor]:
+        found = parts(self, input_ids, weights)
+        if weights is not None:  # the trial comes first
+            for row in range(min(len(left), len(input_ids))):
+                found[part][row] *= left.pop()
+        return found
+
+    lower_precision = features._lower_precision
+
+    def trial_only(*arguments: Any) -> Any:
+        with monkeypatch.context() as context:
+            context.setattr(features._TextReader, "parts", changed)
+            return lower_precision(*arguments)
+
+    monkeypatch.setattr(features, "_lower_precision", trial_only)
+    found = features_of(*bert, precision="auto")
+    assert torch.equal(found, rounded if agrees else exact)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 must have the same dtype"), NotImplementedError("no kernel")]
+)
+def test_models_that_fail_in_bfloat16_are_read_in_float32(bert, monkeypatch, caplog, error):
+    model, tokenizer = bert
+    exact = features_of(*bert, precision="float32")
+    monkeypatch.setattr(features, "has_fast_bfloat16", lambda device: True)
+
+    def failing(module: nn.Module, inputs: Any) -> None:
+        if module.query.weight.dtype == torch.bfloat16:
+            raise error
+
+    model.encoder.layer[1].attention.self.register_forward_pre_hook(failing)
+    with caplog.at_level(logging.INFO, "defemb_callbacks"):
+        assert torch.equal(features_of(model, tokenizer, precision="auto"), exact)
+    assert f"cannot be read in bfloat16 ({error}); float32 is used" in caplog.text
+    with pytest.raises(type(error), match=str(error)):
+        features_of(model, tokenizer, precision="bfloat16")
 
 
 def test_auto_takes_float32_where_bfloat16_would_be_emulated(bert, monkeypatch):
@@ -280,9 +493,9 @@ def test_every_dictionary_has_an_equal_say_however_much_it_says():
     assert sum(weights[6:]) == pytest.approx(1 / 3)
 
 
-def test_within_a_dictionary_a_sense_weighs_1_over_its_rank():
-    weights = sense_weights(senses("a", 1, 2, 4))
-    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1 / 2, 1 / 4])
+def test_within_a_dictionary_a_sense_weighs_1_over_the_root_of_its_rank():
+    weights = sense_weights(senses("a", 1, 4, 9))
+    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1 / 2, 1 / 3])
     assert sense_weights(senses("a", 3)) == [1.0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ from transformers import (
 from transformers.models.bart import BartForConditionalGeneration
 
 from defemb_callbacks import Definition, with_definition_head
-from defemb_callbacks.reconstruction.prompts import definition_prompt, family_of, mask_text, slot_tokens
+from defemb_callbacks.reconstruction.prompts import (
+    definition_prompt,
+    definition_texts,
+    family_of,
+    mask_text,
+    prompt_style,
+    slot_tokens,
+    synonyms_prompt,
+)
 from tiny import (
     byte_bpe_tokenizer,
     gemma_tokenizer,
@@ -165,3 +174,74 @@ def test_the_tokenized_prompt_holds_the_mask_and_not_the_word(word):
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(definition_prompt(definition, word, MASK))["input_ids"])
     assert tokens.count("<mask>") == 4
     assert word not in "".join(tokens).lower()
+
+
+@pytest.mark.parametrize(
+    ("definition", "word", "prompt"),
+    [
+        (Definition("cat", "a small feline"), "cat", "a small feline, i.e."),
+        (Definition("cat", "a feline", synonyms=("mog", "puss")), "cat", "Synonyms of mog, puss: a feline, i.e."),
+        # The lemma of an inflected form, but not the other case of the word itself.
+        (Definition("cat", "a small feline"), "cats", "Synonyms of cat: a small feline, i.e."),
+        (Definition("Paris", "the capital of France"), "paris", "the capital of France, i.e."),
+        # The word is removed from names, which may leave the same name twice or none, and replaced in the gloss.
+        (
+            Definition("cat", "a cat, or CAT; concat", synonyms=("true cat", "Cat", "true Cat", "cat cat")),
+            "cat",
+            "Synonyms of true: a it, or it; concat, i.e.",
+        ),
+    ],
+)
+def test_the_prompt_of_decoders_ends_where_the_word_would_follow(definition, word, prompt):
+    assert synonyms_prompt(definition, word) == prompt
+
+
+def test_only_decoders_read_the_prompt_that_ends_before_the_word():
+    tokenizer = byte_bpe_tokenizer()
+    assert prompt_style(tiny_model(GPT2Model, tokenizer)) == "synonyms"
+    assert prompt_style(tiny_roberta(tokenizer)) == prompt_style(tiny_model(T5Model, unigram_tokenizer())) == "mask"
+
+
+DECODER_TOKENIZERS = {
+    "byte BPE, with a closing token": byte_bpe_tokenizer,
+    "unigram": gemma_tokenizer,
+    "unigram, with a closing token": unigram_tokenizer,
+    "word pieces": wordpiece_tokenizer,
+}
+
+
+@pytest.mark.parametrize("make", DECODER_TOKENIZERS.values(), ids=DECODER_TOKENIZERS)
+def test_truncated_prompts_keep_their_ending(make):
+    tokenizer = make()
+    gloss = "an animal with wings and feathers that lays eggs"
+    definitions = [Definition("bird", " ".join([gloss] * repeats), synonyms=("owl",)) for repeats in (1, 5, 40)]
+    whole = definition_texts(["bird"], [definitions], tokenizer, 10_000, "synonyms").input_ids
+    special = set(tokenizer.all_special_ids)
+    prompts = [synonyms_prompt(definition, "bird") for definition in definitions]
+    assert whole == tokenizer(prompts, verbose=False)["input_ids"]
+    for max_length in (24, 32, 64):
+        texts = definition_texts(["bird"], [definitions], tokenizer, max_length, "synonyms").input_ids
+        for cut, full in zip(texts, whole, strict=True):
+            assert len(cut) == min(len(full), max_length)
+            assert cut[0] == full[0]
+            text = tokenizer.decode([index for index in cut if index not in special])
+            assert text.replace(" ", "").endswith(",i.e.")
+            if len(full) > max_length:
+                # The ending and what closes the text, and nothing between but the start of the gloss.
+                kept = next(n for n in range(max_length, 0, -1) if cut[:n] == full[:n])
+                assert cut[kept:] == full[-(max_length - kept) :]
+                assert max_length - kept < 14
+
+
+def test_a_prompt_without_room_for_its_ending_is_truncated_as_usual():
+    tokenizer = byte_bpe_tokenizer()
+    definition = Definition("bird", "an animal with wings")
+    (ids,) = definition_texts(["bird"], [[definition]], tokenizer, 4, "synonyms").input_ids
+    assert ids == tokenizer(synonyms_prompt(definition, "bird"), truncation=True, max_length=4)["input_ids"]
+
+
+def test_long_prompts_do_not_warn(caplog):
+    tokenizer = byte_bpe_tokenizer()
+    with caplog.at_level(logging.WARNING, "transformers"):
+        definition_texts(["bird"], [[Definition("bird", "wings " * 500)]], tokenizer, 64, "synonyms")
+    assert not caplog.records

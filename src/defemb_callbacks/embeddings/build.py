@@ -19,7 +19,14 @@ from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.fingerprints import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.metrics.pairs import related_tokens
-from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, word_features
+from defemb_callbacks.reconstruction import (
+    cross_fitted_rows,
+    definition_texts,
+    learned_rows,
+    prompt_style,
+    resolve_settings,
+    word_features,
+)
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups, single_words
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
@@ -79,10 +86,10 @@ def build_definition_embeddings(
         >>> build_definition_embeddings(model, tokenizer, glossary)
         DefinitionEmbeddings(2 of 10 tokens, width 8)
     """
-    config = config or DefinitionEMBConfig()
     outer = transformers_model(model)
     # Without PEFT's adapters: definitions are encoded by the pretrained model.
     inner: PreTrainedModel = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    config = resolve_settings(config or DefinitionEMBConfig(), inner)
     lexicon = main_process_first(lambda: load_definitions(definitions))
     vocabulary = read_vocabulary(tokenizer, table_shape(inner, config.table)[0])
     with adapters_off(outer):
@@ -160,7 +167,10 @@ def _build(
     folder: Path,
     readers: list[int],
 ) -> DefinitionEmbeddings:
-    found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
+    assert config.features is not None
+    assert config.definitions_per_token is not None
+    most = config.definitions_per_token
+    found = definitions_of_tokens(vocabulary, lexicon, most)
     if not found:
         raise ValueError(
             f"None of the {len(vocabulary):,} tokens has a definition in {lexicon.name} ({len(lexicon):,} words). "
@@ -178,7 +188,7 @@ def _build(
             ids,
             list(zip(words, found.values(), strict=True)),
             folder,
-            more=lambda: single_words(lexicon, config.definitions_per_token),
+            more=lambda: single_words(lexicon, most),
             max_length=max_length,
             precision=config.precision,
             batch_size=config.batch_size,
@@ -187,7 +197,8 @@ def _build(
         )
         rows, details = learned.rows, {**learned.info, "constructor": config.constructor_config.to_dict()}
     else:
-        texts = definition_texts(words, list(found.values()), tokenizer, max_length)
+        style = prompt_style(model)
+        texts = definition_texts(words, list(found.values()), tokenizer, max_length, style)
         logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
         with gathered(model):
             features = word_features(
@@ -203,13 +214,19 @@ def _build(
         groups = lemma_groups(list(found.values()))
         fitted = on_main_process(lambda: cross_fitted_rows(features, targets, groups=groups))
         rows, feature_map = fitted.rows, fitted.weights
-        details = {"features": config.features, "ridge_strength": fitted.strength, "r_squared": fitted.r_squared}
+        details = {
+            "features": config.features,
+            "prompt": style,
+            "ridge_strength": fitted.strength,
+            "r_squared": fitted.r_squared,
+        }
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
     info = {
         "model": model.name_or_path,
         "method": config.method,
         "table": config.table,
         "definitions": lexicon.name,
+        "definitions_per_token": most,
         "definitions_read": sum(map(len, found.values())),
         **details,
     }

@@ -104,7 +104,9 @@ def plan_new_tokens(
         TypeError: If the terms have another type; see `read_terms`.
     """
     uncased = read_vocabulary(tokenizer).uncased
-    defined = read_terms(terms, dictionary, ignore_case=uncased, max_definitions=config.definitions_per_token)
+    # The default depends on the model, which may not exist yet: `rows_from_definitions` reads no more than that.
+    most = config.definitions_per_token or 8
+    defined = read_terms(terms, dictionary, ignore_case=uncased, max_definitions=most)
     return plan_tokens(tokenizer, defined, dictionary.words)
 
 

@@ -18,7 +18,14 @@ from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.build import build_definition_embeddings
 from defemb_callbacks.embeddings.fingerprints import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.new_tokens.terms import Term
-from defemb_callbacks.reconstruction import definition_texts, held_out_words, mapped, read_definitions, word_features
+from defemb_callbacks.reconstruction import (
+    definition_texts,
+    held_out_words,
+    mapped,
+    read_definitions,
+    resolve_settings,
+    word_features,
+)
 from defemb_callbacks.weights.distributed import this_process
 
 
@@ -53,6 +60,7 @@ def constructor_folder(
         dictionary: The dictionary that the constructor was trained on.
         config: Settings.
     """
+    config = resolve_settings(config, model)
     key = fingerprint(
         fingerprint_weights(model, config.table),
         fingerprint_tokenizer(tokenizer),
@@ -90,11 +98,13 @@ def rows_from_definitions(
         FileNotFoundError: If they are learned and their constructor was not kept.
     """
     rows = torch.zeros(len(terms), embeddings.rows.shape[1])
-    defined = [position for position, term in enumerate(terms) if term.definitions]
+    most = resolve_settings(config, model).definitions_per_token or 0
+    best = [[definition for definition in term.definitions if definition.rank <= most] for term in terms]
+    defined = [position for position, found in enumerate(best) if found]
     if not defined:
         return rows
     words = [terms[position].text for position in defined]
-    definitions = [terms[position].definitions for position in defined]
+    definitions = [best[position] for position in defined]
     max_length = min(config.max_length, tokenizer.model_max_length)
     batch_size = config.batch_size
     if embeddings.info.get("method") == "learned":
@@ -104,7 +114,9 @@ def rows_from_definitions(
         return rows
     if embeddings.feature_map is None:
         raise ValueError("These embeddings have no map for new words: an older version built them. Build them again.")
-    texts = definition_texts(words, definitions, tokenizer, max_length)
+    # Earlier versions read all models with the prompt of the mask.
+    style = embeddings.info.get("prompt", "mask")
+    texts = definition_texts(words, definitions, tokenizer, max_length, style)
     features = word_features(
         model, tokenizer, texts, embeddings.info["features"], batch_size=batch_size, precision=config.precision
     )

@@ -8,8 +8,8 @@ from defemb_callbacks.reconstruction.constructor.learned_rows import (
     read_definitions,
 )
 from defemb_callbacks.reconstruction.definition_head import DefinitionEMBMixin, with_definition_head
-from defemb_callbacks.reconstruction.features import word_features
-from defemb_callbacks.reconstruction.prompts import definition_texts
+from defemb_callbacks.reconstruction.features import resolve_settings, word_features
+from defemb_callbacks.reconstruction.prompts import definition_texts, prompt_style
 from defemb_callbacks.reconstruction.ridge import cross_fitted_rows, mapped
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "last_states",
     "learned_rows",
     "mapped",
+    "prompt_style",
     "read_definitions",
+    "resolve_settings",
     "with_definition_head",
     "word_features",
 ]

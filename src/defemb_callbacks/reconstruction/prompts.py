@@ -20,6 +20,10 @@ from transformers import (
 from defemb_callbacks.definitions import Definition
 
 Family = Literal["encoder", "encoder-decoder", "decoder"]
+PromptStyle = Literal["mask", "synonyms"]
+
+# The last words of the "synonyms" prompt, after which the defined word is the likeliest continuation.
+ENDING = ", i.e."
 
 # T5 was trained to see up to a hundred of them; DefinitionEMB uses these.
 _SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
@@ -95,6 +99,38 @@ def definition_prompt(definition: Definition, word: str, mask: str) -> str:
     return f"{head}: {gloss}" if head else gloss
 
 
+def synonyms_prompt(definition: Definition, word: str) -> str:
+    """`Synonyms of synonym, synonym: gloss, i.e.`, which a decoder would continue with the defined word.
+
+    The word itself is removed from the synonyms and replaced with "it" in the gloss.
+
+    Args:
+        definition: One definition of the word.
+        word: The word as the tokenizer spells it.
+
+    Example:
+        >>> pet = Definition("cat", "a small feline; a cat purrs", synonyms=("true cat", "mouser"))
+        >>> synonyms_prompt(pet, "cat")
+        'Synonyms of true, mouser: a small feline; a it purrs, i.e.'
+        >>> synonyms_prompt(Definition("cat", "a small feline"), "cat")
+        'a small feline, i.e.'
+    """
+    own = _pattern(word)
+    others = [name for name in (definition.word, *definition.synonyms) if name.lower() != word.lower()]
+    names = [name for name in dict.fromkeys(own.sub("", name).strip() for name in others) if name]
+    head = f"Synonyms of {', '.join(names)}: " if names else ""
+    return f"{head}{own.sub('it', definition.gloss)}{ENDING}"
+
+
+def prompt_style(model: PreTrainedModel) -> PromptStyle:
+    """Which prompt a model reads: decoders `synonyms_prompt`, all others `definition_prompt`.
+
+    Args:
+        model: Any model.
+    """
+    return "synonyms" if family_of(model) == "decoder" else "mask"
+
+
 @lru_cache(maxsize=64)
 def _pattern(word: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
@@ -123,17 +159,22 @@ class DefinitionTexts:
 
 
 def sense_weights(definitions: Sequence[Definition]) -> list[float]:
-    """Weight of each definition in the mean of a word: 1/rank within its dictionary, and as much for each dictionary.
+    """Weight of each definition in the mean of a word: proportional to 1/√rank within a dictionary.
+
+    Each dictionary has the same total weight.
+
+    Args:
+        definitions: Definitions of one word.
 
     Example:
-        >>> cat = [Definition("cat", "a feline", source="a"), Definition("cat", "a gossip", rank=2, source="a")]
+        >>> cat = [Definition("cat", "a feline", source="a"), Definition("cat", "a gossip", rank=4, source="a")]
         >>> [round(weight, 3) for weight in sense_weights([*cat, Definition("cat", "a pet", source="b")])]
         [0.333, 0.167, 0.5]
     """
     mass: dict[str, float] = {}
     for definition in definitions:
-        mass[definition.source] = mass.get(definition.source, 0.0) + 1 / definition.rank
-    return [1 / definition.rank / mass[definition.source] / len(mass) for definition in definitions]
+        mass[definition.source] = mass.get(definition.source, 0.0) + definition.rank**-0.5
+    return [definition.rank**-0.5 / mass[definition.source] / len(mass) for definition in definitions]
 
 
 def definition_texts(
@@ -141,23 +182,44 @@ def definition_texts(
     definitions: Sequence[Sequence[Definition]],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    style: PromptStyle = "mask",
 ) -> DefinitionTexts:
     """Write out and tokenize the definitions of each word.
 
     Args:
-        words: as the vocabulary has them.
-        definitions: of each word, at least one.
-        tokenizer: the model's.
-        max_length: longest text in tokens, special tokens included.
+        words: Words, spelled as in the vocabulary.
+        definitions: Definitions of each word, at least one.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum number of tokens of a text, special tokens included. Longer texts are truncated; a
+            "synonyms" prompt keeps its ending.
+        style: The prompt, from `prompt_style`.
     """
     mask = mask_text(tokenizer)
     texts: dict[str, int] = {}
     uses: list[tuple[int, int, float]] = []
     for position, (word, found) in enumerate(zip(words, definitions, strict=True)):
         for definition, weight in zip(found, sense_weights(found), strict=True):
-            prompt = definition_prompt(definition, word, mask)
+            synonyms = style == "synonyms"
+            prompt = synonyms_prompt(definition, word) if synonyms else definition_prompt(definition, word, mask)
             uses.append((texts.setdefault(prompt, len(texts)), position, weight))
-    plain = {"return_attention_mask": False, "return_token_type_ids": False}
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **plain)["input_ids"]
+    kept = _ending_length(tokenizer) if style == "synonyms" else 0
+    encoded = _tokenized(list(texts), tokenizer, max_length, kept)
     text, word_of_use, weights = zip(*uses, strict=True)
     return DefinitionTexts(encoded, torch.tensor(text), torch.tensor(word_of_use), torch.tensor(weights))
+
+
+def _tokenized(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, ending: int) -> list[list[int]]:
+    """Token ids of texts of at most `max_length` tokens, the last `ending` of which are kept if there is room."""
+    plain = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    if not 0 < ending < max_length:
+        return tokenizer(texts, truncation=True, max_length=max_length, **plain)["input_ids"]
+    encoded = tokenizer(texts, truncation=False, **plain)["input_ids"]
+    return [ids if len(ids) <= max_length else [*ids[: max_length - ending], *ids[-ending:]] for ids in encoded]
+
+
+def _ending_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Number of tokens of `ENDING` and of the special tokens after it."""
+    special = set(tokenizer.all_special_ids)
+    ids = tokenizer(f"it{ENDING}")["input_ids"]
+    closing = next((count for count, index in enumerate(reversed(ids)) if index not in special), 0)
+    return closing + len(tokenizer(ENDING, add_special_tokens=False)["input_ids"])
