@@ -27,15 +27,23 @@ from defemb_callbacks import Definition, DefinitionEMBConfig, build_definition_e
 from defemb_callbacks.embeddings.blending import blend_rows, blend_weights, choose_tokens
 from defemb_callbacks.metrics import pairs_by_group, relation_auc
 from defemb_callbacks.metrics.pairs import related_tokens
-from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, resolve_settings, word_features
 from defemb_callbacks.reconstruction.prompts import definition_prompt
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 
-FEATURES = ("mean", "bag", "first", "mask")
-COMBINATIONS = (("mask",), ("first",), ("mean",), ("bag",), ("mean", "bag"), ("mean", "bag", "first", "mask"))
+FEATURES = ("mean", "bag", "first", "mask", "layers")
+COMBINATIONS = (
+    ("mask",),
+    ("first",),
+    ("mean",),
+    ("bag",),
+    ("mean", "bag"),
+    ("mean", "bag", "first", "mask"),
+    ("layers", "bag"),
+)
 DEFINITIONS = (1, 2, 4, 8)
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 ALPHAS = (0.2, 0.5, 1.0)
@@ -73,9 +81,10 @@ def main() -> None:
     arguments = parser.parse_args()
     name = arguments.model or find_model()
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    vocabulary, lexicon, config = read_vocabulary(tokenizer), load_definitions("wordnet"), DefinitionEMBConfig()
+    vocabulary, lexicon = read_vocabulary(tokenizer), load_definitions("wordnet")
+    config = resolve_settings(DefinitionEMBConfig(), model)
     table = read_table(model)
-    width = table.shape[1]
+    widths = [table.shape[1] * (3 if feature == "layers" else 1) for feature in FEATURES]
 
     by_definitions, by_features = {}, {}
     for most in DEFINITIONS:
@@ -86,7 +95,7 @@ def main() -> None:
         encoded = word_features(model, tokenizer, texts, FEATURES)
         seconds = time.perf_counter() - start
         old, groups = table[torch.tensor(list(found))], lemma_groups(list(found.values()))
-        blocks = dict(zip(FEATURES, encoded.split(width, dim=1), strict=True))
+        blocks = dict(zip(FEATURES, encoded.split(widths, dim=1), strict=True))
         for combination in COMBINATIONS if most == DEFINITIONS[-1] else [tuple(config.features)]:
             features = torch.cat([blocks[feature] for feature in combination], dim=1)
             fitted = cross_fitted_rows(features, old, groups=groups)

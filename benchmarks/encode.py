@@ -23,7 +23,7 @@ from common import RESULTS, add_model_argument, environment, find_model, held_mb
 from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings, load_definitions
-from defemb_callbacks.reconstruction import definition_texts
+from defemb_callbacks.reconstruction import definition_texts, prompt_style, resolve_settings
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
@@ -92,15 +92,16 @@ def main() -> None:
         print(json.dumps(measure_build(model_name, arguments.build_in)))
         return
 
-    tokenizer, lexicon, config = (
-        AutoTokenizer.from_pretrained(model_name),
+    model, tokenizer = AutoModel.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
+    lexicon, config, style = (
         load_definitions("wordnet"),
-        DefinitionEMBConfig(),
+        resolve_settings(DefinitionEMBConfig(), model),
+        prompt_style(model),
     )
     vocabulary = read_vocabulary(tokenizer)
     found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
     words = [vocabulary.words[index] or "" for index in found]
-    texts = definition_texts(words, list(found.values()), tokenizer, config.max_length)
+    texts = definition_texts(words, list(found.values()), tokenizer, config.max_length, style)
 
     cold, warm, bare = [], [], []
     for _ in range(arguments.repeats):  # interleaved, so that changes in machine speed affect all three

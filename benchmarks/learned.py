@@ -24,7 +24,15 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
 from defemb_callbacks.constructor_config import ConstructorConfig
-from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, learned_rows, mapped, word_features
+from defemb_callbacks.reconstruction import (
+    cross_fitted_rows,
+    definition_texts,
+    learned_rows,
+    mapped,
+    prompt_style,
+    resolve_settings,
+    word_features,
+)
 from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
@@ -42,10 +50,14 @@ def ridge(
     model: PreTrainedModel, tokenizer: Any, defined: list[Any], old: Tensor, held_out: Tensor
 ) -> dict[str, float]:
     """Fit a map on the other words, with regularisation chosen by cross-validation."""
-    config = DefinitionEMBConfig()
+    config = resolve_settings(DefinitionEMBConfig(), model)
     start = time.perf_counter()
     texts = definition_texts(
-        [word for word, _ in defined], [found for _, found in defined], tokenizer, config.max_length
+        [word for word, _ in defined],
+        [found for _, found in defined],
+        tokenizer,
+        config.max_length,
+        prompt_style(model),
     )
     features = word_features(model, tokenizer, texts, config.features)
     kept = ~held_out
@@ -66,7 +78,8 @@ def main() -> None:
     logging.getLogger("transformers").setLevel(logging.WARNING)
     name = arguments.model or find_model()
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    vocabulary, lexicon, config = read_vocabulary(tokenizer), load_definitions("wordnet"), DefinitionEMBConfig()
+    vocabulary, lexicon = read_vocabulary(tokenizer), load_definitions("wordnet")
+    config = resolve_settings(DefinitionEMBConfig(), model)
     found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
     table = read_table(model)
     known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}

@@ -26,6 +26,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, RobertaConfi
 
 from defemb_callbacks import DefinitionEMBConfig, load_definitions
 from defemb_callbacks.constructor_config import ConstructorConfig
+from defemb_callbacks.reconstruction import resolve_settings
 from defemb_callbacks.reconstruction.constructor.data import DefinitionCollator, ReadingStyle, definition_rows
 from defemb_callbacks.reconstruction.constructor.model import freeze_unused, open_constructor
 from defemb_callbacks.reconstruction.constructor.training import ConstructorTrainer, constructor_arguments
@@ -53,7 +54,7 @@ def synchronize(device: torch.device) -> None:
 
 def find_rows(model: PreTrainedModel, tokenizer: Any, words: int) -> Any:
     """Return the training rows of `words` words, spread over the vocabulary."""
-    vocabulary, config = read_vocabulary(tokenizer), DefinitionEMBConfig()
+    vocabulary, config = read_vocabulary(tokenizer), resolve_settings(DefinitionEMBConfig(), model)
     found = definitions_of_tokens(vocabulary, load_definitions("wordnet"), config.definitions_per_token)
     chosen = list(found)[:: max(1, len(found) // words)]
     names = [vocabulary.words[index] or "" for index in chosen]

@@ -177,22 +177,22 @@ def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 1
 @contextlib.contextmanager
 def remembered_texts() -> Iterator[None]:
     """Encode each text once: texts without held-out words have the same encoding in every fold."""
-    known: dict[tuple[int, ...], Tensor] = {}
-    plain = features._text_features
+    known: dict[tuple[bool, tuple[int, ...]], list[Tensor]] = {}
+    plain = features._TextReader.parts
 
-    def text_features(model: Any, weights: Any, input_ids: Tensor, *rest: Any) -> Tensor:
-        texts = [tuple(ids) for ids in input_ids.tolist()]
+    def parts(reader: Any, input_ids: Tensor, weights: Any = None) -> list[Tensor]:
+        texts = [(weights is None, tuple(ids)) for ids in input_ids.tolist()]
         new = [place for place, text in enumerate(texts) if text not in known]
         if new:
-            made = plain(model, weights, input_ids[new], *rest)
-            known.update({texts[place]: row for place, row in zip(new, made, strict=True)})
-        return torch.stack([known[text] for text in texts])
+            columns = plain(reader, input_ids[new], weights)
+            known.update({texts[place]: row for place, *row in zip(new, *columns, strict=True)})
+        return [torch.stack(column) for column in zip(*(known[text] for text in texts), strict=True)]
 
-    features._text_features = text_features
+    features._TextReader.parts = parts
     try:
         yield
     finally:
-        features._text_features = plain
+        features._TextReader.parts = plain
 
 
 def new_rows(

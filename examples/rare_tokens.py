@@ -41,7 +41,7 @@ def rare_rebuilt_tokens(
         ValueError: If such settings are used without training data.
     """
     vocabulary = read_vocabulary(tokenizer, size)
-    defined = definitions_of_tokens(vocabulary, load_definitions(definitions), config.definitions_per_token)
+    defined = definitions_of_tokens(vocabulary, load_definitions(definitions), max_definitions=1)
     counting = config.frequency == "training_data" or config.only_training_tokens
     if counting and train is None:
         raise ValueError("only_training_tokens and frequency='training_data' require training data. Pass --do_train.")
