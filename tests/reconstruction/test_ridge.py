@@ -250,10 +250,10 @@ def test_a_tiny_strength_is_raised_so_that_left_out_rows_are_determined(strength
 def test_float32_is_used_only_if_it_agrees() -> None:
     x, y = planted(60, 6, 4, noise=1.0)
     rows = torch.arange(8).view(4, 2)
-    assert module._Ridge(x, y, 100).fit(0.1).single(rows).factor.dtype == torch.float32
+    assert module._Ridge(x, y, 100).fit(0.1).in_float32(rows).factor.dtype == torch.float32
     # The condition number of the normal equations is about 1e8.
     near = torch.cat([x, x + 1e-3 * planted(60, 6, 4, seed=1)[0]], dim=1)
-    assert module._Ridge(near, y, 100).fit(1e-8).single(rows).factor.dtype == torch.float64
+    assert module._Ridge(near, y, 100).fit(1e-8).in_float32(rows).factor.dtype == torch.float64
 
 
 def test_rows_with_a_leverage_near_one_are_computed_in_float64() -> None:
@@ -262,6 +262,18 @@ def test_rows_with_a_leverage_near_one_are_computed_in_float64() -> None:
     expected = exact_rows(x, y, 1e-5, torch.arange(60))
     fitted = cross_fitted_rows(x, y, strengths=(1e-5,))
     torch.testing.assert_close(fitted.rows[41], expected[41].float(), rtol=1e-6, atol=1e-5)
+
+
+def test_nearly_equal_rows_of_one_group_are_computed_in_float64() -> None:
+    """Each has a leverage of about a half, together they determine a feature."""
+    x, y = planted(60, 6, 4, noise=1.0)
+    x[:, 2] = 0
+    x[40:42, 2] = 1
+    groups = torch.arange(60)
+    groups[41] = 40
+    expected = exact_rows(x, y, 1e-5, groups)
+    rows = predictions(x, y, 1e-5, groups=groups)
+    torch.testing.assert_close(rows, expected.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_all_rows_but_one_may_be_one_group() -> None:

@@ -50,22 +50,23 @@ def cross_fitted_rows(
     """Predict each row of `y` from `x` with a linear map fitted on the rows of all other groups.
 
     The map minimises `‖XW + b - Y‖² + strength · n · Σ_j var(x_j) ‖W_j‖²`, which is ridge regression on standardised
-    features with an intercept; constant features get no weight. The left-out predictions are exact, from the hat
-    matrix of one fit, where a refit for each group would use the means, standard deviations and `n` of all rows.
+    features with an intercept; constant features get no weight. The left-out predictions come from the hat matrix of
+    one fit. They equal those of a refit without each group, with the penalty computed from all rows.
 
     The strength is the one with the smallest left-out error on an evenly spaced sample of the groups. The search starts
     in the middle of `strengths` and follows the decreasing error. Nothing depends on the random state.
 
-    The computation is in float64 on the device of `x`, or on the CPU if that device has no float64. Besides the result
-    it holds two F × F matrices, three F × d matrices and a few blocks of rows.
+    The computation runs on the device of `x`, or on the CPU if that device has no float64. The fit is in float64;
+    left-out predictions are computed in float32 where this agrees with float64. Besides the result, at most two F × F
+    matrices, three F × d matrices and a few blocks of rows are in memory.
 
     Args:
         x: (n, F) features, of any floating-point type.
         y: (n, d) targets, of any floating-point type.
         groups: (n,) int64, the group of each row; the rows of a group are left out together. `None` leaves out each
             row alone.
-        strengths: The strengths to choose from. Those below 1e-8 · F are raised to this value: below it a left-out row
-            could not be told from rounding errors if there are more features than rows.
+        strengths: The strengths to choose from. Those below 1e-8 · F are raised to this value, so that left-out
+            predictions are not dominated by rounding errors if there are more features than rows.
         block: The number of rows converted to float64 at once; it does not change the result.
 
     Returns:
@@ -98,11 +99,11 @@ def cross_fitted_rows(
     strength = _smallest(sampled_error, [max(strength, 1e-8 * x.shape[1]) for strength in strengths])
     fit = ridge.fit(strength)
     del ridge.gram
-    weights, single = fit.weights(), fit.single(sample[0][:CHECKED_GROUPS])
+    weights, fast = fit.weights(), fit.in_float32(sample[0][:CHECKED_GROUPS])
     rows, squared_error = torch.empty(len(x), y.shape[1]), 0.0
     for part in _parts(batches, block):
-        errors, remaining = single.left_out_errors(part)
-        if remaining < 0.1 and single is not fit:
+        errors, determined = fast.left_out_errors(part)
+        if determined < 0.1 and fast is not fit:
             errors, _ = fit.left_out_errors(part)
         squared_error += float(errors.square().sum(dtype=torch.float64))
         members = part.flatten()
@@ -160,14 +161,14 @@ class _Float64Rows:
         """Return the mean of all rows, (w,) float64, or raise if `name` holds NaN or infinity."""
         sums = [self(members).sum(dim=0) for members in self.blocks(block)]
         mean = torch.stack(sums).sum(dim=0) / len(self.values)
-        if not bool(torch.isfinite(mean).all()):
-            finite = torch.cat([torch.isfinite(self(members)).all(dim=1) for members in self.blocks(block)])
-            broken = (~finite).nonzero().flatten()
-            raise ValueError(
-                f"{len(broken)} rows of the {name} hold NaN or infinity, the first one row {int(broken[0])}. "
-                "Are the model's weights damaged?"
-            )
-        return mean
+        if bool(torch.isfinite(mean).all()):
+            return mean
+        finite = torch.cat([torch.isfinite(self(members)).all(dim=1) for members in self.blocks(block)])
+        broken = (~finite).nonzero().flatten().tolist()
+        raise ValueError(
+            f"{len(broken)} rows of the {name} hold NaN or infinity, the first one row {broken[0]}. "
+            "Are the model's weights damaged?"
+        )
 
 
 class _Ridge:
@@ -244,7 +245,7 @@ class _Fit:
     moment: Tensor
     sketch: Tensor | None
 
-    def single(self, members: Tensor) -> _Fit:
+    def in_float32(self, members: Tensor) -> _Fit:
         """Return this fit in float32, or unchanged if float32 gives other errors of these rows."""
         single = _Fit(self.ridge, self.factor.float(), self.moment.float(), self.sketch)
         exact, rounded = self.left_out_errors(members)[0], single.left_out_errors(members)[0]
@@ -258,7 +259,7 @@ class _Fit:
             members: (m, k) int64, the rows of m groups.
 
         Returns:
-            (m · k, d), and the smallest diagonal value of `I - H`, by which rounding errors are divided.
+            (m · k, d), and a lower bound of the eigenvalues of `I - H`, by which rounding errors are divided.
         """
         (groups, size), rows, dtype = members.shape, members.flatten(), self.factor.dtype
         features = self.ridge.standardised(rows).to(dtype)
@@ -271,7 +272,7 @@ class _Fit:
         identity = torch.eye(size, dtype=dtype, device=self.ridge.device)
         complement = identity - 1 / self.ridge.count - whitened @ whitened.mT
         errors = errors / complement if size == 1 else torch.linalg.solve(complement, errors)
-        return errors.flatten(0, 1), float(complement.diagonal(dim1=1, dim2=2).min())
+        return errors.flatten(0, 1), 1 - float((1 - complement.diagonal(dim1=1, dim2=2)).sum(dim=1).max())
 
     def weights(self) -> Tensor:
         """Return the map of features to targets: (F + 1, d) float32."""
