@@ -27,7 +27,7 @@ from defemb_callbacks.weights.rows import embedding_weight, table_shape
 
 logger = logging.getLogger(__name__)
 
-# Minimum mean cosine of bfloat16 to float32 features, over at least `TRIAL_TEXTS` texts, for `precision="auto"`.
+# Minimum mean cosine of bfloat16 to float32 features, over about `TRIAL_TEXTS` texts, for `precision="auto"`.
 AGREEMENT = 0.999
 TRIAL_TEXTS = 32
 
@@ -229,10 +229,8 @@ def _lower_precision(
     if precision == "bfloat16":
         return weights
     cosines = []
-    texts_by_length = [texts.input_ids[index] for batch in batches for index in batch]
-    sample = texts_by_length[:: max(1, len(texts_by_length) // TRIAL_TEXTS)]
-    for batch in equal_length_batches([len(ids) for ids in sample], TRIAL_TEXTS):
-        input_ids = torch.tensor([sample[index] for index in batch], device=model.device)
+    for batch in _trial_batches(batches):
+        input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
         exact = reader.parts(input_ids)
         try:
             rounded = reader.parts(input_ids, weights)
@@ -246,3 +244,18 @@ def _lower_precision(
         return weights
     logger.info("bfloat16 features agree with float32 to a cosine of %.4f only; float32 is used.", agreement)
     return None
+
+
+def _trial_batches(batches: list[list[int]], lengths: int = 4) -> list[list[int]]:
+    """About `TRIAL_TEXTS` texts of few different lengths: the first batch of a length is slow in bfloat16."""
+    share = TRIAL_TEXTS // lengths
+    full = [batch[:share] for batch in batches if len(batch) >= share]
+    if len(full) >= lengths:
+        step = len(full) // lengths
+        return full[step // 2 :: step][:lengths]
+    # A small dictionary: batches of few texts.
+    chosen: list[list[int]] = []
+    for batch in sorted(batches, key=len, reverse=True):
+        if sum(map(len, chosen)) < TRIAL_TEXTS:
+            chosen.append(batch)
+    return chosen
