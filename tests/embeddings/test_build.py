@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
+from transformers import BertForMaskedLM, BertForSequenceClassification, GPT2Model, PreTrainedModel
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, Lexicon, build_definition_embeddings
 from defemb_callbacks.definitions import Relation, load_definitions
@@ -19,7 +19,17 @@ from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts,
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
-from tiny import byte_bpe_tokenizer, tiny_bert, tiny_glossary, tiny_roberta, unigram_tokenizer, wordpiece_tokenizer
+from tiny import (
+    byte_bpe_tokenizer,
+    tiny_bert,
+    tiny_glossary,
+    tiny_model,
+    tiny_roberta,
+    unigram_tokenizer,
+    wordpiece_tokenizer,
+)
+
+GLOSSES = tiny_glossary()
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +93,35 @@ def test_the_rows_are_cross_fitted_from_the_features(model, tokenizer) -> None:
     torch.testing.assert_close(built.rows, expected.rows)
     assert built.info["ridge_strength"] == expected.strength
     assert built.info["definitions_read"] == len(tiny_glossary())
+
+
+@pytest.mark.parametrize(
+    ("make", "features", "prompt", "most"),
+    [
+        (lambda t: tiny_bert(t, num_hidden_layers=6), ["layers", "bag"], "mask", 8),
+        (lambda t: tiny_model(GPT2Model, t, n_layer=6), ["last", "middle", "bag"], "synonyms", 2),
+    ],
+)
+def test_the_defaults_of_the_family_are_recorded_and_cached(make, features, prompt, most, tokenizer, builds) -> None:
+    model = make(tokenizer)
+    glossary = {word: [gloss, *(f"sense {rank} of it" for rank in range(2, 11))] for word, gloss in GLOSSES.items()}
+    built = build_definition_embeddings(model, tokenizer, glossary, DefinitionEMBConfig(precision="float32"))
+    assert (built.info["features"], built.info["prompt"]) == (features, prompt)
+    assert built.info["definitions_per_token"] == most
+    assert built.info["definitions_read"] == most * len(built.ids)
+
+    explicit = DefinitionEMBConfig(features=features, definitions_per_token=most, precision="float32")
+    assert torch.equal(build_definition_embeddings(model, tokenizer, glossary, explicit).rows, built.rows)
+    assert len(builds) == 1
+
+    vocabulary = read_vocabulary(tokenizer)
+    found = definitions_of_tokens(vocabulary, load_definitions(glossary), most)
+    words = [vocabulary.words[index] for index in found]
+    texts = definition_texts(words, list(found.values()), tokenizer, 64, prompt)
+    encoded = word_features(model, tokenizer, texts, features, precision="float32")
+    groups = lemma_groups(list(found.values()))
+    expected = cross_fitted_rows(encoded, read_table(model)[list(found)], groups=groups)
+    torch.testing.assert_close(built.rows, expected.rows)
 
 
 def test_the_model_is_unchanged(model, tokenizer) -> None:

@@ -124,6 +124,20 @@ def test_every_table_grows_is_saved_and_loaded(family: str, tmp_path: Path):
     assert read_new_tokens_record(loaded) == read_new_tokens_record(model)
 
 
+def test_a_decoder_reads_two_definitions_of_a_term(tokenizer):
+    """It has read no more of the other words."""
+    rows = []
+    senses = ["a wild cat with long ears", "a small animal", "a bird of the night", "a tool with a sharp edge"]
+    for number in (1, 2, 3, 4):
+        model = tiny_model(GPT2LMHeadModel, tokenizer)
+        config = DefinitionEMBConfig(precision="float32")
+        define_new_tokens(model, copy.deepcopy(tokenizer), {"lynx": senses[:number]}, tiny_glossary(), config)
+        rows.append(read_table(model)[-1])
+    assert not torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[1], rows[2])
+    assert torch.equal(rows[1], rows[3])
+
+
 def test_a_row_equals_a_manual_computation(tokenizer, model):
     """Features, map, mixture and length, computed step by step."""
     config = DefinitionEMBConfig(features=["mean"], precision="float32")
