@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import csv
 import json
 import subprocess
 import sys
@@ -34,7 +35,6 @@ from typing import Any
 import torch
 from common import DATA, RESULTS, add_model_argument, centred_cosine, environment, find_model, held_mb
 from datasets import Dataset
-from sst2 import read as read_sst2
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -131,7 +131,8 @@ def recovery(checkpoint: Path, words: set[str], seed: int, device_batch: int = 1
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
 
     def sentences(file: str, number: int) -> Dataset:
-        rows = read_sst2(file).shuffle(seed=seed)
+        rows = Dataset.from_csv(str(DATA / "sst2" / file), sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
+        rows = rows.rename_column("label", "labels").shuffle(seed=seed)
         rows = rows.filter(lambda row: len(words & set(row["sentence"].split())) >= 3)
         rows = rows.select(range(min(number, len(rows))))
         return rows.map(lambda row: dict(tokenizer(row["sentence"], truncation=True, max_length=64)))
