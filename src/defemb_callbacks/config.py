@@ -101,9 +101,15 @@ class DefinitionEMBConfig:
             "in the paper."
         },
     )
-    blend: float = field(default=0.4, metadata={"help": "Weight of the new direction for the least frequent token."})
+    blend: str = field(
+        default="auto",
+        metadata={
+            "help": "Weight of the new row for the least frequent token, 0 to 1. 'auto' is 0.7, less where a language "
+            "model's own predictions would suffer."
+        },
+    )
     blend_floor: float = field(
-        default=0.25,
+        default=0.5,
         metadata={
             "help": "Weight for the most frequent token, as a share of `blend`; in between it grows linearly with the "
             "frequency rank."
@@ -170,7 +176,11 @@ class DefinitionEMBConfig:
         self.group_edges = list(self.group_edges)  # may be a tuple
         if self.features is not None:
             self.features = _checked_features(self.features)
+        if self.blend != "auto":
+            self.blend = _number("blend", self.blend)  # type: ignore[assignment]
         for name in ("blend", "blend_floor", "alpha"):
+            if getattr(self, name) == "auto":
+                continue
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
@@ -199,6 +209,11 @@ class DefinitionEMBConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON values."""
         return asdict(self)
+
+    @property
+    def blend_weight(self) -> float | None:
+        """`blend` as a number, or `None` if it is `"auto"`."""
+        return None if self.blend == "auto" else float(self.blend)
 
     @property
     def constructor_config(self) -> ConstructorConfig:
@@ -285,3 +300,10 @@ def _checked_features(names: Sequence[str]) -> list[str]:
     if unknown:
         raise ValueError(f"`features` must contain only {', '.join(get_args(FeatureName))}, got {unknown[0]!r}.")
     return names
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return value if isinstance(value, int | float) else float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be 'auto' or a number between 0 and 1, got {value!r}.") from None

@@ -18,7 +18,7 @@ from transformers import BertForMaskedLM, PreTrainedModel
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.embeddings import artifact as module
-from defemb_callbacks.embeddings.blending import rescale_rows, written_rows
+from defemb_callbacks.embeddings.blending import DirectionalBlend, rescale_rows, written_rows
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import embedding_weight, read_table
@@ -315,9 +315,9 @@ def test_the_written_rows_are_those_of_the_config(embeddings, model) -> None:
     rank = frequency_rank(embeddings.vocabulary)
     ids = embeddings.ids
     centre = before[rank >= 0].double().mean(dim=0)
-    expected, weights = written_rows(
-        config, before[ids], embeddings.rows, rarity(rank)[ids], torch.zeros(len(ids), dtype=torch.int64), centre
-    )
+    blend = DirectionalBlend.fit(before[ids], embeddings.rows, centre)
+    groups = torch.zeros(len(ids), dtype=torch.int64)
+    expected, weights = written_rows(config, blend, before[ids], embeddings.rows, rarity(rank)[ids], groups)
     torch.testing.assert_close(after[ids], expected)
     torch.testing.assert_close(after[ids].norm(dim=1), before[ids].norm(dim=1))
     others = torch.ones(len(before), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What becomes of an old row and a new one: length, direction and choice."""
+"""How old and new rows are mixed: lengths, directions, the spread of the table, protected logits, chosen tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks import DefinitionEMBConfig
-from defemb_callbacks.embeddings.blending import blend_rows, blend_weights, choose_tokens, rescale_rows, written_rows
+from defemb_callbacks.embeddings import blending
+from defemb_callbacks.embeddings.blending import (
+    AUTO_BLEND,
+    DirectionalBlend,
+    blend_weights,
+    choose_tokens,
+    protect_outputs,
+    rescale_rows,
+    written_rows,
+)
+from defemb_callbacks.metrics import effective_rank
 
 
 def rows(n: int = 50, d: int = 8, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -16,6 +26,23 @@ def rows(n: int = 50, d: int = 8, *, seed: int = 0) -> tuple[Tensor, Tensor, Ten
     old = torch.randn(n, d, generator=generator) * torch.linspace(0.5, 2, n)[:, None] + 1
     new = 0.4 * torch.randn(n, d, generator=generator) + 1
     return old, new, old.double().mean(dim=0)
+
+
+def blend_rows(old: Tensor, new: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
+    """All rows in one group."""
+    return DirectionalBlend.fit(old, new, centre)(old, new, weights, torch.zeros(len(old), dtype=torch.int64))
+
+
+def predicted_table(n: int = 3000, d: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """A table with a decaying spectrum, whose first directions are predicted well and whose last ones not at all."""
+    generator = torch.Generator().manual_seed(0)
+    rotation, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
+    signal = torch.randn(n, d, generator=generator) * torch.linspace(2, 0.5, d)
+    noise = torch.randn(n, d, generator=generator) * torch.linspace(2, 0.5, d)
+    quality = torch.linspace(1, 0, d)
+    predicted = quality * (quality * signal + (1 - quality) * noise)
+    old = signal @ rotation + 1
+    return old, 0.4 * predicted @ rotation + 1, old.double().mean(dim=0)
 
 
 def deviation_cosine(a: Tensor, b: Tensor, centre: Tensor) -> Tensor:
@@ -141,9 +168,107 @@ def test_of_the_least_frequent_share_only_the_allowed_are_taken():
     assert choose_tokens(ids, rank, alpha=1, allowed=torch.zeros(10, dtype=torch.bool)).tolist() == []
 
 
+class TestByDirection:
+    def test_predictable_directions_get_more_weight(self):
+        old, new, centre = predicted_table()
+        blend = DirectionalBlend.fit(old, new, centre)
+        along_old, along_new = (((rows.double() - centre) @ blend.axes).T for rows in (old, new))
+        correlation = torch.stack(
+            [torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(along_old, along_new, strict=True)]
+        )
+        order = torch.argsort(correlation)
+        assert blend.correlation.max() == 1
+        assert blend.correlation[order[-1]] > blend.correlation[order[5]] > blend.correlation[order[0]]
+        assert torch.linalg.matrix_norm(blend.axes.T @ blend.axes - torch.eye(12).double()) < 1e-10
+
+    @pytest.mark.parametrize("weight", [0.3, 0.8])
+    def test_each_group_keeps_the_variance_of_each_direction(self, weight):
+        old, new, centre = predicted_table()
+        groups = torch.arange(3000) % 2
+        blend = DirectionalBlend.fit(old, new, centre)
+        rows = blend(old, new, torch.full((3000,), weight), groups)
+        for group in range(2):
+            before, after = (
+                (torch.nn.functional.normalize(table[groups == group].double() - centre, dim=1) @ blend.axes).var(dim=0)
+                for table in (old, rows)
+            )
+            torch.testing.assert_close(after, before, rtol=0.15, atol=0)
+
+    def test_one_weight_for_all_directions_would_lose_effective_rank(self):
+        old, new, centre = predicted_table()
+        weights = torch.full((3000,), 0.7)
+        by_direction = blend_rows(old, new, weights, centre)
+        ones = torch.ones(12, dtype=torch.float64)
+        alike = DirectionalBlend(centre, ones.diag(), ones, ones)
+        # A group of its own for every row: no variance is restored.
+        scalar = alike(old, new, weights, torch.arange(3000))
+        assert effective_rank(by_direction - centre.float()) > effective_rank(scalar - centre.float())
+        assert effective_rank(by_direction - centre.float()) > 0.98 * effective_rank(old - centre.float())
+
+    def test_rows_move_towards_the_new_ones(self):
+        old, new, centre = predicted_table()
+        moved = [
+            float(deviation_cosine(blend_rows(old, new, torch.full((3000,), weight), centre), new, centre).mean())
+            for weight in (0.0, 0.3, 0.6)
+        ]
+        assert moved[0] < moved[1] < moved[2]
+
+    def test_the_result_does_not_depend_on_blocks(self, monkeypatch):
+        old, new, centre = predicted_table()
+        weights, groups = torch.linspace(0, 1, 3000), torch.arange(3000) % 3
+        whole = DirectionalBlend.fit(old, new, centre)(old, new, weights, groups)
+        monkeypatch.setattr(blending, "_BLOCK", 700)
+        fitted = DirectionalBlend.fit(old, new, centre)
+        torch.testing.assert_close(fitted(old, new, weights, groups), whole, rtol=0, atol=1e-5)
+
+    def test_directions_without_variance_are_left_alone(self):
+        old, new, _ = predicted_table()
+        old, new = (torch.cat([rows, torch.zeros(3000, 2)], dim=1) for rows in (old, new))
+        rows = blend_rows(old, new, torch.full((3000,), 0.5), old.double().mean(dim=0))
+        assert torch.isfinite(rows).all()
+        assert rows[:, -2:].abs().max() < 1e-6
+
+    def test_unpredictive_rows_keep_the_table_finite(self):
+        old, _, centre = predicted_table()
+        rows = blend_rows(old, centre.float().expand(3000, 12), torch.full((3000,), 0.5), centre)
+        assert torch.isfinite(rows).all()
+        torch.testing.assert_close(rows.norm(dim=1), old.norm(dim=1))
+
+
+class TestProtectedOutputs:
+    def test_equals_the_minimum_of_its_objective(self):
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(500, 6, generator=generator).double() * torch.linspace(3, 0.1, 6).double() + 1
+        moment = states.T @ states / 500
+        old, new = torch.randn(2, 9, 6, generator=generator)
+        change = (protect_outputs(old, new, moment, 0.2) - old).double().requires_grad_()
+        lost = (change - (new - old).double()).square().sum()
+        logits = (states @ change.T).square().mean(dim=0).sum() / (0.2 * moment.diagonal().mean())
+        (gradient,) = torch.autograd.grad(lost + logits, change)
+        assert gradient.abs().max() < 1e-5
+
+    def test_less_strength_changes_logits_less(self):
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(500, 6, generator=generator).double() + 1
+        old, new = torch.randn(2, 9, 6, generator=generator)
+        changes = [
+            float((states @ (protect_outputs(old, new, states.T @ states / 500, s) - old).double().T).square().mean())
+            for s in (1e6, 1.0, 0.1, 0.001)
+        ]
+        assert changes == sorted(changes, reverse=True)
+        unprotected = float((states @ (new - old).double().T).square().mean())
+        assert changes[0] == pytest.approx(unprotected, rel=1e-4)
+
+    def test_the_second_moment_is_not_changed(self):
+        moment = torch.eye(3).double()
+        protect_outputs(torch.zeros(1, 3), torch.ones(1, 3), moment, 1.0)
+        assert torch.equal(moment, torch.eye(3).double())
+
+
 def write(old: Tensor, new: Tensor, centre: Tensor, **config: object) -> tuple[Tensor, Tensor]:
     rarity, groups = torch.linspace(0, 1, len(old), dtype=torch.float64), torch.arange(len(old)) % 3
-    return written_rows(DefinitionEMBConfig(**config), old, new, rarity, groups, centre)  # type: ignore[arg-type]
+    blend = DirectionalBlend.fit(old, new, centre)
+    return written_rows(DefinitionEMBConfig(**config), blend, old, new, rarity, groups)  # type: ignore[arg-type]
 
 
 def test_blend_writes_blended_rows_with_the_weights_of_their_rarity():
@@ -152,6 +277,12 @@ def test_blend_writes_blended_rows_with_the_weights_of_their_rarity():
     expected = blend_weights(torch.linspace(0, 1, 50, dtype=torch.float64), 0.3, 0.5)
     assert torch.equal(weights, expected)
     assert torch.equal(written, blend_rows(old, new, expected, centre))
+
+
+def test_auto_starts_from_the_default_weight():
+    old, new, centre = rows()
+    automatic, fixed = write(old, new, centre), write(old, new, centre, blend=AUTO_BLEND)
+    assert all(map(torch.equal, automatic, fixed))
 
 
 def test_blend_0_writes_the_old_rows():

@@ -34,6 +34,7 @@ REPORT = RebuildReport(
         "definitions": "wordnet+pets",
         "definitions_read": 48081,
         "r_squared": 0.1574,
+        "blend_weight": 0.4,
         "settings": DefinitionEMBConfig(blend=0.4, blend_floor=0.25).to_dict(),
     },
 )
@@ -94,7 +95,7 @@ def test_metrics_are_explained_where_they_are_shown():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, "grows from 0.10 for the most frequent token to 0.40 for the least frequent one"),
+        ({}, "the weight of the new vector grows with the token's rarity, up to 0.40"),
         ({"strategy": "replace"}, "`replace`: each row is the new vector, scaled to the typical length"),
         ({"strategy": "replace", "rescale": False, "alpha": 0.5}, "new vector; only the least frequent 50% of"),
         ({"only_training_tokens": True}, "; only tokens of the training data"),

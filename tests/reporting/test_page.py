@@ -81,6 +81,7 @@ def report(snapshots: dict[str, TableSnapshot]) -> RebuildReport:
             "definitions": "word<net>",
             "definitions_read": 60_563,
             "r_squared": 0.20283,
+            "blend_weight": 0.4,
             "settings": {"strategy": "blend", "blend": 0.4, "group_edges": [0.25, 0.75], "frequency": "<counts>.tsv"},
         },
     )

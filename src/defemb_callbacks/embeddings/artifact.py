@@ -40,6 +40,7 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
         info: How the embeddings were built; plain JSON.
         feature_map: (F + 1, d) float32, the ridge solution that maps features of a definition to a row, which gives
             rows to words outside the vocabulary; `None` for the rows of a learned constructor.
+        texts: Token ids of some definitions as running text, on which a language model's predictions are measured.
 
     Raises:
         ValueError: If ids, rows, pairs or map do not fit each other, or rows contain NaN or infinity.
@@ -56,6 +57,7 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
     pairs: Tensor = field(default_factory=lambda: torch.zeros(0, 2, dtype=torch.int64))
     info: dict[str, Any] = field(default_factory=dict)
     feature_map: Tensor | None = None
+    texts: tuple[tuple[int, ...], ...] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> DefinitionEmbeddings:
         # Not the mixin's `__new__`: it records the arguments for a `config.json`, which these files do without.
@@ -76,6 +78,9 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
         mapping = self.feature_map
         if mapping is not None and (mapping.ndim != 2 or mapping.shape[1] != self.rows.shape[1]):
             raise ValueError(f"`feature_map` must be (F + 1, {self.rows.shape[1]}), got {tuple(mapping.shape)}.")
+        used = [token for text in self.texts for token in text]
+        if used and not 0 <= min(used) <= max(used) < size:
+            raise ValueError(f"`texts` must contain ids from 0 to {size - 1}, got ids from {min(used)} to {max(used)}.")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.ids)} of {len(self.vocabulary)} tokens, width {self.rows.shape[1]})"
@@ -210,6 +215,9 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
         tensors = {"ids": self.ids, "rows": self.rows, "pairs": self.pairs}
         if self.feature_map is not None:
             tensors["feature_map"] = self.feature_map
+        if self.texts:
+            tensors["text_ids"] = torch.tensor([token for text in self.texts for token in text], dtype=torch.int64)
+            tensors["text_lengths"] = torch.tensor([len(text) for text in self.texts], dtype=torch.int64)
         write_embeddings(save_directory, tensors, self.vocabulary, self.info)
 
     @classmethod
@@ -279,7 +287,17 @@ def read_embeddings(folder: Path) -> dict[str, Any]:
         "vocabulary": vocabulary,
         "info": description["info"],
         "feature_map": tensors.get("feature_map"),
+        "texts": _read_texts(tensors),
     }
+
+
+def _read_texts(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], ...]:
+    if "text_ids" not in tensors:
+        return ()
+    ids, lengths = tensors["text_ids"], tensors["text_lengths"]
+    if ids.ndim != 1 or lengths.ndim != 1 or (lengths < 1).any() or int(lengths.sum()) != len(ids):
+        raise ValueError("`text_ids` and `text_lengths` do not fit each other.")
+    return tuple(tuple(text.tolist()) for text in ids.split(lengths.tolist()))
 
 
 def _read_vocabulary(description: dict[str, Any]) -> Vocabulary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.cache import cache_root, cached, fingerprint, verify_manifest
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.definitions import Lexicon, load_definitions
+from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.fingerprints import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.metrics.pairs import related_tokens
@@ -27,6 +27,7 @@ from defemb_callbacks.reconstruction import (
     resolve_settings,
     word_features,
 )
+from defemb_callbacks.reconstruction.prompts import mask_text
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups, single_words
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
@@ -37,6 +38,8 @@ from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_
 logger = logging.getLogger(__name__)
 
 # Part of every cache key. Increase it when the same input gives other rows than before.
+PROBE_TEXTS = 256  # definitions on which the predictions of a language model are measured
+
 BUILD_VERSION = "6"
 
 
@@ -228,9 +231,29 @@ def _build(
         "definitions": lexicon.name,
         "definitions_per_token": most,
         "definitions_read": sum(map(len, found.values())),
+        "mask_token_id": tokenizer.convert_tokens_to_ids(mask_text(tokenizer)) if mask_text(tokenizer) else None,
         **details,
     }
-    return DefinitionEmbeddings(ids, rows, vocabulary, related_tokens(vocabulary, lexicon), info, feature_map)
+    pairs = related_tokens(vocabulary, lexicon)
+    return DefinitionEmbeddings(
+        ids, rows, vocabulary, pairs, info, feature_map, probe_texts(words, list(found.values()), tokenizer)
+    )
+
+
+def probe_texts(
+    words: Sequence[str], definitions: Sequence[Sequence[Definition]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[tuple[int, ...], ...]:
+    """Definitions as running text for `LanguageModelProbe`, about 4,000 tokens from all over the vocabulary.
+
+    Args:
+        words: The words that have definitions.
+        definitions: The definitions of each word.
+        tokenizer: The model's tokenizer.
+    """
+    step = max(1, len(words) // PROBE_TEXTS)
+    texts = [f"{word}: {found[0].gloss}." for word, found in list(zip(words, definitions, strict=True))[::step]]
+    encoded = tokenizer(texts[:PROBE_TEXTS], truncation=True, max_length=min(64, tokenizer.model_max_length))
+    return tuple(tuple(ids) for ids in encoded["input_ids"] if len(ids) > 2)
 
 
 def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.embeddings.apply import group_numbers
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
-from defemb_callbacks.embeddings.blending import written_rows
+from defemb_callbacks.embeddings.blending import DirectionalBlend, written_rows
 from defemb_callbacks.new_tokens.definition_rows import out_of_sample
 from defemb_callbacks.new_tokens.token_plan import TermToken
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups, frequency_rank, rarity
@@ -71,11 +71,11 @@ def term_rows(
         existing_ids = torch.tensor([tokens[position].word for position in existing.tolist()])
         rows[existing], weights[existing] = written_rows(
             config,
+            DirectionalBlend.fit(table[embeddings.ids], embeddings.rows, centre),
             old=table[existing_ids],
             new=from_definitions[existing],
             rarity=rarity(rank)[existing_ids],
             groups=group_numbers(groups, len(rank))[existing_ids],
-            centre=centre,
         )
     offset = bare_offset(table, vocabulary)
     bare = torch.tensor([position for position, token in enumerate(tokens) if token.bare is not None]).long()

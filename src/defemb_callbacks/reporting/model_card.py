@@ -109,6 +109,8 @@ def model_card_section(report: RebuildReport) -> str:
         method=info.get("method"),
         r_squared=info.get("r_squared"),
         settings=info.get("settings"),
+        blend_weight=info.get("blend_weight"),
+        language_model=info.get("language_model"),
         group_table=markdown_table(rows, headers),
         metrics=[metric for metric in REPORTED_METRICS if metric.column in headers],
         has_wordnet=any(re.fullmatch(r"wordnet(-\d+)?", name) for name in dictionaries),

@@ -84,13 +84,13 @@ def page_context(record: RunRecord) -> Context:
 def _rebuild_in_short(record: RunRecord) -> Context | None:
     if record.report is None:
         return None
-    total, settings = record.report.groups["all"], record.all_settings
+    total, settings, info = record.report.groups["all"], record.all_settings, record.report.info
     return {
         "rebuilt": f"{total.rebuilt:,}",
         "tokens": f"{total.tokens:,}",
         "dictionary": record.report.info.get("definitions"),
         "strategy": settings.get("strategy"),
-        "blend": f"{settings['blend']:g}" if "blend" in settings else None,
+        "blend": f"{info['blend_weight']:g}" if info.get("blend_weight") is not None else None,
     }
 
 

@@ -117,6 +117,7 @@ class RebuildReport:
         lines = self._term_lines() if self.terms or "new_tokens" in self.info else [self._first_line()]
         if self.info.get("r_squared") is not None:
             lines.append(f"Held-out R² of rows predicted from definitions: {self.info['r_squared']:.3f}.")
+        lines += self._language_model_lines()
         headers, rows = self.group_table()
         lines += ["", text_table(rows, headers)]
         if self.skipped:
@@ -131,6 +132,19 @@ class RebuildReport:
         total = self.groups["all"]
         source = f" ({self.info['definitions']})" if "definitions" in self.info else ""
         return f"Rebuilt {total.rebuilt:,} of {total.tokens:,} token embeddings from definitions{source}."
+
+    def _language_model_lines(self) -> list[str]:
+        measured = self.info.get("language_model")
+        if not measured:
+            return []
+        before, after = measured["loss_before"], measured["loss_after"]
+        if not measured["share"]:
+            return [f"Nothing was written: the loss of the language model would rise from {before:.4f} to {after:.4f}."]
+        return [
+            f"Loss of the language model on {measured['tokens']:,} tokens of definitions: {before:.4f} → {after:.4f} "
+            f"(± {measured['standard_error']:.4f}); divergence from the pretrained predictions "
+            f"{measured['divergence']:.4f} nats a token."
+        ]
 
     def _term_lines(self, shown: int = 10) -> list[str]:
         new = [term for term in self.terms if term.is_new]
