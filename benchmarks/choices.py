@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, build_definition_embeddings, load_definitions
-from defemb_callbacks.embeddings.blending import blend_rows, blend_weights, choose_tokens
+from defemb_callbacks.embeddings.apply import group_numbers, mean_row
+from defemb_callbacks.embeddings.blending import AUTO_BLEND, DirectionalBlend, blend_weights, choose_tokens
 from defemb_callbacks.metrics import pairs_by_group, relation_auc
 from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, resolve_settings, word_features
@@ -109,7 +110,8 @@ def main() -> None:
 
     ids, rank = torch.tensor(list(found)), frequency_rank(vocabulary)
     by_frequency = frequency_groups(rank)
-    centre = table[by_frequency["all"]].double().mean(dim=0)
+    blend = DirectionalBlend.fit(table[ids], rows, mean_row(table, by_frequency["all"]))
+    groups_of_ids = group_numbers(by_frequency, len(rank))[ids]
     pairs = pairs_by_group(
         unmentioned(related_tokens(vocabulary, lexicon), words, found),
         {group: members for group, members in by_frequency.items() if group != "all"},
@@ -117,10 +119,10 @@ def main() -> None:
 
     def score(weights: Tensor) -> dict[str, float]:
         blended = table.clone()
-        blended[ids] = blend_rows(table[ids], rows, weights, centre)
+        blended[ids] = blend(table[ids], rows, weights, groups_of_ids)
         return {group: relation_auc(blended, members) for group, members in pairs.items()}
 
-    default = blend_weights(rarity(rank)[ids], config.blend, config.blend_floor)
+    default = blend_weights(rarity(rank)[ids], AUTO_BLEND, config.blend_floor)
     by_weight = {str(weight): score(torch.full((len(ids),), weight)) for weight in WEIGHTS}
     by_weight["default"] = score(default)
     by_alpha = {}
