@@ -195,7 +195,8 @@ def test_a_distributed_build_equals_that_of_one_process(launch: Launch, tmp_path
     assert torch.equal(found["again"], found["rows"])
     shares = [outcome["batches"] for outcome in launch.of(launched.together)]
     assert max(shares) - min(shares) <= 1
-    assert sum(shares) == len(calls)
+    # Each process reads one text more, to see which layers' states the model returns.
+    assert sum(shares) - launch.processes == len(calls) - 1
     assert [outcome["read_again"] for outcome in launch.of(launched.together)] == [0] * launch.processes
     entries = launch.folder / "together" / "cache" / "embeddings"
     assert len([entry for entry in entries.iterdir() if entry.is_dir()]) == 1
