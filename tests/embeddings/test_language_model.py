@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import (
     BertForMaskedLM,
+    BertForPreTraining,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -209,6 +210,22 @@ class TestApply:
         assert report.rebuilt == 0
         assert "The embeddings were not changed" in caplog.text
         assert "Nothing was written" in str(report)
+
+    def test_a_model_that_cannot_be_measured_stays_as_it_is(self, embeddings, caplog):
+        model = causal(tie_word_embeddings=True)
+        before = read_table(model)
+        handle = model.register_forward_hook(lambda *_: (_ for _ in ()).throw(ValueError("needs pixel_values")))
+        with caplog.at_level(logging.WARNING, "defemb_callbacks"):
+            report = embeddings.apply(model)
+        handle.remove()
+        assert torch.equal(read_table(model), before)
+        assert "The predictions of LlamaForCausalLM cannot be measured: needs pixel_values" in caplog.text
+        assert "could not be measured" in str(report)
+
+    def test_two_pretraining_heads_are_read_by_their_token_predictions(self):
+        tokenizer = wordpiece_tokenizer()
+        model = tiny_model(BertForPreTraining, tokenizer)
+        assert probe(model, mask_token_id=tokenizer.mask_token_id).measure(*rows_of(model, 0.3)).divergence > 0
 
     def test_a_weight_of_ones_own_is_taken_as_it_is(self, embeddings):
         report = embeddings.apply(causal(), DefinitionEMBConfig(blend=0.3))

@@ -86,9 +86,14 @@ def apply_embeddings(
     before = read_table(model, table)
     rows, weights, choice = _rows_to_write(embeddings, model, config, before, rank, groups, ids)
     if choice.get("share") == 0:
+        reason = (
+            "no blend was found that leaves the predictions of this language model intact"
+            if "divergence" in choice
+            else "the predictions of this language model could not be measured"
+        )
         logger.warning(
-            "The embeddings were not changed: no blend was found that leaves the predictions of this language model "
-            "intact. To rebuild them anyway, set the weight yourself, e.g. `blend=0.1`."
+            "The embeddings were not changed: %s. To rebuild them anyway, set the weight yourself, e.g. `blend=0.1`.",
+            reason,
         )
         ids, rows, weights = ids[:0], rows[:0], weights[:0]
     measure = TableMeasure(groups, pairs=embeddings.pairs)
@@ -152,6 +157,9 @@ def _rows_to_write(
 
     probe = _probe(embeddings, model, config)
     if probe is None:
+        automatic = config.strategy == "blend" and config.blend_weight is None
+        if automatic and embeddings.texts and serves_as_output(model, config.table):
+            return *candidate(0.0, None), {"share": 0.0}
         causal = family_of(transformers_model(model)) == "decoder"
         return *candidate(UNMEASURED_DECODER_SHARE if causal else 1.0, None), {}
     if config.strategy == "replace":
@@ -183,11 +191,15 @@ def _probe(
         return None
     if not is_whole(model):
         logger.warning(
-            "The language model is sharded, so its predictions cannot be measured. Set the weight yourself, e.g. "
-            "`blend=0.1`, or rebuild the checkpoint before training with `defemb apply`."
+            "The language model is sharded, so its predictions cannot be measured. Rebuild the checkpoint before "
+            "training, with `defemb apply`."
         )
         return None
-    return LanguageModelProbe(model, embeddings.texts, config.table, embeddings.info.get("mask_token_id"))
+    try:
+        return LanguageModelProbe(model, embeddings.texts, config.table, embeddings.info.get("mask_token_id"))
+    except Exception as error:  # noqa: BLE001 - the forward of some models wants more than text, and fails in any way
+        logger.warning("The predictions of %s cannot be measured: %s", type(transformers_model(model)).__name__, error)
+        return None
 
 
 def mean_row(table: Tensor, ids: Tensor) -> Tensor:

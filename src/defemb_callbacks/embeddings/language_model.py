@@ -162,7 +162,8 @@ class LanguageModelProbe:
             masked = ids.masked_fill(hidden, self._mask) if self._mask is not None else ids
             labels = ids.masked_fill(~hidden, -100) if self._family == "encoder" else ids
             more = {"labels": labels} if self._family == "encoder-decoder" else {}
-            yield labels, self._model(input_ids=masked, **more).logits
+            output = self._model(input_ids=masked, **more)
+            yield labels, output.prediction_logits if "prediction_logits" in output else output.logits
 
     def _causal_logits(self, ids: Tensor) -> Tensor:
         if self._model.get_output_embeddings() is not None:

@@ -137,6 +137,8 @@ class RebuildReport:
         measured = self.info.get("language_model")
         if not measured:
             return []
+        if "divergence" not in measured:
+            return ["Nothing was written: the predictions of the language model could not be measured."]
         before, after = measured["loss_before"], measured["loss_after"]
         if not measured["share"]:
             return [f"Nothing was written: the loss of the language model would rise from {before:.4f} to {after:.4f}."]
