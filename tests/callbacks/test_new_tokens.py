@@ -97,7 +97,7 @@ def test_existing_words_are_rebuilt_from_the_same_build(tokenizer, model, tmp_pa
         processing_class=tokenizer,
         callbacks=[DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS)],
     )
-    torch.testing.assert_close(read_table(model)[:-2], read_table(other), atol=5e-3, rtol=5e-2)
+    torch.testing.assert_close(read_table(model)[:-2], read_table(other), atol=1e-2, rtol=5e-2)
 
 
 def test_with_counts_of_the_training_data(tokenizer, model, tmp_path):
