@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig
+from defemb_callbacks.vocabulary import frequency as frequency_module
 from defemb_callbacks.vocabulary.frequency import (
     GROUPS,
     configured_rank,
@@ -221,6 +223,45 @@ def test_labels_are_counted_where_they_are_text():
     rows = [{"input_ids": [1, 2], "labels": [3, 3, -100]}, {"input_ids": [2]}]
     assert count_tokens(rows, 5).tolist() == [0, 1, 2, 0, 0]
     assert count_tokens(rows, 5, labels=True).tolist() == [0, 1, 2, 2, 0]
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, lambda ids: torch.tensor(ids, dtype=torch.int32)])
+def test_counts_of_many_blocks_equal_a_loop_over_all_ids(kind, monkeypatch):
+    monkeypatch.setattr(frequency_module, "_SMALLEST_BLOCK", 16)
+    drawn, size = random.Random(0), 20
+    rows = [
+        {
+            "input_ids": kind([drawn.randrange(size + 2) for _ in range(drawn.randrange(8))]),
+            "attention_mask": [0, 0],
+            "labels": kind([drawn.choice([-100, 0, 0, size - 1]) for _ in range(3)]),
+        }
+        for _ in range(300)
+    ]
+    for labels in (False, True):
+        expected = [0] * size
+        for row in rows:
+            for column in ("input_ids", "labels")[: 1 + labels]:
+                for token in map(int, row[column]):
+                    if 0 <= token < size:
+                        expected[token] += 1
+        counts = count_tokens(rows, size, labels=labels)
+        assert counts.tolist() == expected
+        assert counts.dtype == torch.int64
+        assert torch.equal(counts, count_tokens(rows[::-1], size, labels=labels))
+
+
+def test_counting_costs_no_more_for_a_large_vocabulary(monkeypatch):
+    """The work is that of `bincount`: its input and its output, the latter as large as the vocabulary."""
+    bincount, work = torch.bincount, []
+
+    def counted(ids, *, minlength):
+        work.append(len(ids) + minlength)
+        return bincount(ids, minlength=minlength)
+
+    monkeypatch.setattr(torch, "bincount", counted)
+    rows, size = [{"input_ids": [0, 7, 255_999, 5]}] * 100_000, 256_000
+    assert count_tokens(rows, size)[7] == 100_000
+    assert sum(work) <= 3 * (4 * len(rows) + size), "each row costs as much as the vocabulary is large"
 
 
 def test_an_empty_dataset_has_no_counts():

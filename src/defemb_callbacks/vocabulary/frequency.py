@@ -16,6 +16,7 @@ from defemb_callbacks.vocabulary.tokens import OUTSIDE_TEXT, Vocabulary
 from defemb_callbacks.weights.rows import table_shape, transformers_model
 
 GROUPS = ("frequent", "medium", "rare")
+_SMALLEST_BLOCK = 1 << 16  # ids that are counted at once even if the vocabulary is smaller
 
 
 def frequency_rank(vocabulary: Vocabulary, counts: Tensor | None = None) -> Tensor:
@@ -164,7 +165,7 @@ def read_counts(path: str | Path, vocabulary: Vocabulary) -> Tensor:
 
 
 def count_tokens(dataset: Any, size: int, *, labels: bool = False) -> Tensor:
-    """Count the occurrences of each token id in the `input_ids` of a dataset.
+    """Count the occurrences of each token id in the `input_ids` of a dataset, in time linear in the number of ids.
 
     The dataset is neither reordered nor consumed.
 
@@ -192,15 +193,29 @@ def count_tokens(dataset: Any, size: int, *, labels: bool = False) -> Tensor:
             "file as frequency='counts.tsv'."
         )
     counts = torch.zeros(size, dtype=torch.int64)
+    block, held = list[Tensor](), 0
     # A map-style torch dataset has no __iter__; Python would index it until an IndexError, which may never come.
     rows = dataset if hasattr(dataset, "__iter__") else (dataset[index] for index in range(len(dataset)))
     for row in rows:
         if "input_ids" not in row:
             raise ValueError(f"The training data has the columns {sorted(row)}, but no 'input_ids'. Tokenize it first.")
         for column in ("input_ids", "labels") if labels and "labels" in row else ("input_ids",):
-            ids = torch.as_tensor(row[column]).flatten()
-            counts += torch.bincount(ids[ids >= 0], minlength=size)[:size]
-    return counts
+            block.append(torch.as_tensor(row[column]).flatten())
+            held += len(block[-1])
+        # A bincount costs as much as the vocabulary is large: take one for at least as many ids.
+        if held >= max(size, _SMALLEST_BLOCK):
+            counts += _bincount(block, size)
+            block, held = [], 0
+    return counts + _bincount(block, size)
+
+
+def _bincount(block: Sequence[Tensor], size: int) -> Tensor:
+    """Count the ids in [0, size) of a block of rows."""
+    filled = [ids for ids in block if len(ids)]  # an empty list has become a float tensor
+    if not filled:
+        return torch.zeros(size, dtype=torch.int64)
+    ids = torch.cat(filled)
+    return torch.bincount(ids[(ids >= 0) & (ids < size)], minlength=size)
 
 
 def training_counts(model: Any, dataloader: Any, config: DefinitionEMBConfig) -> Tensor | None:
