@@ -8,17 +8,20 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from defemb_callbacks import cache
 from defemb_callbacks.cache import (
     MANIFEST,
     cache_root,
     cached,
     file_fingerprint,
     fingerprint,
+    remembered_fingerprint,
     verify_manifest,
     write_manifest,
 )
@@ -212,6 +215,98 @@ def test_file_fingerprint_depends_on_names_and_contents_only(tmp_path: Path) -> 
     assert one == two == file_fingerprint([tmp_path / "one" / "b", tmp_path / "one" / "a"])
     (tmp_path / "two" / "b").rename(tmp_path / "two" / "c")
     assert file_fingerprint((tmp_path / "two" / name) for name in "ac") != one
+
+
+@pytest.fixture
+def reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were read for a fingerprint, with an own cache and without waiting times."""
+    monkeypatch.setenv("DEFEMB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "REMEMBERED_FROM", 1)
+    monkeypatch.setattr(cache, "SETTLED_AFTER", 0)
+    names, checksum = list[str](), cache._checksum
+
+    def recorded(path: Path) -> str:
+        names.append(path.name)
+        return checksum(path)
+
+    monkeypatch.setattr(cache, "_checksum", recorded)
+    return names
+
+
+def written(path: Path, text: str) -> Path:
+    time.sleep(0.02)  # more than one tick of the clock that files are stamped with
+    path.write_text(text)
+    time.sleep(0.02)
+    return path
+
+
+def test_an_unchanged_file_is_not_read_again(tmp_path: Path, reads: list[str]) -> None:
+    path = written(tmp_path / "a.jsonl", "one")
+    first = remembered_fingerprint(path)
+    assert reads == ["a.jsonl"]
+    assert remembered_fingerprint(path) == first
+    assert reads == ["a.jsonl"]
+    assert first == file_fingerprint([path])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no time of change")
+@pytest.mark.parametrize("same_content", [True, False])
+@pytest.mark.parametrize("change", ["touched", "replaced", "edited", "edited with the old time", "appended"])
+def test_a_changed_file_is_read_again(change: str, same_content: bool, tmp_path: Path, reads: list[str]) -> None:
+    path = written(tmp_path / "a.jsonl", "one")
+    before, first = path.stat(), remembered_fingerprint(path)
+    text = "one" if same_content or change == "touched" else "two"
+    if change == "touched":
+        time.sleep(0.02)
+        os.utime(path)
+    elif change == "replaced":
+        other = written(tmp_path / "b.jsonl", text)
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.replace(other, path)
+    elif change == "appended":
+        text = "one more"
+        written(path, text)
+    else:
+        written(path, text)
+    if change == "edited with the old time":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_mtime_ns, path.stat().st_size) == (before.st_mtime_ns, before.st_size)
+    assert (remembered_fingerprint(path) == first) == (text == "one")
+    assert reads == ["a.jsonl", "a.jsonl"]
+
+
+def test_a_file_written_a_moment_ago_and_a_small_one_are_not_remembered(
+    tmp_path: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "a.jsonl", "one")
+    monkeypatch.setattr(cache, "SETTLED_AFTER", 10**12)
+    assert remembered_fingerprint(path) == remembered_fingerprint(path)
+    monkeypatch.setattr(cache, "SETTLED_AFTER", 0)
+    monkeypatch.setattr(cache, "REMEMBERED_FROM", 4)
+    assert remembered_fingerprint(path) == remembered_fingerprint(path)
+    assert len(reads) == 4
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"state": 1}', "null", "\xff"])
+def test_a_damaged_index_is_ignored_and_written_again(damage: str, tmp_path: Path, reads: list[str]) -> None:
+    path = written(tmp_path / "a.jsonl", "one")
+    first = remembered_fingerprint(path)
+    (index,) = (tmp_path / "cache" / "files").iterdir()
+    index.write_bytes(damage.encode("latin-1"))
+    assert remembered_fingerprint(path) == remembered_fingerprint(path) == first
+    assert len(reads) == 2
+
+
+def test_without_a_writable_cache_the_file_is_read_each_time(
+    tmp_path: Path, reads: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = written(tmp_path / "a.jsonl", "one")
+    (tmp_path / "cache").write_text("not a folder")
+    with caplog.at_level(logging.WARNING):
+        assert remembered_fingerprint(path) == remembered_fingerprint(path) == file_fingerprint([path])
+    assert len(reads) == 3
+    assert "is not cached" in caplog.text
 
 
 def test_manifest_of_an_empty_folder_is_valid(tmp_path: Path) -> None:

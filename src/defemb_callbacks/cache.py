@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +20,8 @@ from huggingface_hub.constants import HF_HOME
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+REMEMBERED_FROM = 1 << 26  # bytes; smaller files are read in a moment
+SETTLED_AFTER = 2 * 10**9  # nanoseconds; file systems record times at most this coarsely
 
 T = TypeVar("T")
 
@@ -65,6 +68,57 @@ def file_fingerprint(paths: Iterable[Path]) -> str:
     """
     ordered = sorted(paths, key=lambda path: path.name)
     return fingerprint(*(part for path in ordered for part in (path.name, path)))
+
+
+def remembered_fingerprint(path: Path) -> str:
+    """`file_fingerprint` of one file; a large file is not read again while it is unchanged.
+
+    Its fingerprint is kept in the cache with the file's size, inode, and times of modification and change. The latter
+    also reveals an edit after which the time of modification was set back.
+
+    Raises:
+        OSError: If the file cannot be read.
+
+    Example:
+        >>> remembered_fingerprint(Path(__file__)) == file_fingerprint([Path(__file__)])
+        True
+    """
+    path = path.absolute()
+    before = _state(path)
+    # On Windows, `st_ctime_ns` is the time of creation.
+    if before["size"] < REMEMBERED_FROM or os.name == "nt":
+        return file_fingerprint([path])
+    entry = cache_root() / "files" / f"{fingerprint(str(path))}.json"
+    try:
+        known = json.loads(entry.read_text(encoding="utf-8"))
+        if known["state"] == before:
+            return str(known["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # unknown, or a damaged entry
+    started = time.time_ns()
+    found = file_fingerprint([path])
+    # A file written a moment ago may be written again without a visible change of its times.
+    settled = started - max(before["modified"], before["changed"]) > SETTLED_AFTER
+    if settled and _state(path) == before:
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            partial = entry.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps({"file": str(path), "state": before, "fingerprint": found}), encoding="utf-8")
+            os.replace(partial, entry)
+        except OSError as error:
+            logger.warning("The fingerprint of %s is not cached (%s). The file is read again next time.", path, error)
+    return found
+
+
+def _state(path: Path) -> dict[str, int]:
+    found = path.stat()
+    return {
+        "device": found.st_dev,
+        "inode": found.st_ino,
+        "size": found.st_size,
+        "modified": found.st_mtime_ns,
+        "changed": found.st_ctime_ns,
+    }
 
 
 def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]) -> T:

@@ -6,12 +6,14 @@ import gzip
 import json
 import logging
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from defemb_callbacks import cache
 from defemb_callbacks.definitions import Definition, Lexicon, Relation, load_definitions
 from defemb_callbacks.definitions.wiktionary import extract as wiktionary
 from defemb_callbacks.definitions.wiktionary import tables as wiktionary_tables
@@ -332,6 +334,19 @@ def test_the_cached_lexicon_equals_the_built_one(tmp_path: Path, own_cache: Path
     assert load_wiktionary(path, "fr").words == ("chat",)
     path.write_text(json.dumps(entry("cat", "a pet")))
     assert glosses(load_wiktionary(path), "cat") == ["a pet"]
+
+
+def test_a_large_unchanged_file_is_not_read_again(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "REMEMBERED_FROM", 1)
+    monkeypatch.setattr(cache, "SETTLED_AFTER", 0)
+    path = tmp_path / "e.jsonl"
+    path.write_text(json.dumps(entry("cow", "a ruminant")))
+    time.sleep(0.02)
+    first = load_wiktionary(path)
+    monkeypatch.setattr(cache, "file_fingerprint", pytest.fail)
+    assert load_wiktionary(path).fingerprint == first.fingerprint
 
 
 def test_the_fingerprint_depends_on_senses_and_forms(read: Callable[..., Lexicon]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from defemb_callbacks.cache import cache_root, cached, file_fingerprint, fingerprint
+from defemb_callbacks.cache import cache_root, cached, fingerprint, remembered_fingerprint
 from defemb_callbacks.definitions.lexicon import Lexicon
 from defemb_callbacks.definitions.morphology import Morphology
 from defemb_callbacks.definitions.wiktionary.record import parse_record
@@ -35,7 +35,7 @@ _FORMAT = (
 def load_wiktionary(path: Path, language: str = "en") -> Lexicon:
     """Load a Wiktionary extract from the cache, or read it and cache it; see `read_wiktionary` for the arguments."""
     path = Path(path)
-    folder = cache_root() / "wiktionary" / fingerprint(READER_VERSION, language, file_fingerprint([path]))
+    folder = cache_root() / "wiktionary" / fingerprint(READER_VERSION, language, remembered_fingerprint(path))
     return cached(folder, lambda: read_wiktionary(path, language), Lexicon.save, Lexicon.load)
 
 
