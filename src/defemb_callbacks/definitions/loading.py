@@ -1,4 +1,4 @@
-"""Load any kind of dictionary with one function."""
+"""Load any kind of dictionary: choose the reader for a name, a file extension or an object."""
 
 from __future__ import annotations
 

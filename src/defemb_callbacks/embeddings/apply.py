@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The share of the default weights for decoders whose predictions cannot be measured: in SmolLM2's input table alone it
-# costs less than 0.01 nats a token.
+# Share of the default weights for decoders whose predictions cannot be measured. In SmolLM2's input table alone, it
+# raises the loss by less than 0.01 nats per token.
 UNMEASURED_DECODER_SHARE = 0.3
 
 NOT_DEFINED, NOT_CHOSEN, NOT_IN_DATA = "not in the dictionary", "too frequent (alpha)", "not in the training data"
@@ -140,10 +140,10 @@ def _rows_to_write(
     groups: Mapping[str, Tensor],
     ids: Tensor,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """The rows of the chosen tokens, their weights, and what a language model says about them (empty if not asked)."""
+    """The rows of the chosen tokens, their weights, and their effect on a language model (empty if not measured)."""
     kept = torch.isin(embeddings.ids, ids)
     old, new = table[embeddings.ids.to(table.device)].cpu(), embeddings.rows
-    # Fitted and mixed for all tokens with definitions, so that a row does not depend on which others are chosen.
+    # Fitted and blended for all tokens with definitions, so that a row does not depend on the choice of other tokens.
     blend = DirectionalBlend.fit(old, new, mean_row(table, groups["all"]))
     rare, group = rarity(rank)[embeddings.ids], group_numbers(groups, len(rank))[embeddings.ids]
 
@@ -167,7 +167,7 @@ def _rows_to_write(
         measured = probe.measure(ids, old[kept], rows)
         logger.warning(
             "Replacing the rows changes the loss of this language model from %.3f to %.3f nats per token (measured on "
-            "%d tokens of definitions). `strategy='blend'`, the default, limits the change to what it tolerates.",
+            "%d tokens of definitions). `strategy='blend'`, the default, limits this change.",
             measured.loss_before,
             measured.loss_after,
             measured.tokens,
@@ -182,7 +182,7 @@ def _rows_to_write(
 def _probe(
     embeddings: DefinitionEmbeddings, model: nn.Module, config: DefinitionEMBConfig
 ) -> LanguageModelProbe | None:
-    """A language model to ask, or `None` where there is none or the weights are given."""
+    """Probe of the language model; `None` if the model is not one, or if the settings need no measurement."""
     if not embeddings.texts or not is_measurable(model, config.table):
         return None
     if config.strategy == "blend" and config.blend_weight is not None:
@@ -197,7 +197,7 @@ def _probe(
         return None
     try:
         return LanguageModelProbe(model, embeddings.texts, config.table, embeddings.info.get("mask_token_id"))
-    except Exception as error:  # noqa: BLE001 - the forward of some models wants more than text, and fails in any way
+    except Exception as error:  # noqa: BLE001 - some models need more than text, and their errors differ
         logger.warning("The predictions of %s cannot be measured: %s", type(transformers_model(model)).__name__, error)
         return None
 

@@ -1,4 +1,4 @@
-"""Mix rows from definitions with pretrained rows: how much of which, direction by direction."""
+"""Blend rows from definitions with pretrained rows, with a weight for each token and principal direction."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from defemb_callbacks.config import DefinitionEMBConfig
 
-AUTO_BLEND = 0.7  # the weight that `blend="auto"` starts from; see benchmarks/geometry.py
+AUTO_BLEND = 0.7  # the largest weight with `blend="auto"`; see benchmarks/geometry.py
 
 FEWEST_ROWS = 100  # fewer rows do not determine the correlation of single directions
 _BLOCK = 8192  # rows converted to float64 at once
-_EXPONENT = 0.8  # of the correlation in the weight of a direction, see `DirectionalBlend`
+_EXPONENT = 0.8  # exponent of the correlation in the weight of a direction; see `DirectionalBlend`
 
 
 def blend_weights(rarity: Tensor, blend: float, floor: float) -> Tensor:
     """Weight of the new row by token: `blend · (floor + (1 - floor) · rarity)`.
 
     Frequent tokens were seen often enough for their rows to be reliable, and tasks depend on them most. Rare tokens
-    have little but their definitions.
+    have little else than their definitions.
 
     Args:
         rarity: Frequency rank as a share, 0 for the most frequent token and 1 for the least frequent one.
@@ -37,14 +37,14 @@ def blend_weights(rarity: Tensor, blend: float, floor: float) -> Tensor:
 
 @dataclass(frozen=True)
 class DirectionalBlend:
-    """Mix old and new rows separately in each principal direction, so that the spread of the table is kept.
+    """Blend old and new rows separately in each principal direction, preserving the variance of each direction.
 
-    Definitions predict a few directions of the embedding space well and most of them hardly at all. One weight for
-    all directions would therefore shrink the unpredictable ones and make the table less isotropic. Here the weight
-    of direction j in row i is `w_i · (r_j / max r)^0.8`, with `r_j` the correlation of old and new rows in that
-    direction, and each direction is then scaled back to the variance that it had in its group of rows.
+    Definitions predict a few directions of the embedding space well and most of them poorly. A single weight for
+    all directions would therefore shrink the unpredictable ones and make the table less isotropic. Here, the weight
+    of direction j in row i is `w_i · (r_j / max r)^0.8`, where `r_j` is the correlation of old and new rows in that
+    direction. Each direction is then scaled back to the variance that it had in its group of rows.
 
-    Directions are those of the deviations from `centre`, divided by their lengths. All rows share their mean, which
+    The directions are computed from unit deviations from `centre`. All rows share their mean, which
     is uninformative about a word, and regression shrinks deviations but not the mean.
 
     Attributes:
@@ -102,14 +102,14 @@ class DirectionalBlend:
         return cls(centre, axes, correlation / correlation.max(), scale)
 
     def __call__(self, old: Tensor, new: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
-        """Mix rows.
+        """Blend rows.
 
         Args:
             old: (n, d) pretrained rows.
             new: (n, d) rows from definitions, paired with them; any length.
-            weights: (n,) in [0, 1]; 0 gives the old row, bit by bit.
-            groups: (n,) int64, the group of each row, e.g. of its frequency. Each group keeps the variance that it
-                has in each direction. A group of fewer than 100 rows is mixed without that correction.
+            weights: (n,) in [0, 1]; 0 keeps the old row bit for bit.
+            groups: (n,) int64, the group of each row, e.g. its frequency group. Each group keeps its variance
+                in each direction. A group of fewer than 100 rows is blended without that correction.
 
         Returns:
             (n, d) in the dtype of `old`, with the lengths of the old rows.
@@ -159,17 +159,17 @@ class _Variance:
 
 
 def protect_outputs(old: Tensor, new: Tensor, second_moment: Tensor, strength: float) -> Tensor:
-    """Change rows only where that hardly changes the logits that they produce as output embeddings.
+    """Restrict the change of rows to directions that barely affect the logits they produce as output embeddings.
 
-    A row `e` of an output table gives its token the logit `e · h` in state `h`. Of a change `Δ` this keeps
-    `argmin_D ‖D - Δ‖² + E[(D · h)²] / (strength · m) = Δ (I + E[hhᵀ] / (strength · m))⁻¹`, with `m` the mean of the
-    diagonal of `E[hhᵀ]`: directions in which states are large keep their old values, the others change.
+    A row `e` of an output table gives its token the logit `e · h` in state `h`. The change `Δ = new - old` is replaced
+    with `argmin_D ‖D - Δ‖² + E[(D · h)²] / (strength · m) = Δ (I + E[hhᵀ] / (strength · m))⁻¹`, where `m` is the mean
+    of the diagonal of `E[hhᵀ]`: directions in which states are large keep their old values, the others change.
 
     Args:
         old: (n, d) rows of the table.
-        new: (n, d) rows to write if logits did not matter.
+        new: (n, d) rows, without regard to logits.
         second_moment: (d, d) float64, `E[hhᵀ]` over states of running text.
-        strength: Positive; the smaller, the less the logits change.
+        strength: Positive; smaller values change logits less.
 
     Example:
         >>> old, new = torch.zeros(1, 2), torch.ones(1, 2)
@@ -211,7 +211,7 @@ def rescale_rows(new: Tensor, old: Tensor, groups: Tensor, centre: Tensor) -> Te
 
 
 def choose_tokens(ids: Tensor, rank: Tensor, alpha: float, allowed: Tensor | None = None) -> Tensor:
-    """Choose the least frequent share `alpha` of the tokens with definitions, and of those the ones that are `allowed`.
+    """Choose the least frequent share `alpha` of the tokens with definitions, restricted to those that are `allowed`.
 
     Args:
         ids: (n,) int64 tokens with a definition.
@@ -243,7 +243,7 @@ def written_rows(
     groups: Tensor,
     weight: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the rows that a config writes where no language model has a say.
+    """Compute the rows that a config writes, before a language model limits the change.
 
     Args:
         config: Strategy, weights and rescaling.

@@ -1,4 +1,4 @@
-"""Choose how much of the new rows a language model takes, by its own predictions on text."""
+"""Measure how new rows change a language model's predictions, and choose a blend that does not harm them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from defemb_callbacks.weights.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
-# The largest mean divergence from the pretrained model, in nats a token. The loss on held-out text rises by about a
+# Maximum mean divergence from the pretrained model, in nats per token. The loss on held-out text rises by about a
 # quarter of it (benchmarks/language_models.py).
 MAX_DIVERGENCE = 0.0025
 
@@ -38,21 +38,22 @@ OUTPUT_CANDIDATES = (
 )
 INPUT_CANDIDATES = tuple((share, None) for share in (1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08))
 
-_REFERENCE_SIZE = 1 << 26  # log probabilities that are kept of the pretrained model, 256 MB
+_REFERENCE_SIZE = 1 << 26  # stored log probabilities of the pretrained model: 256 MB
 _BATCH_SIZE = 32
 _MASKED = 7  # every 7th token is masked, about the 15 % of masked language modeling
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What new rows do to a language model.
+    """The effect of new rows on a language model.
 
     Attributes:
-        tokens: Predicted tokens.
-        loss_before: Mean loss of the pretrained model, in nats a token.
+        tokens: Number of predicted tokens.
+        loss_before: Mean loss of the pretrained model, in nats per token.
         loss_after: Mean loss with the new rows.
         standard_error: Standard error of the difference, over texts.
-        divergence: Mean Kullback-Leibler divergence of the new predictions from the pretrained ones, in nats a token.
+        divergence: Mean Kullback-Leibler divergence of the new predictions from the pretrained ones, in nats per
+            token.
     """
 
     tokens: int
@@ -67,25 +68,26 @@ class Measurement:
         return self.loss_after <= self.loss_before + self.standard_error and self.divergence <= MAX_DIVERGENCE
 
     def to_dict(self) -> dict[str, float]:
-        """Return the figures as plain JSON."""
+        """Return the measurement as plain JSON."""
         return asdict(self)
 
 
 class LanguageModelProbe:
-    """Measures the predictions of a language model, with its own rows and with others.
+    """Measures the predictions of a language model with its own rows and with new rows.
 
-    The loss is that of the model's kind: next tokens (causal), masked tokens (masked), or the text from its masked
-    copy (encoder-decoder). Texts that the rows were made from are flattering: rows that know a definition make it
-    likelier, while other text suffers. Therefore the divergence from the pretrained predictions is measured too.
+    The loss is the model's own: next tokens (causal), masked tokens (masked), or the text given its masked copy
+    (encoder-decoder). On the definitions that the rows were built from, this loss is too optimistic: they become more
+    likely, while other text may become less likely. The divergence from the pretrained predictions is therefore
+    measured as well.
 
     Attributes:
         second_moment: (d, d) float64, mean of `hhᵀ` over the states that the output table is multiplied with.
 
     Args:
-        model: The model; it is left as it was.
+        model: The model; it is not changed.
         texts: Token ids of each text.
-        table: The table whose rows are tried.
-        mask_token_id: For masked language models and encoder-decoders.
+        table: The table whose rows are replaced.
+        mask_token_id: Id of the mask token, for masked language models and encoder-decoders.
     """
 
     def __init__(
@@ -107,11 +109,11 @@ class LanguageModelProbe:
         self.second_moment /= max(self._states, 1)
 
     def measure(self, ids: Tensor, old: Tensor, new: Tensor) -> Measurement:
-        """Measure the model with new rows, and put the old ones back.
+        """Measure the model with new rows, and restore the old ones.
 
         Args:
             ids: (n,) int64 tokens.
-            old: (n, d) their rows now.
+            old: (n, d) current rows of these tokens.
             new: (n, d) rows to try.
         """
         try:
@@ -168,7 +170,7 @@ class LanguageModelProbe:
     def _causal_logits(self, ids: Tensor) -> Tensor:
         if self._model.get_output_embeddings() is not None:
             return self._model(input_ids=ids, use_cache=False).logits
-        # Another head, e.g. for classification: the language model's own was tied to the input table.
+        # The model has another head, e.g. for classification; its language modeling head was tied to the input table.
         return nn.functional.linear(last_states(self._model, ids), embedding_weight(self._model))
 
     def _collect(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -211,12 +213,12 @@ def serves_as_output(model: nn.Module, table: TableName) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that a language model accepts.
+    """The candidate that was chosen for a language model.
 
     Attributes:
         share: Share of the default weights; 0 if no candidate was harmless.
-        strength: Of `protect_outputs`; `None` for tables that only serve as input.
-        measurement: What the rows do to the model; for share 0 what the weakest candidate would do.
+        strength: Strength of `protect_outputs`; `None` for tables that only serve as input.
+        measurement: Effect of the rows on the model; for share 0, the effect of the weakest candidate.
     """
 
     share: float
@@ -232,16 +234,16 @@ def choose_harmless(
     """Find the first candidate, from most to least change, that does not harm the model, by bisection.
 
     Args:
-        probe: The model to ask.
+        probe: The probe of the model.
         candidates: Shares of the default weights and strengths of the protection, from most to least change.
-        rows: Gives ids, old rows and new rows of a candidate.
+        rows: Function that returns ids, old rows and new rows of a candidate.
     """
     measured: dict[int, Measurement] = {}
-    low, high = 0, len(candidates)  # the answer is in [low, high]; high = none of them
+    low, high = 0, len(candidates)  # the answer is in [low, high]; len(candidates) means none
     while low < high:
         middle = (low + high) // 2
         measured[middle] = probe.measure(*rows(*candidates[middle]))
-        # All processes must take the same turn, whatever the last digits of theirs.
+        # All processes must take the same branch, even if their measurements differ by rounding.
         if on_main_process(lambda found=measured[middle]: found.harmless):  # type: ignore[misc]
             high = middle
         else:

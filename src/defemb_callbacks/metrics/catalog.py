@@ -14,7 +14,7 @@ OUTPUT = "output_"
 
 @dataclass(frozen=True)
 class Metric:
-    """Everything that users are told about a metric.
+    """What reports, pages and cards show about a metric.
 
     Attributes:
         name: Name in log keys, `defemb/<name>/<group>`.

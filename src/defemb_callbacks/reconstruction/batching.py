@@ -31,7 +31,7 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     Args:
         lengths: Number of tokens of each row.
-        tokens: Maximum number of tokens of a batch on one process. A longer row is a batch of its own. With several
+        tokens: Maximum number of tokens of a batch on one process. A longer row is a separate batch. With several
             processes, some get one row more if a batch cannot be split evenly.
         processes: Number of processes; each gets every `processes`-th batch, as accelerate distributes them.
         seed: Seed of the order.
@@ -52,7 +52,7 @@ class TokenBatchSampler(Sampler[list[int]]):
             )
         self.lengths = torch.as_tensor(lengths)
         self.processes, self.seed, self.epoch = processes, seed, 0
-        self.batch_size = None  # tells accelerate that batches differ in size
+        self.batch_size = None  # signals to accelerate that batches differ in size
         self.drop_last = False
         # accelerate calls `set_epoch` on the `sampler` attribute of what it wraps.
         self.sampler = self

@@ -1,4 +1,4 @@
-"""One pass of the frozen model over the definitions of the vocabulary's words."""
+"""Features of words: the frozen model encodes each definition once, and the definitions of a word are averaged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 AGREEMENT = 0.999
 TRIAL_TEXTS = 32
 
-# Maximum number of default features: the Gram matrix of the ridge regression is this number squared.
+# Maximum width of the default features: the Gram matrix of the ridge regression has this number of rows.
 MAX_WIDTH = 8192
 
 # Features that need the hidden states of intermediate layers.
@@ -39,11 +39,11 @@ INTERMEDIATE = ("layers", "middle")
 
 
 def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> DefinitionEMBConfig:
-    """Return a config with the `features` and `definitions_per_token` of a model in place of `None`.
+    """Replace `None` in `features` and `definitions_per_token` with the defaults for a model.
 
-    Encoders, also those of encoder-decoders, read 8 definitions as "layers" and "bag"; decoders, which cost more,
-    read 2 definitions as "last", "middle" and "bag". If that is more than `MAX_WIDTH` features, the last layer is read
-    instead of several: "mean" and "bag", or "last" and "bag".
+    Encoders, also those of encoder-decoders, use 8 definitions and the features "layers" and "bag"; decoders, which
+    cost more, use 2 definitions and "last", "middle" and "bag". If these have more than `MAX_WIDTH` numbers, only the
+    last layer is used: "mean" and "bag", or "last" and "bag".
 
     Args:
         config: Settings.
@@ -82,10 +82,10 @@ def word_features(
     precision: str = "auto",
     readers: Sequence[int] | None = None,
 ) -> Tensor:
-    """Features of each word: the weighted mean over its definitions.
+    """Compute the features of each word: the weighted mean over its definitions.
 
-    The model is read in eval mode, without gradients, and left in the mode it was in. Texts of equal length are
-    encoded together, so that nothing is spent on padding.
+    The model runs in eval mode, without gradients, and its mode is restored afterwards. Batches contain texts of equal
+    length, so nothing is padded.
 
     Args:
         model: Any model; it is not changed.
@@ -99,8 +99,8 @@ def word_features(
             "middle" are read from the last layer if the model does not return the hidden states of its layers.
         batch_size: Number of texts per batch.
         precision: "float32", "bfloat16", or "auto": bfloat16 where it is fast and gives the same features.
-        readers: Numbers of the processes that share the encoding. Every process of the launch must call this function
-            then, and gets the features of all words. With `None`, this process encodes all texts.
+        readers: Indices of the processes that share the encoding. All processes of the launch must then call this
+            function, and each gets the features of all words. With `None`, this process encodes all texts.
 
     Returns:
         (words, width) float32 on the CPU, the features in the given order; the same for any number of processes. Each
@@ -126,7 +126,7 @@ def word_features(
                 input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
                 encoded = torch.cat(reader.parts(input_ids, weights), dim=1).cpu()
                 if result is None:
-                    # float64: in which order, and on which process, is not to be seen in the sum's float32.
+                    # float64, so that the float32 result does not depend on the order or the number of processes.
                     result = torch.zeros(words, encoded.shape[1], dtype=torch.float64)
                 number = uses[batch]
                 starts = torch.repeat_interleave(first_use[batch] - (number.cumsum(0) - number), number)
@@ -137,23 +137,23 @@ def word_features(
     if readers is not None:
         result = _sum_over_processes(result, words)
     assert result is not None
-    return result.float()  # also out of inference mode
+    return result.float()  # an ordinary tensor, not an inference tensor
 
 
 def _share(batches: list[list[int]], readers: Sequence[int]) -> list[list[int]]:
-    """In turn, so that each reader has as many long texts as the others; nothing for those that cannot read."""
+    """Batches of this process, dealt in turn, so that long texts are spread evenly; none if it is not a reader."""
     number = this_process().process_index
     return batches[list(readers).index(number) :: len(readers)] if number in readers else []
 
 
 def _sum_over_processes(own: Tensor | None, words: int) -> Tensor:
     width = max(gather_object([0 if own is None else own.shape[1]]))
-    own = torch.zeros(words, width, dtype=torch.float64) if own is None else own.clone()  # out of inference mode
+    own = torch.zeros(words, width, dtype=torch.float64) if own is None else own.clone()  # no inference tensor
     return reduce(own.to(this_process().device), reduction="sum").cpu()
 
 
 class _TextReader:
-    """Reads the features of texts without padding.
+    """Computes the features of batches of texts without padding.
 
     Args:
         model: Any model.
@@ -180,12 +180,12 @@ class _TextReader:
             layers = layer_states(self.model, input_ids, weights=weights)
         else:
             layers = [last_states(self.model, input_ids, weights=weights)]
-        # A model on several devices has them on the device of the layer.
+        # If the model is distributed over several devices, the states are on the device of the layer.
         last = layers[-1].float().to(input_ids.device)
         text = torch.arange(len(input_ids), device=input_ids.device)
         is_mask = input_ids == self.mask_id
         content = ~torch.isin(input_ids, self.special)
-        # A definition of special tokens only is read as a whole.
+        # A text that consists of special tokens only is averaged as a whole.
         content |= ~content.any(dim=1, keepdim=True)
         last_content = content.shape[1] - 1 - content.flip(1).int().argmax(dim=1)
 
@@ -206,7 +206,7 @@ class _TextReader:
 
 
 def _spread_layers(number: int) -> list[int]:
-    """Number of the layers at one third, at two thirds and at the end; all layers if there are fewer than three."""
+    """Numbers of the layers at one third, two thirds and the end; all layers if there are fewer than three."""
     return list(range(1, number + 1)) if number < 3 else [round(number / 3), round(2 * number / 3), number]
 
 
@@ -238,7 +238,7 @@ def _lower_precision(
             logger.info("The model cannot be read in bfloat16 (%s); float32 is used.", error)
             return None
         cosines.append(torch.stack([torch.cosine_similarity(a, b) for a, b in zip(exact, rounded, strict=True)]))
-    # The mean of each feature by itself: the bag is the same in both.
+    # The minimum over features: the bag is the same in both precisions.
     agreement = float(torch.cat(cosines, dim=1).mean(dim=1).min())
     if agreement >= AGREEMENT:
         return weights

@@ -1,4 +1,4 @@
-"""A definition as text for a model to read, by what the model and its tokenizer are."""
+"""Prompts: how a definition becomes text, depending on the model's architecture and its tokenizer."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ PromptStyle = Literal["mask", "synonyms"]
 # The last words of the "synonyms" prompt, after which the defined word is the likeliest continuation.
 ENDING = ", i.e."
 
-# T5 was trained to see up to a hundred of them; DefinitionEMB uses these.
+# T5's sentinels for masked spans: it was trained with up to a hundred; DefinitionEMB uses these.
 _SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """How a model reads: both ways ("encoder"), left to right ("decoder"), or the one after the other.
+    """Family of a model: bidirectional ("encoder"), left to right ("decoder"), or "encoder-decoder".
 
-    Told from its configuration and from transformers' registry of model types.
+    It is determined from the model's config and transformers' registry of model types.
+
+    Args:
+        model: Any model.
 
     Example:
         >>> from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
@@ -49,10 +52,13 @@ def family_of(model: PreTrainedModel) -> Family:
 
 
 def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """What may stand in a text for the sub-tokens of the defined word, from the first one on; `()` if nothing can.
+    """Return the tokens that replace the first, second, … sub-token of the defined word; `()` if there are none.
 
-    The mask token; else the sentinels of T5, one for each sub-token, the fourth also for those after it; else an entry
-    that is spelled like a mask (Gemma has one that its tokenizer does not call so).
+    This is the mask token; otherwise T5's sentinels, one per sub-token, the fourth for all further ones; otherwise an
+    entry that is spelled like a mask token (Gemma has one that its tokenizer does not declare).
+
+    Args:
+        tokenizer: The model's tokenizer.
 
     Example:
         >>> from tokenizers import Tokenizer, models
@@ -69,20 +75,20 @@ def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def mask_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands for the defined word where one token is enough: the first of `slot_tokens`, or ""."""
+    """Return the token that replaces the defined word in a prompt: the first of `slot_tokens`, or `""`."""
     return next(iter(slot_tokens(tokenizer)), "")
 
 
 def definition_prompt(definition: Definition, word: str, mask: str) -> str:
-    """`MASK, synonym, synonym: gloss`, with the word itself masked wherever it stands.
+    """`MASK, synonym, synonym: gloss`, with every occurrence of the word itself masked.
 
-    The synonyms are those of the sense; for an inflected form its lemma is among them. The word is masked so that
-    nothing but its definition can tell which word it is.
+    The synonyms are those of the sense, and the lemma of an inflected form. The word is masked so that it can be
+    inferred from its definition only.
 
     Args:
-        definition: one definition of the word.
-        word: the word as the tokenizer has it, which an inflected or lower-cased form makes different from the entry.
-        mask: from `mask_text`.
+        definition: One definition of the word.
+        word: The word as the tokenizer spells it, which may differ from the entry (inflected or lower-cased).
+        mask: From `mask_text`.
 
     Example:
         >>> pet = Definition("cat", "a small feline; a cat purrs", synonyms=("true cat", "mouser"))
@@ -123,7 +129,7 @@ def synonyms_prompt(definition: Definition, word: str) -> str:
 
 
 def prompt_style(model: PreTrainedModel) -> PromptStyle:
-    """Which prompt a model reads: decoders `synonyms_prompt`, all others `definition_prompt`.
+    """Return the prompt for a model: "synonyms" (`synonyms_prompt`) for decoders, else "mask" (`definition_prompt`).
 
     Args:
         model: Any model.
@@ -138,13 +144,13 @@ def _pattern(word: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class DefinitionTexts:
-    """The definitions of some words as texts, each different text once.
+    """Definitions of words as tokenized texts without duplicates.
 
     Attributes:
-        input_ids: token ids of each text.
-        text: (m,) int64, for each use of a text by a word: which text.
-        word: (m,) int64: which word, as position in the list of words.
-        weight: (m,) float32: its weight in the mean of that word; the weights of a word add up to 1.
+        input_ids: Token ids of each text.
+        text: (m,) int64, for each pair of a word and its definition, the index of the text.
+        word: (m,) int64, the index of the word.
+        weight: (m,) float32, the weight of the text in the mean of the word; the weights of a word add up to 1.
     """
 
     input_ids: list[list[int]]
@@ -154,12 +160,12 @@ class DefinitionTexts:
 
     @property
     def tokens(self) -> int:
-        """Tokens to encode."""
+        """Number of tokens to encode."""
         return sum(map(len, self.input_ids))
 
 
 def sense_weights(definitions: Sequence[Definition]) -> list[float]:
-    """Weight of each definition in the mean of a word: proportional to 1/√rank within a dictionary.
+    """Return the weight of each definition in the mean of a word: proportional to 1/√rank within a dictionary.
 
     Each dictionary has the same total weight.
 
@@ -184,7 +190,7 @@ def definition_texts(
     max_length: int,
     style: PromptStyle = "mask",
 ) -> DefinitionTexts:
-    """Write out and tokenize the definitions of each word.
+    """Format the definitions of each word as prompts, and tokenize them.
 
     Args:
         words: Words, spelled as in the vocabulary.
@@ -192,7 +198,7 @@ def definition_texts(
         tokenizer: The model's tokenizer.
         max_length: Maximum number of tokens of a text, special tokens included. Longer texts are truncated; a
             "synonyms" prompt keeps its ending.
-        style: The prompt, from `prompt_style`.
+        style: The style of the prompt, from `prompt_style`.
     """
     mask = mask_text(tokenizer)
     texts: dict[str, int] = {}

@@ -167,7 +167,7 @@ class _Float64Rows:
         broken = (~finite).nonzero().flatten().tolist()
         raise ValueError(
             f"{len(broken)} rows of the {name} hold NaN or infinity, the first one row {broken[0]}. "
-            "Are the model's weights damaged?"
+            "Check the model's weights."
         )
 
 

@@ -145,7 +145,7 @@ class RebuildReport:
         return [
             f"Loss of the language model on {measured['tokens']:,} tokens of definitions: {before:.4f} → {after:.4f} "
             f"(± {measured['standard_error']:.4f}); divergence from the pretrained predictions "
-            f"{measured['divergence']:.4f} nats a token."
+            f"{measured['divergence']:.4f} nats per token."
         ]
 
     def _term_lines(self, shown: int = 10) -> list[str]:
