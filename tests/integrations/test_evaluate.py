@@ -1,4 +1,4 @@
-"""The measurements of `evaluate` give what the functions give, whichever way the table gets into them."""
+"""The measurements for `evaluate` equal the functions, however the table is passed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_table_is_kept_in_float32_or_on_request_in_float64(table: Tensor, sett
     assert Isotropy("float64", **settings).compute(data=fine.tolist()) == {"isotropy": isotropy(fine)}
 
 
-def test_a_table_can_come_bit_by_bit(table: Tensor, settings: dict[str, Any]):
+def test_a_table_can_be_added_in_batches(table: Tensor, settings: dict[str, Any]):
     measurement = Isotropy(**settings)
     measurement.add_batch(data=table[:50])
     for row in table[50:53]:
@@ -144,7 +144,7 @@ def test_the_script_itself_can_be_loaded(monkeypatch: pytest.MonkeyPatch, table:
 
 
 @pytest.mark.parametrize("measurement", [Isotropy, RelationAUC])
-def test_evaluate_knows_what_they_are(measurement: Any, settings: dict[str, Any]):
+def test_they_describe_themselves_to_evaluate(measurement: Any, settings: dict[str, Any]):
     module = measurement(**settings)
     assert module.module_type == "measurement"
     assert module.name == {Isotropy: "isotropy", RelationAUC: "relation_auc"}[measurement]
@@ -166,12 +166,12 @@ def test_evaluate_knows_what_they_are(measurement: Any, settings: dict[str, Any]
         ([[1.0, 2.0], [float("nan"), 1.0]], "row 1 of table has a NaN"),
     ],
 )
-def test_what_is_no_table_is_refused(data: Any, message: str, settings: dict[str, Any]):
+def test_invalid_tables_are_refused(data: Any, message: str, settings: dict[str, Any]):
     with pytest.raises(ValueError, match=message):
         Isotropy(**settings).compute(data=data)
 
 
-def test_rows_of_different_lengths_are_told_apart(settings: dict[str, Any]):
+def test_rows_of_different_lengths_are_refused(settings: dict[str, Any]):
     measurement = Isotropy(**settings)
     measurement.add_batch(data=[[1.0, 2.0], [3.0, 4.0]])
     measurement.add(data=[1.0, 2.0, 3.0])
@@ -179,14 +179,14 @@ def test_rows_of_different_lengths_are_told_apart(settings: dict[str, Any]):
         measurement.compute()
 
 
-def test_a_refused_batch_leaves_nothing_behind(table: Tensor, settings: dict[str, Any]):
+def test_a_refused_batch_adds_no_rows(table: Tensor, settings: dict[str, Any]):
     measurement = Isotropy(**settings)
     with pytest.raises(ValueError, match="table of numbers"):
         measurement.add_batch(data=[*table.tolist(), ["cat"]])
     assert measurement.compute(data=table) == {"isotropy": isotropy(table)}
 
 
-def test_missing_or_wrong_pairs_are_told(table: Tensor, settings: dict[str, Any]):
+def test_missing_or_invalid_pairs_are_refused(table: Tensor, settings: dict[str, Any]):
     with pytest.raises(ValueError, match=r"needs pairs of related rows. Call compute\(data=..., pairs="):
         RelationAUC(**settings).compute(data=table)
     with pytest.raises(ValueError, match="pairs name row 119, the table has rows 0 to 99"):
@@ -195,7 +195,7 @@ def test_missing_or_wrong_pairs_are_told(table: Tensor, settings: dict[str, Any]
         RelationAUC(**settings).compute(data=table, pairs=PAIRS.float())
 
 
-def test_an_unknown_precision_is_told(settings: dict[str, Any]):
+def test_an_unknown_precision_is_refused(settings: dict[str, Any]):
     with pytest.raises(ValueError, match="must be 'float32' \\(the default\\) or 'float64', got 'float16'"):
         Isotropy("float16", **settings)
 

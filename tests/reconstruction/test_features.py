@@ -1,4 +1,4 @@
-"""The features are those of a slow, obvious loop over texts, whatever the batches, and the model does not notice."""
+"""Features equal a slow loop over single texts for any batching, and the model is not changed."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def dictionary() -> tuple[list[str], list[list[Definition]]]:
         found[position].append(Definition(words[position], "a part of the house", rank=2, source="a"))
     for position in range(0, len(words), 4):
         found[position].append(Definition(words[position], glosses[words[position - 1]], source="b"))
-    # In what the model reads, nothing is left of the difference between these two.
+    # The prompts of these two are the same.
     words += ["wolves", "wolfish"]
     found += [[Definition("wolf", "a wild animal", source="a")]] * 2
     return words, found
@@ -75,7 +75,7 @@ def texts_for(tokenizer: PreTrainedTokenizerBase, max_length: int = 64) -> Defin
 
 
 def slow_features(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: DefinitionTexts) -> Tensor:
-    """Each text alone through the encoder, each feature by its definition, each word by a plain sum."""
+    """Encode each text alone, and compute each feature and each mean by its definition."""
     encoder = model.get_encoder() if model.config.is_encoder_decoder else model
     table = model.get_input_embeddings().weight.detach()
     result = [0.0] * (int(texts.word.max()) + 1)
@@ -83,7 +83,7 @@ def slow_features(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
         ids = texts.input_ids[text]
         with torch.no_grad():
             states = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        # T5's first sentinel stands where other tokenizers have a mask token.
+        # T5's first sentinel replaces the mask token of other tokenizers.
         mask_token = tokenizer.mask_token or "<extra_id_0>"
         is_mask = [token == tokenizer.get_vocab().get(mask_token) for token in ids]
         is_content = [token not in tokenizer.all_special_ids for token in ids]
@@ -197,7 +197,7 @@ def test_a_definition_head_on_a_task_head_leaves_the_layers(precision):
 
 
 def test_a_definition_head_on_a_bare_model_hides_the_layers(bert, caplog):
-    """transformers records hidden states by class, and this class is not one of its own."""
+    """transformers records hidden states by class, and does not know this class."""
     backbone, tokenizer = bert
     with caplog.at_level(logging.INFO, "defemb_callbacks"):
         found = features_of(with_definition_head(backbone), tokenizer, features=["layers"])
@@ -276,7 +276,7 @@ def test_each_feature_alone_is_its_part_of_all_together(bert, name):
 
 
 def test_features_differ_from_word_to_word_and_from_one_another(bert):
-    """Else the comparisons of this file would say nothing."""
+    """Otherwise, the comparisons in this file would be uninformative."""
     parts = features_of(*bert).split(32, dim=1)
     for part in parts:
         assert torch.pdist(part[:-2]).min() > 1e-3
@@ -296,14 +296,14 @@ def test_the_batch_size_does_not_change_the_features(bert, batch_size):
 
 
 @pytest.mark.parametrize("model_class", [BertForMaskedLM, BertForSequenceClassification])
-def test_a_task_head_plays_no_part(bert, model_class):
+def test_a_task_head_is_ignored(bert, model_class):
     backbone, tokenizer = bert
     model = tiny_bert(tokenizer, model_class)
     model.bert.load_state_dict(backbone.state_dict(), strict=False)
     assert torch.equal(features_of(model, tokenizer), features_of(backbone, tokenizer))
 
 
-def test_nor_does_a_definition_head(bert):
+def test_a_definition_head_is_ignored(bert):
     backbone, tokenizer = bert
     wrapped = with_definition_head(backbone, mask_token_id=tokenizer.mask_token_id)
     assert torch.equal(features_of(wrapped, tokenizer), features_of(backbone, tokenizer))
@@ -316,7 +316,7 @@ def test_bfloat16_is_close_to_float32(family):
     assert torch.cosine_similarity(exact, rounded).min() > 0.999
 
 
-def test_auto_takes_bfloat16_only_where_it_agrees(bert, monkeypatch, caplog):
+def test_auto_uses_bfloat16_only_if_it_agrees(bert, monkeypatch, caplog):
     monkeypatch.setattr(features, "has_fast_bfloat16", lambda device: True)
     exact, rounded = (features_of(*bert, precision=precision) for precision in ("float32", "bfloat16"))
     monkeypatch.setattr(features, "AGREEMENT", -1.0)
@@ -377,7 +377,7 @@ def test_models_that_fail_in_bfloat16_are_read_in_float32(bert, monkeypatch, cap
         features_of(model, tokenizer, precision="bfloat16")
 
 
-def test_auto_takes_float32_where_bfloat16_would_be_emulated(bert, monkeypatch):
+def test_auto_uses_float32_if_bfloat16_would_be_emulated(bert, monkeypatch):
     monkeypatch.setattr(features, "has_fast_bfloat16", lambda device: False)
     assert torch.equal(features_of(*bert, precision="auto"), features_of(*bert, precision="float32"))
 
@@ -390,10 +390,10 @@ def test_a_model_in_bfloat16_gives_float32_features_close_to_its_own_in_float32(
     assert torch.cosine_similarity(expected, rounded).min() > 0.999
 
 
-def test_each_module_is_left_in_the_mode_it_was_in(bert):
+def test_the_mode_of_each_module_is_restored(bert):
     model, tokenizer = bert
     model.train()
-    model.encoder.layer[1].eval()  # as a script does that freezes a part
+    model.encoder.layer[1].eval()  # as scripts do that freeze a part of the model
     modes = {name: module.training for name, module in model.named_modules()}
     assert len(set(modes.values())) == 2
     features_of(model, tokenizer)
@@ -408,7 +408,7 @@ def test_the_modes_are_restored_after_an_error_too(bert):
     assert all(module.training for module in model.modules())
 
 
-def test_dropout_and_noise_of_training_do_not_act(bert):
+def test_dropout_and_noise_are_disabled(bert):
     """NEFTune is such a hook: it acts on the embeddings' output while they are in training mode."""
     model, tokenizer = bert
     expected = features_of(model, tokenizer)
@@ -428,7 +428,7 @@ def test_the_random_state_is_untouched(bert):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_there_are_no_gradients_and_training_goes_on_afterwards(bert):
+def test_no_gradients_are_kept_and_training_continues_afterwards(bert):
     model, tokenizer = bert
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     features = features_of(model.train(), tokenizer)
@@ -485,7 +485,7 @@ def senses(source: str, *ranks: int) -> list[Definition]:
     return [Definition("cat", f"sense {rank}", rank=rank, source=source) for rank in ranks]
 
 
-def test_every_dictionary_has_an_equal_say_however_much_it_says():
+def test_every_dictionary_has_the_same_total_weight():
     weights = sense_weights([*senses("a", 1, 2, 3, 4, 5), *senses("b", 1), *senses("c", 2, 9)])
     assert sum(weights) == pytest.approx(1)
     assert sum(weights[:5]) == pytest.approx(1 / 3)
@@ -493,14 +493,14 @@ def test_every_dictionary_has_an_equal_say_however_much_it_says():
     assert sum(weights[6:]) == pytest.approx(1 / 3)
 
 
-def test_within_a_dictionary_a_sense_weighs_1_over_the_root_of_its_rank():
+def test_within_a_dictionary_the_weight_is_1_over_the_root_of_the_rank():
     weights = sense_weights(senses("a", 1, 4, 9))
     assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1 / 2, 1 / 3])
     assert sense_weights(senses("a", 3)) == [1.0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
-def test_batches_part_the_texts_by_length_the_longest_first(batch_size):
+def test_batches_group_texts_by_length_longest_first(batch_size):
     lengths = torch.randint(3, 12, (60,)).tolist()
     batches = equal_length_batches(lengths, batch_size)
     assert sorted(position for batch in batches for position in batch) == list(range(60))
@@ -513,7 +513,7 @@ def test_batches_part_the_texts_by_length_the_longest_first(batch_size):
     assert len(batches) == sum(-(-lengths.count(length) // batch_size) for length in set(lengths))
 
 
-def test_without_texts_there_are_no_batches():
+def test_no_texts_give_no_batches():
     assert equal_length_batches([], 4) == []
 
 

@@ -1,4 +1,4 @@
-"""A definition as text, by what reads it: nothing but its definition tells which word it is."""
+"""Definitions as prompts for each model family: the word can be inferred from its definition only."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WORDPIECE = wordpiece_tokenizer()
 
 
 class HouseConfig(BartConfig):
-    """Of no family that transformers knows."""
+    """A type that is not registered in transformers."""
 
     model_type = "house"
 
@@ -96,17 +96,17 @@ def house() -> PreTrainedModel:
         (lambda: tiny_model(LlamaForCausalLM, byte_bpe_tokenizer()), "decoder"),
         (lambda: tiny_model(GemmaModel, gemma_tokenizer()), "decoder"),
         (lambda: tiny_model(Qwen2Model, byte_bpe_tokenizer()), "decoder"),
-        # A type that can be either, told by its setting.
+        # A type that can be either, depending on its config.
         (lambda: tiny_bert(WORDPIECE, is_decoder=True), "decoder"),
     ],
 )
-def test_the_family_is_told_from_the_model_with_or_without_a_head(make, family):
+def test_the_family_is_determined_with_or_without_a_head(make, family):
     model = make()
     assert family_of(model) == family
     assert family_of(with_definition_head(model)) == family
 
 
-# What stands for the word
+# The token that replaces the word
 
 
 @pytest.mark.parametrize(
@@ -149,16 +149,16 @@ def test_the_slots_of_real_tokenizers_are_single_tokens(data_dir: Path, name: st
         (Definition("Paris", "the capital of France"), "paris", "<mask>: the capital of France"),
         # Itself among the synonyms, twice, and within longer names.
         (Definition("cat", "a pet", synonyms=("Cat", "true cat", "true Cat")), "cat", "<mask>, true <mask>: a pet"),
-        # In the gloss: in any case, beside punctuation, but no part of another word.
+        # In the gloss: in any case, next to punctuation, but not within another word.
         (Definition("cat", "Cat's cradle; (cat), cat-like"), "cat", "<mask>: <mask>'s cradle; (<mask>), <mask>-like"),
         (Definition("cat", "category of cats; concat"), "cat", "<mask>: category of cats; concat"),
         (Definition("slovo", "slov, slovom"), "slov", "<mask>, slovo: <mask>, slovom"),
-        # Words with characters that mean something to a regular expression.
+        # Words with special characters of regular expressions.
         (Definition("c++", "what c++ compilers read; c, cc++"), "c++", "<mask>: what <mask> compilers read; c, cc++"),
         (Definition(".net", "a .net is no net"), ".net", "<mask>: a <mask> is no net"),
     ],
 )  # fmt: skip
-def test_the_word_is_masked_wherever_it_stands(definition, word, prompt):
+def test_every_occurrence_of_the_word_is_masked(definition, word, prompt):
     assert definition_prompt(definition, word, MASK) == prompt
 
 
@@ -227,7 +227,7 @@ def test_truncated_prompts_keep_their_ending(make):
             text = tokenizer.decode([index for index in cut if index not in special])
             assert text.replace(" ", "").endswith(",i.e.")
             if len(full) > max_length:
-                # The ending and what closes the text, and nothing between but the start of the gloss.
+                # The ending and the closing tokens, and before them only the start of the gloss.
                 kept = next(n for n in range(max_length, 0, -1) if cut[:n] == full[:n])
                 assert cut[kept:] == full[-(max_length - kept) :]
                 assert max_length - kept < 14

@@ -1,4 +1,4 @@
-"""The pictures: what stands on their axes, in their legends and in their files."""
+"""Figures: axes, legends and files."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def test_metrics_have_a_panel_each_and_a_line_for_each_group(history) -> None:
     assert [axis.get_title(loc="left") for axis in figure.axes] == TITLES
     for axis in figure.axes:
         assert {line.get_label(): line.get_color() for line in axis.lines} == COLOURS
-        assert len({line.get_marker() for line in axis.lines}) == len(COLOURS)  # told apart without colours, too
+        assert len({line.get_marker() for line in axis.lines}) == len(COLOURS)  # distinguishable without colours, too
     lines = {line.get_label(): line.get_xydata().tolist() for line in panel(figure, "Isotropy").lines}
     assert lines["all"] == [[10, 13], [20, 23], [30, 33]]
-    assert lines["rare"] == [[10, 14], [30, 34]]  # a missing value is no zero
+    assert lines["rare"] == [[10, 14], [30, 34]]  # a missing value is not zero
     assert legend_of(figure) == GROUPS
     assert figure.legends[0].get_title().get_text() == "tokens by frequency"
 
@@ -112,7 +112,7 @@ def test_only_measured_metrics_have_a_panel(history, shown) -> None:
     assert [axis.get_xlabel() for axis in figure.axes[-2:]] == ["training step"] * min(shown, 2)
 
 
-def test_the_output_table_has_panels_of_its_own() -> None:
+def test_the_output_table_has_its_own_panels() -> None:
     rows = [{"step": step, "defemb/norm/all": 1.0, "defemb/output_norm/all": 2.0} for step in (1, 2)]
     [axis] = plot_metrics(rows).axes
     assert axis.lines[0].get_ydata().tolist() == [1, 1]
@@ -146,13 +146,13 @@ def test_singular_values_are_relative_to_the_largest() -> None:
     assert axis.get_ylabel()
 
 
-def test_zero_singular_values_do_not_press_the_others_together() -> None:
+def test_zero_singular_values_do_not_compress_the_axis() -> None:
     figure = plot_singular_values({"rank 2": torch.tensor([4.0, 2.0, 1e-9, 0.0]), "nothing": torch.zeros(3)})
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[1, 0.5], []]
     assert 0.1 < figure.axes[0].get_ylim()[0] < 0.5
 
 
-def test_a_snapshot_knows_the_spectrum_and_a_sample(groups, table, snapshots) -> None:
+def test_a_snapshot_contains_the_spectrum_and_a_sample(groups, table, snapshots) -> None:
     before = snapshots["before"]
     expected = torch.linalg.svdvals(table[groups["all"]].double())
     torch.testing.assert_close(before.spectrum, expected)
@@ -226,7 +226,7 @@ def test_rebuilt_tokens_are_filled_and_kept_ones_hollow(groups, snapshots) -> No
         wanted = torch.isin(before.point_ids["rare"], rebuilt) == filled
         expected = before.points["rare"][wanted].double() @ before.basis
         torch.testing.assert_close(torch.as_tensor(_points(figure.axes[0], "rare", filled)), expected)
-    # Where no token was rebuilt, all are hollow: no panel may contradict the legend.
+    # If no token was rebuilt, all are hollow: panels must not contradict the legend.
     assert len(_points(figure.axes[1], "rare", filled=False)) == len(before.points["rare"])
     assert legend_of(figure) == ["frequent", "medium", "rare", "rebuilt", "kept"]
 
@@ -240,7 +240,7 @@ def _points(axis: Any, label: str, filled: bool = True) -> Any:
     return points.get_xydata()
 
 
-def test_another_space_has_a_basis_of_its_own(groups, table, snapshots) -> None:
+def test_another_space_has_its_own_basis(groups, table, snapshots) -> None:
     turned = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0))).Q
     other = TableSnapshot.take(table @ turned, groups)
     narrow = TableSnapshot.take(table[:, :8], groups)
@@ -254,10 +254,10 @@ def test_another_space_has_a_basis_of_its_own(groups, table, snapshots) -> None:
     assert first == third != second
 
 
-def test_many_tables_find_room(snapshots) -> None:
+def test_many_tables_fit_into_one_figure(snapshots) -> None:
     many = {f"$\\model_{number}$": snapshots["before"] for number in range(7)}
     figure = plot_projection(many)
-    figure.savefig(io.BytesIO())  # what stands between dollars is no formula, least of all a wrong one
+    figure.savefig(io.BytesIO())  # text between dollar signs is not parsed as a formula
     assert [axis.get_title(loc="left") for axis in figure.axes] == list(many)
     styles = [
         (line.get_color(), str(line.get_linestyle()))
@@ -266,7 +266,7 @@ def test_many_tables_find_room(snapshots) -> None:
     assert len(set(styles)) == 5
 
 
-def test_every_axis_says_what_it_shows(history, snapshots) -> None:
+def test_every_axis_has_a_label(history, snapshots) -> None:
     for figure in (plot_projection(snapshots), plot_singular_values({"a": snapshots["before"].spectrum})):
         assert all(axis.get_xlabel() for axis in figure.axes)
         assert figure.axes[0].get_ylabel()
@@ -288,7 +288,7 @@ def test_all_pictures_and_the_page_are_written(tmp_path: Path, history, snapshot
     assert "<h1>A run</h1>" in (tmp_path / "defemb" / "index.html").read_text(encoding="utf-8")
 
 
-def test_without_metrics_there_is_no_picture_of_them(tmp_path: Path, snapshots, vocabulary) -> None:
+def test_without_metrics_no_picture_of_metrics_is_written(tmp_path: Path, snapshots, vocabulary) -> None:
     written = save_pictures(tmp_path, RunRecord("A model", snapshots, vocabulary, [{"step": 1, "loss": 1.0}]))
     assert sorted(path.name for path in written) == ["index.html", "projection.png", "singular_values.png"]
 
@@ -299,7 +299,7 @@ def test_a_record_without_snapshots_is_refused(vocabulary) -> None:
 
 
 @pytest.mark.usefixtures("no_matplotlib")
-def test_missing_matplotlib_is_told_with_its_cure(tmp_path: Path, history, snapshots, vocabulary, caplog) -> None:
+def test_missing_matplotlib_is_reported_with_its_cure(tmp_path: Path, history, snapshots, vocabulary, caplog) -> None:
     with pytest.raises(ImportError, match=r'pip install "defemb-callbacks\[plots\]"'):
         plot_metrics(history)
     with caplog.at_level(logging.WARNING, "defemb_callbacks"):
@@ -308,14 +308,14 @@ def test_missing_matplotlib_is_told_with_its_cure(tmp_path: Path, history, snaps
     assert not (tmp_path / "defemb").exists()
 
 
-def test_pyplot_stays_out(snapshots, monkeypatch) -> None:
+def test_pyplot_is_not_imported(snapshots, monkeypatch) -> None:
     """It would choose a backend for the user's own plots."""
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     plot_projection(snapshots)
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def test_the_users_own_style_stays_as_it_was(history) -> None:
+def test_the_users_style_is_unchanged(history) -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)

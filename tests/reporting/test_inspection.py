@@ -1,4 +1,4 @@
-"""One model, and several side by side: what is said, what is written, which tokens count as rebuilt."""
+"""Inspection of one model or several: text, files, and which tokens count as rebuilt."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def rebuilt(tokenizer, lexicon) -> Inspection:
 
 @pytest.fixture(scope="module")
 def cased(lexicon) -> Inspection:
-    """Another tokenizer, another width, an output table of its own."""
+    """Another tokenizer, another width, an untied output table."""
     tokenizer = byte_bpe_tokenizer()
     return inspect_embeddings("org/cased", tiny_roberta(tokenizer, hidden_size=16), tokenizer, lexicon)
 
@@ -68,7 +68,7 @@ def untied(tokenizer, lexicon) -> Inspection:
     return inspect_embeddings("untied", model, tokenizer, lexicon)
 
 
-def test_an_inspection_holds_what_the_functions_say(plain, tokenizer, lexicon) -> None:
+def test_an_inspection_contains_the_results_of_the_functions(plain, tokenizer, lexicon) -> None:
     model = tiny_bert(tokenizer)
     assert torch.equal(plain.table, read_table(model))
     assert plain.metrics == measure_embeddings(model, tokenizer, lexicon)
@@ -86,12 +86,12 @@ def test_the_first_definition_in_the_text_of_one_model(plain, rebuilt) -> None:
     assert "Rebuilt: 66 rows (blend)." in as_text([rebuilt])
 
 
-def test_several_models_stand_side_by_side(plain, rebuilt, untied) -> None:
+def test_several_models_are_shown_side_by_side(plain, rebuilt, untied) -> None:
     lines = as_text([plain, rebuilt, untied]).splitlines()
     assert lines[0].split() == ["plain", "<rebuilt>", "untied"]
-    told = {line[:24].strip(): line[24:].split() for line in lines[1:6]}
-    assert told["tokens"] == ["476"] * 3
-    assert told["rebuilt from definitions"] == ["no", "66", "rows", "(blend)", "no"]
+    cells = {line[:24].strip(): line[24:].split() for line in lines[1:6]}
+    assert cells["tokens"] == ["476"] * 3
+    assert cells["rebuilt from definitions"] == ["no", "66", "rows", "(blend)", "no"]
     start = next(number for number, line in enumerate(lines) if line.startswith("Isotropy I(E) (↑ higher is better)"))
     for line, group in zip(lines[start + 1 :], ("all", "frequent", "medium", "rare"), strict=False):
         name, first, second, verdict, third, other_verdict = line.split()
@@ -103,7 +103,7 @@ def test_several_models_stand_side_by_side(plain, rebuilt, untied) -> None:
             assert said == ("same" if same else "better" if values[number] > values[0] else "worse")
     widths = {len(line) for line in lines if line.startswith(("tokens", "words"))}
     assert len(widths) == 1
-    # Only one of them has an output table of its own: its figures stand in its column, without a verdict.
+    # Only one of them has an untied output table: its values are in its column, without a verdict.
     output = lines.index("Norm of the output embeddings (neither direction is better)")
     assert lines[output + 1].split() == ["all", f"{untied.metrics['defemb/output_norm/all']:.2f}"]
     assert "66 tokens have different embeddings than in plain." in lines
@@ -150,7 +150,7 @@ def test_a_comparison_watches_rebuilt_rare_words(plain, rebuilt) -> None:
     assert "ratings" not in record.settings
 
 
-def test_models_of_other_tokenizers_are_asked_for_the_same_words(plain, cased) -> None:
+def test_models_with_other_tokenizers_are_compared_on_the_same_words(plain, cased) -> None:
     record = record_of([plain, cased])
     asked = [
         [inspection.vocabulary.words[index] for index in taken.neighbours]
@@ -161,7 +161,7 @@ def test_models_of_other_tokenizers_are_asked_for_the_same_words(plain, cased) -
     assert record.rebuilt_by_snapshot == {}
 
 
-def test_only_words_that_all_models_know_are_watched(plain) -> None:
+def test_only_words_in_all_vocabularies_are_watched(plain) -> None:
     words = plain.vocabulary.words
     unknown = {words[index] for index in plain.groups["rare"].tolist()} - {None}
     renamed = tuple(f"{word}x" if word in unknown else word for word in words)
@@ -207,7 +207,7 @@ def test_vectors_are_written_for_each_model(tmp_path: Path, plain, rebuilt, case
     assert (tmp_path / "projector" / "cased" / "metadata.tsv").read_text().startswith("token\tword\tgroup\n")
 
 
-def test_without_matplotlib_an_error_says_what_to_install(tmp_path: Path, plain, monkeypatch) -> None:
+def test_without_matplotlib_the_error_names_what_to_install(tmp_path: Path, plain, monkeypatch) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r'pip install "defemb-callbacks\[plots\]"'):
@@ -241,7 +241,7 @@ def test_real_weights_before_and_after(minilm_dir: Path, tmp_path: Path) -> None
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
     model = AutoModel.from_pretrained(minilm_dir)
     vocabulary, wordnet = read_vocabulary(tokenizer), load_definitions("wordnet")
-    defined = [word for word in vocabulary.words if word and wordnet.lookup(word)][::20]  # enough, and soon built
+    defined = [word for word in vocabulary.words if word and wordnet.lookup(word)][::20]  # enough, and fast to build
     glossary = load_definitions({word: wordnet.lookup(word)[0].gloss for word in defined})
     before = inspect_embeddings("pretrained", model, tokenizer, glossary)
     other = AutoModel.from_pretrained(minilm_dir)

@@ -1,4 +1,4 @@
-"""The section of the model card tells what the report tells, and leaves the rest of the card alone."""
+"""The section of the model card has the contents of the report, and the rest of the card is unchanged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write(folder: Path, content: str) -> bytes:
 
 
 def parts(card: bytes) -> tuple[bytes, bytes, bytes]:
-    """What stands before the section, the section, and what stands after it."""
+    """The text before the section, the section, and the text after it."""
     before, rest = card.split(START.encode())
     section, after = rest.split(END.encode())
     return before, section, after
@@ -63,7 +63,7 @@ def metadata(path: Path) -> dict[str, Any]:
 # The section
 
 
-def test_it_says_what_was_rebuilt_and_from_what():
+def test_it_names_what_was_rebuilt_and_from_what():
     section = model_card_section(REPORT)
     assert section.startswith("## ")
     assert "6,000 of 12,345 token embeddings" in section
@@ -101,7 +101,7 @@ def test_metrics_are_explained_where_they_are_shown():
         ({"only_training_tokens": True}, "; only tokens of the training data"),
     ],
 )
-def test_the_strategy_is_told_with_its_settings(settings: dict[str, Any], expected: str):
+def test_the_strategy_is_shown_with_its_settings(settings: dict[str, Any], expected: str):
     report = with_info(settings=REPORT.info["settings"] | settings)
     assert expected in model_card_section(report)
     assert [f"; {word}" in model_card_section(report) for word in ("only the least", "only tokens")] == [
@@ -114,7 +114,7 @@ def test_the_strategy_is_told_with_its_settings(settings: dict[str, Any], expect
     ("definitions", "noted"),
     [("wordnet", True), ("pets+wordnet-2", True), ("pets", False), ("mywordnet", False), ("", False)],
 )
-def test_the_licence_note_stands_where_wordnet_was_used(definitions: str, noted: bool):
+def test_the_licence_note_is_added_if_wordnet_was_used(definitions: str, noted: bool):
     assert ("WordNet®" in model_card_section(with_info(definitions=definitions))) == noted
 
 
@@ -127,7 +127,7 @@ def test_names_of_folders_are_not_published(tmp_path: Path, monkeypatch: pytest.
         assert not name or f"`{name}`" not in section
 
 
-def test_a_report_that_knows_little_makes_a_section_too():
+def test_a_minimal_report_gives_a_section_too():
     section = model_card_section(RebuildReport({"all": GroupSummary(3, 2, 2, 0.25)}, {}, {}, {}, {}))
     assert "2 of 3 token embeddings" in section
     assert "- **" not in section
@@ -136,7 +136,7 @@ def test_a_report_that_knows_little_makes_a_section_too():
 # The card
 
 
-def test_a_card_is_made_where_there_is_none(tmp_path: Path):
+def test_a_missing_card_is_created(tmp_path: Path):
     folder = tmp_path / "my-model"
     folder.mkdir()
     path = update_model_card(folder, REPORT)
@@ -221,7 +221,7 @@ def test_the_card_of_a_real_checkpoint_is_kept(tmp_path: Path, minilm_dir: Path)
 @pytest.mark.parametrize(
     "text", [f"{START} text", f"text {END}", f"{END} {START}", f"{START} {END} {START} {END}"], ids=str
 )
-def test_half_a_section_is_told_and_nothing_is_written(tmp_path: Path, text: str):
+def test_half_a_section_is_an_error_and_nothing_is_written(tmp_path: Path, text: str):
     before = write(tmp_path, text)
     with pytest.raises(
         ValueError, match=r"README\.md cannot be updated: it must contain <!-- definition-emb: start -->"
@@ -230,14 +230,14 @@ def test_half_a_section_is_told_and_nothing_is_written(tmp_path: Path, text: str
     assert (tmp_path / "README.md").read_bytes() == before
 
 
-def test_metadata_that_cannot_be_read_are_told_and_nothing_is_written(tmp_path: Path):
+def test_unreadable_metadata_are_an_error_and_nothing_is_written(tmp_path: Path):
     before = write(tmp_path, "---\n- a list\n---\n")
     with pytest.raises(ValueError, match=r"README\.md cannot be updated: .*should be a dict"):
         update_model_card(tmp_path, REPORT)
     assert (tmp_path / "README.md").read_bytes() == before
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
+def test_a_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"The folder .*nowhere.* does not exist. Save the model there first"):
         update_model_card(tmp_path / "nowhere", REPORT)
 
@@ -245,8 +245,8 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
 # The Trainer
 
 
-def test_the_section_joins_the_card_of_the_trainer(tmp_path: Path):
-    """As the docstring advises: the Trainer's own card first, which would take the place of any other."""
+def test_the_section_is_added_to_the_card_of_the_trainer(tmp_path: Path):
+    """As the docstring advises: the Trainer's own card first, because it overwrites any other."""
     tokenizer = wordpiece_tokenizer()
     callback = DefinitionEMBCallback(tiny_glossary(), plots=False, cache_dir=str(tmp_path / "cache"))
     trainer = Trainer(

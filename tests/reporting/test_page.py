@@ -1,4 +1,4 @@
-"""The page: one well-formed file that says everything, hides nothing, and can be read by anyone."""
+"""The page: one well-formed, complete and accessible file."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def page(record: RunRecord) -> str:
 
 
 class Reader(HTMLParser):
-    """Reads a page, and fails where an element is not closed."""
+    """Parses a page, and fails if an element is not closed."""
 
     VOID = frozenset({"meta", "br", "link", "img"})
 
@@ -161,7 +161,7 @@ def test_the_page_is_well_formed_and_its_pictures_are_xml(page, reader) -> None:
     assert len(page) < 1_500_000
 
 
-def test_it_needs_nothing_from_elsewhere(page, reader) -> None:
+def test_it_needs_no_other_files(page, reader) -> None:
     allowed = {PAPER}
     for tag, attributes in reader.elements:
         assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base", "form")
@@ -193,7 +193,7 @@ def test_hostile_names_are_shown_as_text(page, reader, record) -> None:
     assert "word<net>" in reader.text
     assert "the <opposite> of forwards" in reader.text
     assert "not <in> it" in reader.text
-    # As a watched word or one's neighbour; and what turns the direction of writing is kept to itself.
+    # As a watched word or a neighbour; marks that change the direction of text are isolated.
     for token in HOSTILE:
         assert f"<bdi>{escape(token)}</bdi>" in page
 
@@ -212,7 +212,7 @@ def test_every_figure_of_the_record_is_there_as_it_is_written(page, record) -> N
         assert written[text], text
 
 
-def test_each_metric_says_what_it_means_and_which_way_is_better(reader, record) -> None:
+def test_each_metric_has_its_meaning_and_direction(reader, record) -> None:
     for metric in metrics_in([taken.metrics for taken in record.snapshots.values()]):
         assert CATALOG[metric].meaning in reader.text
     assert "↑ higher is better" in reader.text
@@ -234,7 +234,7 @@ def test_each_metric_says_what_it_means_and_which_way_is_better(reader, record) 
         ("unheard_of", 2.0, 1.0, "lower"),
     ],
 )
-def test_a_change_is_judged_by_what_is_written(metric, before, after, word) -> None:
+def test_a_change_is_judged_by_the_displayed_values(metric, before, after, word) -> None:
     assert metric_of(metric).compare(before, after) == word
 
 
@@ -249,7 +249,7 @@ def test_a_change_is_judged_by_what_is_written(metric, before, after, word) -> N
         ("average_cosine", -0.0001, "-1.0e-04"),
     ],
 )
-def test_what_is_not_zero_does_not_look_so(metric, value, text) -> None:
+def test_nonzero_values_are_not_displayed_as_zero(metric, value, text) -> None:
     assert metric_of(metric).format_value(value) == text
 
 
@@ -262,7 +262,7 @@ def test_verdicts_are_words_and_arrows_and_not_only_colours(page, record) -> Non
         assert arrow_and_word.endswith(kind)
 
 
-def test_what_was_done_stands_first(reader) -> None:
+def test_the_summary_comes_first(reader) -> None:
     text = reader.text
     assert (
         "89 of 1,234 token embeddings were rebuilt from the definitions of their words (dictionary: word<net>)" in text
@@ -273,7 +273,7 @@ def test_what_was_done_stands_first(reader) -> None:
     assert text.index("Rare tokens:") < text.index("All tokens:")
 
 
-def test_a_replacement_is_not_called_a_turn(record) -> None:
+def test_a_replacement_is_not_described_as_a_rotation(record) -> None:
     info = {"settings": {"strategy": "replace"}}
     text = Reader(render_page(replace(record, report=replace(record.report, info=info)))).text
     assert "Each of these vectors was replaced by one" in text
@@ -299,7 +299,7 @@ def test_new_neighbours_are_bold(page, record, vocabulary) -> None:
     assert f"{cosine:.2f}" in last
 
 
-def test_the_projection_says_what_its_marks_are(reader) -> None:
+def test_the_projection_has_a_legend(reader) -> None:
     assert "Filled marks are the rebuilt tokens" in reader.text
     assert f"All panels have the directions of “{NAME}”." in reader.text
 
@@ -337,7 +337,7 @@ def test_text_in_pictures_is_text_of_the_page(page) -> None:
     assert "first main direction" in page
 
 
-def test_pictures_have_no_colour_that_stays_the_same_in_the_dark(page) -> None:
+def test_all_colours_of_pictures_follow_the_dark_mode(page) -> None:
     for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL):
         assert not re.search(r"#[0-9a-fA-F]{3,8}\b(?!-)", re.sub(r'(?:href="|url\()#[^")]+', "", svg))
         assert "opacity" not in svg.replace("fill-opacity:0;", "")  # which would take contrast away
@@ -355,7 +355,7 @@ def test_the_same_record_gives_the_same_page(page, record) -> None:
     assert render_page(record) == page
 
 
-def test_the_least_record_is_a_page_too(snapshots, vocabulary) -> None:
+def test_a_minimal_record_gives_a_page(snapshots, vocabulary) -> None:
     bare = replace(snapshots["at train start"], metrics={}, neighbours={})
     reader = Reader(render_page(RunRecord("One table", {"now": bare}, vocabulary)))
     assert "One table" in reader.text
@@ -365,7 +365,7 @@ def test_the_least_record_is_a_page_too(snapshots, vocabulary) -> None:
     assert "Filled marks" not in reader.text
 
 
-def test_a_run_without_a_rebuild_is_told_so(record) -> None:
+def test_the_page_of_a_run_without_a_rebuild_states_it(record) -> None:
     watched = {name: record.snapshots[name] for name in ("at train start", "at train end")}
     reader = Reader(render_page(replace(record, report=None, rebuilt=None, snapshots=watched)))
     assert "This page shows the token embeddings at train start and at train end ." in reader.text
@@ -375,7 +375,7 @@ def test_a_run_without_a_rebuild_is_told_so(record) -> None:
 
 
 def test_a_group_that_was_measured_later_only_has_its_row(record, snapshots) -> None:
-    """Zero is a value, and one that is missing is none."""
+    """Zero is a value; a missing value is left out."""
     first, last = (replace(snapshots[name], metrics={}) for name in (NAME, "at train end"))
     first.metrics["defemb/drift/all"] = 0.25
     last.metrics.update({"defemb/drift/all": 0.5, "defemb/drift/rare": 0.0})
@@ -405,7 +405,7 @@ def test_models_of_other_vocabularies_are_matched_by_word(record, vocabulary) ->
     [row] = [row for row in page.split("<tr>") if row.startswith(f'<th scope="row"><strong><bdi>{tokens[0]}<')]
     nearest = other.tokens[taken.neighbours[0][0][0]]
     assert f"<bdi>{escape(nearest)}</bdi>" in row
-    # A word that only one of them was asked for has an empty cell, not another word's neighbours.
+    # A word that was watched in only one of them has an empty cell, not another word's neighbours.
     [alone] = [row for row in page.split("<tr>") if row.startswith('<th scope="row"><strong><bdi>&lt;mask&gt;<')]
     assert alone.count("<td>–</td>") == 1
     text = Reader(page).text
@@ -443,7 +443,7 @@ def test_text_and_data_stand_out_in_both_schemes(scheme) -> None:
         assert contrast(colours[name], colours["paper"]) >= 3, name
 
 
-# Linear RGB as people without one kind of cone see it: Machado, Oliveira and Fernandes 2009, severity 1.
+# Linear RGB as perceived without one type of cone: Machado, Oliveira and Fernandes 2009, severity 1.
 CONES = {
     "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
     "no L cones": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -464,7 +464,7 @@ def lab(colour: str, cones: str) -> Tensor:
 
 @pytest.mark.parametrize("cones", CONES)
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
-def test_groups_are_told_apart_by_colour_blind_readers(scheme, cones) -> None:
+def test_colour_blind_readers_can_distinguish_groups(scheme, cones) -> None:
     colours = [pair[scheme] for pair in PALETTE.values() if pair[0] in COLOURS.values()]
     for left, right in itertools.combinations(colours, 2):
         # ΔE of 2 to 3 is just noticeable side by side.

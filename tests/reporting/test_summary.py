@@ -1,4 +1,4 @@
-"""A report says everything twice: as plain JSON, and as a table for people."""
+"""A report as plain JSON and as a readable table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def tables(report: RebuildReport) -> list[list[str]]:
     return [block.splitlines() for block in str(report).split("\n\n")]
 
 
-def test_to_dict_is_json_and_holds_everything():
+def test_to_dict_is_json_and_complete():
     read = json.loads(json.dumps(REPORT.to_dict()))
     assert read == json.loads(REPORT.to_json())
     assert read["groups"]["rare"] == {"tokens": 2469, "defined": 2000, "rebuilt": 1500, "weight": 0.4}
@@ -115,7 +115,7 @@ def test_a_few_tokens_are_shown_as_examples():
     rows = {row.split("  ")[1].strip(): row for row in tables(REPORT)[2][1:]}
     assert rows["word piece"].endswith("##piece748, ##piece749, ##piece750, ##piece751, ##piece752, …")
     assert rows["number"].endswith("1, 2, 1990")
-    # A line's end is shown, not made; rows without a token have none to show.
+    # Line breaks are escaped; rows without a token show nothing.
     assert rows["symbol"].endswith(r"\n")
     assert rows["row without a token"].endswith("2")
 
@@ -124,6 +124,6 @@ def test_nothing_skipped_is_not_mentioned():
     assert "Kept" not in str(replace(REPORT, skipped={}))
 
 
-def test_a_report_does_not_change():
+def test_a_report_is_immutable():
     with pytest.raises(FrozenInstanceError):
         REPORT.groups = {}  # type: ignore[misc]

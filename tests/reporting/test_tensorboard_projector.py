@@ -1,4 +1,4 @@
-"""Vectors for TensorBoard's embedding projector, read back with TensorBoard's own code."""
+"""Vectors for TensorBoard's embedding projector, read with TensorBoard's own code."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_tokens_that_would_break_a_line_are_escaped_and_others_are_not(tmp_path,
         *(r"a\tb", r"a\nb", r"a\rb", r"a\u2028b", r"a\x85b", r"a\x00b", r"a\\b"),
         *('"a', "a b", "Ġword", "ünï", ""),
     ]
-    # No reader of lines, however it understands them, finds more of them.
+    # The number of lines is the same for every definition of a line break.
     assert len((tmp_path / "metadata.tsv").read_text(encoding="utf-8").splitlines()) == len(groups["all"]) + 1
-    assert lines[0] == "token\tword\tgroup"  # without rebuilt tokens there is no such column
+    assert lines[0] == "token\tword\tgroup"  # without rebuilt tokens, this column is left out
 
 
 def test_the_config_names_files_beside_it(tmp_path, table, vocabulary, groups) -> None:
@@ -111,7 +111,7 @@ def test_a_large_vocabulary_is_thinned_out_evenly(tmp_path, table, vocabulary, g
     assert len((tmp_path / "metadata.tsv").read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_what_cannot_be_written_is_refused(tmp_path, table, vocabulary, groups) -> None:
+def test_invalid_arguments_are_refused(tmp_path, table, vocabulary, groups) -> None:
     with pytest.raises(ValueError, match="`most` must be at least 1, got 0"):
         save_projector(tmp_path / "a", table, vocabulary, groups, most=0)
     nothing = {name: ids[:0] for name, ids in groups.items()}
