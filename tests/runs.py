@@ -1,4 +1,4 @@
-"""What tests ask about a Trainer run: losses, measured steps, changed rows, forward calls."""
+"""Helpers to inspect a Trainer run: losses, measured steps, changed rows, forward calls."""
 
 from __future__ import annotations
 

@@ -185,14 +185,14 @@ def test_early_stopping_needs_held_out_words(tmp_path):
     assert best.eval_steps == best.save_steps
 
 
-# The paper's (docs: one column of the table each)
+# The paper's settings
 
 INVERSE_SQRT = {
     "learning_rate": 1e-4, "lr_scheduler_type": "inverse_sqrt", "optim": "adamw_torch", "adam_beta1": 0.9,
     "adam_beta2": 0.98, "weight_decay": 0.01, "max_grad_norm": 0.1,
 }  # fmt: skip
 ADAFACTOR = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "optim": "adafactor", "warmup_steps": 0}
-# Updates and warm-up, tokens a batch, longest input, whose input table is trained, and how many masks at a time.
+# Updates, warm-up, tokens per batch, maximum length, whether the input table is trained, masking.
 PAPER: dict[str, tuple[dict[str, Any], int, int, bool, str]] = {
     "roberta-base": ({**INVERSE_SQRT, "max_steps": 400_000, "warmup_steps": 24_000}, 4096, 512, True, "random"),
     "bart-large": ({**INVERSE_SQRT, "max_steps": 250_000, "warmup_steps": 20_000}, 4096, 1024, False, "autoregressive"),
@@ -210,7 +210,7 @@ def test_paper_settings(name, tmp_path):
     assert {setting: getattr(made, setting) for setting in training} == training
     assert (constructor.tokens_per_batch, config.max_length) == (tokens, longest)
     assert (constructor.train_embeddings, constructor.masking) == (trained, masking)
-    # For all four: L drawn at random, rare tokens are targets too, the first definition, its vector as it is.
+    # For all four: random head, rare tokens are targets too, one definition, no blending.
     assert (constructor.head, constructor.filter_ratio, constructor.patience) == ("random", 0.0, None)
     assert (config.definitions_per_token, config.strategy, config.rescale, config.alpha) == (1, "replace", False, 1.0)
     assert (config.method, constructor.words, constructor.lora_r) == ("learned", "tokens", None)

@@ -191,7 +191,7 @@ def test_all_due_metrics_are_in_the_log(finished, tracker, mode) -> None:
     assert evaluated[0] == SETTINGS["eval_steps"]
 
 
-def test_there_are_no_other_runs(tracker, runs) -> None:
+def test_no_other_runs_exist(tracker, runs) -> None:
     expected = ["attached", "continued", "nested", "nested", "plain"] if tracker == "mlflow" else ["attached", "plain"]
     assert sorted(run.project for run in runs) == expected
 

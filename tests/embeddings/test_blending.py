@@ -1,4 +1,4 @@
-"""How old and new rows are mixed: lengths, directions, the spread of the table, protected logits, chosen tokens."""
+"""Blending of old and new rows: lengths, directions, variances, protected logits, chosen tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def blend_rows(old: Tensor, new: Tensor, weights: Tensor, centre: Tensor) -> Ten
 
 
 def predicted_table(n: int = 3000, d: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """A table with a decaying spectrum, whose first directions are predicted well and whose last ones not at all."""
+    """A table with a decaying spectrum, whose first directions are predicted well and the last ones not at all."""
     generator = torch.Generator().manual_seed(0)
     rotation, _ = torch.linalg.qr(torch.randn(d, d, generator=generator))
     signal = torch.randn(n, d, generator=generator) * torch.linspace(2, 0.5, d)
@@ -59,9 +59,9 @@ def test_blending_keeps_the_length_of_each_row(dtype):
     torch.testing.assert_close(blended.double().norm(dim=1), old.double().norm(dim=1), rtol=tolerance, atol=tolerance)
 
 
-# float64 has no digits to spare that would hide rounding on the way.
+# In float64, intermediate rounding would be visible.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weight_0_gives_the_old_row_bit_by_bit(dtype):
+def test_weight_0_keeps_the_old_row_bit_for_bit(dtype):
     old, new, centre = rows()
     old = old.to(dtype)
     weights = torch.zeros(50)
@@ -78,7 +78,7 @@ def test_weight_1_gives_the_direction_of_the_new_rows_deviation():
     )
 
 
-def test_weight_1_around_a_centre_is_parallel_to_the_centre_plus_the_turned_deviation():
+def test_weight_1_around_a_centre_is_parallel_to_the_centre_plus_the_new_deviation():
     old, new, centre = rows()
     length = (old.double() - centre).norm(dim=1, keepdim=True)
     turned = centre + length * torch.nn.functional.normalize(new.double() - centre, dim=1)
@@ -87,7 +87,7 @@ def test_weight_1_around_a_centre_is_parallel_to_the_centre_plus_the_turned_devi
     torch.testing.assert_close(cosine, torch.ones(50, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
-def test_more_weight_brings_a_row_nearer_to_the_new_one():
+def test_more_weight_gives_a_row_closer_to_the_new_one():
     old, new, _ = rows()
     centre = torch.zeros(8, dtype=torch.float64)
     steps = [blend_rows(old, new, torch.full((50,), weight), centre) for weight in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -95,7 +95,7 @@ def test_more_weight_brings_a_row_nearer_to_the_new_one():
     assert (cosines.diff(dim=0) > 0).all()
 
 
-def test_half_the_weight_lies_halfway_whatever_the_length_of_the_new_row():
+def test_half_the_weight_is_halfway_for_any_length_of_the_new_row():
     old, new, _ = rows()
     centre = torch.zeros(8, dtype=torch.float64)
     half = torch.full((50,), 0.5)
@@ -105,13 +105,13 @@ def test_half_the_weight_lies_halfway_whatever_the_length_of_the_new_row():
     torch.testing.assert_close(blend_rows(old, 100 * new, half, centre), blended)
 
 
-def test_a_new_row_without_direction_leaves_the_old_one():
+def test_a_zero_new_row_keeps_the_old_one():
     old, _, centre = rows()
     blended = blend_rows(old, centre.expand(50, 8), torch.full((50,), 0.3), centre)
     torch.testing.assert_close(blended, old)
 
 
-def test_blending_does_not_write_into_its_arguments():
+def test_blending_does_not_change_its_arguments():
     old, new, centre = rows()
     copies = old.clone(), new.clone(), centre.clone()
     blend_rows(old, new, torch.full((50,), 0.5), centre)
@@ -127,7 +127,7 @@ def test_weights_grow_with_rarity_from_the_floor_to_the_blend():
     assert (weights <= 0.4).all()
 
 
-def test_floor_1_weighs_all_tokens_alike_and_blend_0_none():
+def test_floor_1_gives_equal_weights_and_blend_0_none():
     rarity = torch.linspace(0, 1, 11)
     assert blend_weights(rarity, blend=0.4, floor=1).tolist() == pytest.approx([0.4] * 11)
     assert blend_weights(rarity, blend=0, floor=0.25).tolist() == [0] * 11
@@ -158,8 +158,8 @@ def test_alpha_takes_the_least_frequent_share():
     assert choose_tokens(ids, rank, alpha=1).tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_of_the_least_frequent_share_only_the_allowed_are_taken():
-    """As in the paper: first the share of the definable tokens, then those that occur in the training data."""
+def test_only_allowed_tokens_of_the_least_frequent_share_are_chosen():
+    """As in the paper: first the share of the tokens with definitions, then those that occur in the training data."""
     ids, rank = torch.tensor([1, 3, 5, 7]), torch.arange(10)
     allowed = torch.zeros(10, dtype=torch.bool)
     allowed[[1, 2, 5]] = True
@@ -200,7 +200,7 @@ class TestByDirection:
         by_direction = blend_rows(old, new, weights, centre)
         ones = torch.ones(12, dtype=torch.float64)
         alike = DirectionalBlend(centre, ones.diag(), ones, ones)
-        # A group of its own for every row: no variance is restored.
+        # Each row is a separate group, so no variance is restored.
         scalar = alike(old, new, weights, torch.arange(3000))
         assert effective_rank(by_direction - centre.float()) > effective_rank(scalar - centre.float())
         assert effective_rank(by_direction - centre.float()) > 0.98 * effective_rank(old - centre.float())
@@ -221,7 +221,7 @@ class TestByDirection:
         fitted = DirectionalBlend.fit(old, new, centre)
         torch.testing.assert_close(fitted(old, new, weights, groups), whole, rtol=0, atol=1e-5)
 
-    def test_directions_without_variance_are_left_alone(self):
+    def test_directions_without_variance_are_unchanged(self):
         old, new, _ = predicted_table()
         old, new = (torch.cat([rows, torch.zeros(3000, 2)], dim=1) for rows in (old, new))
         rows = blend_rows(old, new, torch.full((3000,), 0.5), old.double().mean(dim=0))

@@ -150,7 +150,7 @@ def test_a_glossary_may_define_literal_tokens(model, tokenizer) -> None:
     built = build_definition_embeddings(model, tokenizer, glossary)
     found = tokenizer.convert_ids_to_tokens(built.ids.tolist())
     assert set(found) == {*tiny_glossary(), "##ing", "1990"}
-    # Dictionaries of words are not asked for word pieces.
+    # Word pieces are not looked up in dictionaries of words.
     words = Lexicon.from_definitions([Definition(*entry) for entry in glossary.items()], name="words")
     built = build_definition_embeddings(model, tokenizer, words)
     assert set(tokenizer.convert_ids_to_tokens(built.ids.tolist())) == set(tiny_glossary())

@@ -1,4 +1,4 @@
-"""A language model limits the change of its embeddings by its own predictions."""
+"""The change of a language model's embeddings is limited by its effect on the predictions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestProbe:
         assert measured.loss_after == pytest.approx(measured.loss_before, abs=1e-6)
         assert measured.divergence == pytest.approx(0, abs=1e-6)
 
-    def test_new_rows_are_measured_and_the_old_ones_put_back(self):
+    def test_new_rows_are_measured_and_the_old_ones_restored(self):
         model = causal()
         before = read_table(model)
         ids, old, new = rows_of(model, 0.5)
@@ -88,13 +88,13 @@ class TestProbe:
         expected = [(p.exp() * (p - q)).sum(-1) for p, q in zip(reference, changed, strict=True)]
         assert measured.divergence == pytest.approx(float(torch.cat(expected).mean()), rel=1e-4)
 
-    def test_more_change_diverges_more(self):
+    def test_larger_changes_diverge_more(self):
         model = causal()
         probed = probe(model)
         divergences = [probed.measure(*rows_of(model, scale)).divergence for scale in (0.0, 0.1, 0.3, 1.0)]
         assert divergences == sorted(divergences)
 
-    def test_rows_come_back_after_an_error(self):
+    def test_rows_are_restored_after_an_error(self):
         model = causal()
         probed, before = probe(model), read_table(model)
         ids, old, new = rows_of(model, 0.5)
@@ -104,7 +104,7 @@ class TestProbe:
         handle.remove()
         assert torch.equal(read_table(model), before)
 
-    def test_training_mode_and_hooks_are_left_as_they_were(self):
+    def test_training_mode_and_hooks_are_unchanged(self):
         model = causal().train()
         probe(model).measure(*rows_of(model, 0.1))
         assert model.training
@@ -159,7 +159,7 @@ class TestRoles:
 
 
 class Scripted:
-    """A model that finds every change harmful that is larger than a limit."""
+    """A probe for which every change above a limit is harmful."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.asked = limit, []
@@ -181,7 +181,7 @@ class TestChoice:
         assert choice.share == expected
         assert len(model.asked) <= 3
 
-    def test_a_loss_above_the_standard_error_is_harm(self):
+    def test_a_loss_above_the_standard_error_is_harmful(self):
         assert not Measurement(10, 1.0, 1.02, 0.01, 0.0).harmless
         assert Measurement(10, 1.0, 1.005, 0.01, 0.0).harmless
         assert not Measurement(10, 1.0, 0.9, 0.01, 0.1).harmless
@@ -200,7 +200,7 @@ class TestApply:
         assert measured["divergence"] <= language_model.MAX_DIVERGENCE
         assert f"{measured['loss_before']:.4f} → {measured['loss_after']:.4f}" in str(report)
 
-    def test_a_model_that_tolerates_nothing_stays_as_it_is(self, embeddings, monkeypatch, caplog):
+    def test_a_model_without_a_harmless_candidate_is_unchanged(self, embeddings, monkeypatch, caplog):
         monkeypatch.setattr(language_model, "MAX_DIVERGENCE", -1.0)
         model = causal()
         before = read_table(model)
@@ -211,7 +211,7 @@ class TestApply:
         assert "The embeddings were not changed" in caplog.text
         assert "Nothing was written" in str(report)
 
-    def test_a_model_that_cannot_be_measured_stays_as_it_is(self, embeddings, caplog):
+    def test_a_model_that_cannot_be_measured_is_unchanged(self, embeddings, caplog):
         model = causal(tie_word_embeddings=True)
         before = read_table(model)
         handle = model.register_forward_hook(lambda *_: (_ for _ in ()).throw(ValueError("needs pixel_values")))
@@ -227,7 +227,7 @@ class TestApply:
         model = tiny_model(BertForPreTraining, tokenizer)
         assert probe(model, mask_token_id=tokenizer.mask_token_id).measure(*rows_of(model, 0.3)).divergence > 0
 
-    def test_a_weight_of_ones_own_is_taken_as_it_is(self, embeddings):
+    def test_a_given_weight_is_used_unchanged(self, embeddings):
         report = embeddings.apply(causal(), DefinitionEMBConfig(blend=0.3))
         assert "language_model" not in report.info
         assert report.info["blend_weight"] == pytest.approx(0.3, abs=0.05)
@@ -251,5 +251,5 @@ class TestApply:
         with pytest.raises(ValueError, match="`texts` must contain ids from 0 to"):
             DefinitionEmbeddings(embeddings.ids, embeddings.rows, embeddings.vocabulary, texts=((10**6,),))
 
-    def test_a_choice_is_plain(self):
+    def test_a_choice_is_plain_json(self):
         assert Choice(0.5, None, Measurement(1, 1.0, 1.0, 0.0, 0.0)).measurement.to_dict()["tokens"] == 1

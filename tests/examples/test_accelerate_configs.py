@@ -35,7 +35,7 @@ def load(name: str) -> Any:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_accelerate_loads_it_and_knows_each_key(path: Path) -> None:
+def test_accelerate_accepts_every_key(path: Path) -> None:
     config = load(path.stem)  # raises an error for unknown keys, but not in sections
     assert config.distributed_type == TYPES[path.stem]
     assert config.mixed_precision == ("no" if path.stem == "cpu_2_processes" else "bf16")
@@ -45,7 +45,7 @@ def test_accelerate_loads_it_and_knows_each_key(path: Path) -> None:
     assert len(sections) == (config.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED))
     assert not [key for section in sections for key in section if key not in options]
     if config.num_processes > 1:
-        assert config.main_process_port == 0  # two launches on one machine do not meet on 29500
+        assert config.main_process_port == 0  # two launches on one machine do not share port 29500
 
 
 def test_there_is_a_file_for_each_way_to_launch() -> None:

@@ -1,4 +1,4 @@
-"""drift equals a numpy reference and moves as it should."""
+"""drift equals a numpy reference and has the expected properties."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TestDrift:
         assert drift(-table, table) == pytest.approx(2)
         assert drift(torch.eye(4), torch.eye(4).roll(1, dims=0)) == pytest.approx(1)
 
-    def test_row_lengths_and_rotation_change_nothing(self) -> None:
+    def test_invariant_to_row_lengths_and_rotation(self) -> None:
         table, reference = random_table().double(), random_table(seed=1).double()
         turn = torch.linalg.qr(random_table(16).double()).Q
         assert drift(table * torch.arange(1, 401)[:, None], reference) == pytest.approx(drift(table, reference))

@@ -1,4 +1,4 @@
-"""IsoScore equals the authors' package, and is measured as exactly from what is known of a table already."""
+"""IsoScore equals the authors' package, also if it is computed from spectrum and sums."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ tables = pytest.mark.parametrize("table", [pytest.param(table, id=name) for name
 @tables
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_equals_the_authors_package(table: Tensor, dtype: torch.dtype) -> None:
-    # Their √d is a float32 number whatever the points are, which is good for six digits.
+    # Their √d is always float32, which is accurate to six digits.
     assert isoscore(table.to(dtype)) == pytest.approx(authors(table.to(dtype)), abs=1e-6)
 
 
 @tables
-def test_from_spectrum_and_sums_it_is_the_same(table: Tensor) -> None:
+def test_equals_isoscore_from_spectrum_and_sums(table: Tensor) -> None:
     known = known_isoscore(table, None, Spectrum.of_table(table), RowSums.of(table))
     assert known == pytest.approx(isoscore(table), rel=1e-10, abs=1e-12)
 
@@ -55,8 +55,8 @@ def test_from_spectrum_and_sums_it_is_the_same(table: Tensor) -> None:
     ("distance", "dtype"),
     [(1e2, torch.float32), (1e4, torch.float32), (1e4, torch.float64), (1e6, torch.float64), (1e8, torch.float64)],
 )
-def test_a_large_mean_does_not_cost_the_answer(distance: float, dtype: torch.dtype) -> None:
-    """Far from the origin EᵀE/n − μμᵀ is the difference of two numbers that are nearly the same."""
+def test_a_large_mean_does_not_reduce_accuracy(distance: float, dtype: torch.dtype) -> None:
+    """Far from the origin, EᵀE/n − μμᵀ is a difference of nearly equal numbers."""
     table = (random_table() + distance).to(dtype)
     rows = table.double().numpy() - distance  # exact: both are multiples of the table's spacing
     covariance = np.cov(rows, rowvar=False)
@@ -74,14 +74,14 @@ def test_known_values() -> None:
     assert isoscore(half) == pytest.approx((5 - 1) / (9 - 1)), "of 9 directions 5 are used, all alike"
 
 
-def test_mean_scale_and_rotation_change_nothing() -> None:
+def test_invariant_to_mean_scale_and_rotation() -> None:
     table = random_table()
     turn = torch.linalg.qr(random_table(12, 12)).Q
     for changed in (table + 3, 1e-30 * table, 1e30 * table, table @ turn):
         assert isoscore(changed) == pytest.approx(isoscore(table), rel=1e-10)
 
 
-def test_more_even_is_more() -> None:
+def test_more_even_variance_scores_higher() -> None:
     table = random_table(2000)
     scores = [isoscore(table * torch.linspace(1, factor, 12)) for factor in (30, 5, 1)]
     assert scores == sorted(scores)
@@ -90,7 +90,7 @@ def test_more_even_is_more() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.7, 1 / 3, 1e30])
 @pytest.mark.parametrize("rows", [1, 30])
 def test_rows_all_the_same(value: float, rows: int) -> None:
-    """The authors' package gives NaN, or a score of the rounding; here there is an error, and no key in the log."""
+    """The authors' package gives NaN or the score of rounding errors; here it is an error, and the log has no key."""
     table = torch.full((rows, 6), value, dtype=torch.float64)
     with pytest.raises(ValueError, match="at least 2 different rows, all rows are the same"):
         isoscore(table)
@@ -105,7 +105,7 @@ def test_one_column() -> None:
 
 
 def test_never_above_one() -> None:
-    """Rounding must not carry the score out of its range."""
+    """Rounding must not move the score out of its range."""
     cross = torch.cat([torch.eye(6), -torch.eye(6)]).double()
     scores = [isoscore(cross * scale) for scale in torch.linspace(0.1, 10, 200)]
     assert max(scores) <= 1

@@ -29,7 +29,7 @@ def random_table(n: int, d: int, *, norm: float = 1.0, seed: int = 0, shift: flo
 
 
 def direct_isotropy(table: Tensor, both_signs: bool = True) -> float:
-    """The formula word for word, one eigenvector at a time."""
+    """The formula as written, one eigenvector at a time."""
     rows = table.detach().double().numpy()
     _, vectors = np.linalg.eigh(rows.T @ rows)
     partition = []
@@ -81,7 +81,7 @@ class TestAgainstReferences:
     def test_isotropy(self, table: Tensor, both_signs: bool) -> None:
         if both_signs:
             expected = direct_isotropy(table)
-        else:  # the one-sign form depends on the signs of the eigenvectors: give both sides the same ones
+        else:  # the one-sign form depends on the signs of the eigenvectors: both sides use the same ones
             directions = Spectrum.of_table(table).eigenvectors
             partition = (table.double() @ directions).clamp(-50, 50).exp().sum(dim=0)
             expected = float(partition.min() / partition.max())
@@ -117,9 +117,9 @@ class TestAgainstReferences:
         assert average_cosine(table) == pytest.approx(direct_average_cosine(table.double()), abs=1e-9)
 
     def test_coarse_products_are_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Were float32 products as rough as TF32's, the answer must still be the float64 one."""
+        """With float32 products as inaccurate as TF32's, the result still equals float64."""
         module = importlib.import_module(isotropy.__module__)  # the package's attribute of that name is the function
-        table = random_table(3000, 32, norm=8)  # so long that the bounds decide for no direction
+        table = random_table(3000, 32, norm=8)  # rows so long that the bounds exclude no direction
         accurate, dtypes = module._partition, []
 
         def rough(table: Tensor, ids: Tensor, directions: Tensor, both_signs: bool, dtype: torch.dtype) -> Tensor:
@@ -138,13 +138,15 @@ def heavy_tailed(n: int, d: int) -> Tensor:
     return random_table(n, d).abs() ** 3
 
 
-class TestDirectionsRuledOut:
+class TestExcludedDirections:
     """Most directions are known to have neither the smallest nor the largest Z before any Z is evaluated."""
 
     @pytest.mark.parametrize("both_signs", [True, False])
     @pytest.mark.parametrize("longest", [1e-3, 0.1, 0.5, 1, 2, 4, 8, 16, 49])
     @pytest.mark.parametrize("make", [random_table, heavy_tailed])
-    def test_those_that_decide_never_are(self, make: Callable[..., Tensor], longest: float, both_signs: bool) -> None:
+    def test_extreme_directions_are_never_excluded(
+        self, make: Callable[..., Tensor], longest: float, both_signs: bool
+    ) -> None:
         table = make(700, 24)
         table *= longest / table.norm(dim=1).max()
         spectrum, sums = Spectrum.of_table(table), RowSums.of(table)
@@ -154,17 +156,17 @@ class TestDirectionsRuledOut:
         assert possible[partition.amin(dim=0).argmin()]
         assert possible[partition.amax(dim=0).argmax()]
 
-    def test_few_remain_of_a_table_like_those_of_transformers(self) -> None:
+    def test_few_directions_remain_for_a_table_like_those_of_transformers(self) -> None:
         table = random_table(5000, 48, norm=1.4)
         assert int(_possible_extremes(Spectrum.of_table(table), RowSums.of(table), True).sum()) <= 2
 
-    def test_none_is_where_products_are_clipped(self) -> None:
+    def test_none_is_excluded_if_products_are_clipped(self) -> None:
         table = random_table(500, 32, norm=1e4)
         assert _possible_extremes(Spectrum.of_table(table), RowSums.of(table), True).all()
 
     @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
     def test_bounds_are_attained(self, share: float) -> None:
-        """By two values, one of them the end of the interval: no tighter bound knows mean, variance and interval."""
+        """By two values, one of them the end of the interval: no bound from mean, variance and interval is tighter."""
         end, other = 3.0, -1.0
         mean = share * end + (1 - share) * other
         variance = share * (end - mean) ** 2 + (1 - share) * (other - mean) ** 2
@@ -174,13 +176,13 @@ class TestDirectionsRuledOut:
 
 
 class TestProperties:
-    def test_rotation_changes_nothing(self) -> None:
+    def test_invariant_to_rotation(self) -> None:
         table = random_table(2000, 24).double()
         turned = table @ rotation(24)
         for metric in (isotropy, average_cosine, effective_rank, mean_norm):
             assert metric(turned) == pytest.approx(metric(table), rel=1e-9)
 
-    def test_order_of_rows_changes_nothing(self) -> None:
+    def test_invariant_to_the_order_of_rows(self) -> None:
         table = random_table(2000, 24)
         shuffled = table[torch.randperm(2000, generator=torch.Generator().manual_seed(0))]
         for metric in (isotropy, average_cosine, effective_rank, mean_norm):
@@ -222,7 +224,7 @@ class TestProperties:
         assert isotropy(torch.zeros(3, 4)) == pytest.approx(1)
 
     @pytest.mark.parametrize("norm", [1e-30, 1e30])
-    def test_extreme_norms_neither_overflow_nor_lose_the_answer(self, norm: float) -> None:
+    def test_extreme_norms_do_not_overflow_or_lose_accuracy(self, norm: float) -> None:
         table = random_table(200, 8).double()
         extreme = table * norm
         assert effective_rank(extreme) == pytest.approx(effective_rank(table), rel=1e-9)
@@ -230,7 +232,7 @@ class TestProperties:
         assert mean_norm(extreme) == pytest.approx(norm * mean_norm(table), rel=1e-9)
         assert isotropy(extreme) == pytest.approx(direct_isotropy(extreme), rel=1e-6)
 
-    def test_parameters_stay_as_they_are(self) -> None:
+    def test_parameters_are_unchanged(self) -> None:
         table = torch.nn.Parameter(random_table(50, 8))
         before = table.detach().clone()
         assert all(isinstance(metric(table), float) for metric in METRICS[:-1])

@@ -76,7 +76,7 @@ def test_a_dictionary_without_relations_gives_none(model, tokenizer) -> None:
 
 
 def test_group_edges_and_a_file_of_counts(model, tokenizer, vocabulary, tmp_path: Path) -> None:
-    counts = torch.arange(len(vocabulary))  # the vocabulary's order turned round
+    counts = torch.arange(len(vocabulary))  # the reversed order of the vocabulary
     file = tmp_path / "counts.tsv"
     file.write_text("".join(f"{token}\t{n}\n" for token, n in zip(vocabulary.tokens, counts.tolist(), strict=True)))
     config = DefinitionEMBConfig(frequency=str(file), group_edges=[0.1, 0.5])
@@ -86,7 +86,7 @@ def test_group_edges_and_a_file_of_counts(model, tokenizer, vocabulary, tmp_path
     assert figures != measure_embeddings(model, tokenizer)
 
 
-def test_drift_is_against_the_rows_of_its_making(model, vocabulary) -> None:
+def test_drift_is_relative_to_the_rows_at_construction(model, vocabulary) -> None:
     monitor = EmbeddingMonitor(model, vocabulary, DefinitionEMBConfig())
     before = read_table(model)
     still = monitor.measure(model)
@@ -113,7 +113,7 @@ def test_counts_of_the_training_data(model, vocabulary, given) -> None:
     assert int(monitor.groups["frequent"].min()) > int(monitor.groups["rare"].max())
 
 
-def test_the_model_stays_as_it_is(model, vocabulary) -> None:
+def test_the_model_is_unchanged(model, vocabulary) -> None:
     before = read_table(model)
     EmbeddingMonitor(model, vocabulary, DefinitionEMBConfig()).measure(model)
     assert torch.equal(read_table(model), before)

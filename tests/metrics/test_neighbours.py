@@ -1,4 +1,4 @@
-"""neighbour_overlap equals a numpy reference and moves as it should; by group it is the mean of the parts."""
+"""neighbour_overlap equals a numpy reference; by group it is the mean of the parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestNeighbourOverlap:
 
     @pytest.mark.parametrize("level", ["high", "medium", "autocast"])
     def test_coarse_products_are_not_used(self, level: str) -> None:
-        """Users ask for TF32 or bfloat16 products to train faster; that is no reason to measure less exactly."""
+        """TF32 or bfloat16 products, which users enable to train faster, must not make measurements less accurate."""
         table = random_table(500) + 3
         reference = table + 0.5 * random_table(500, seed=1)
         precision = torch.get_float32_matmul_precision()
@@ -57,7 +57,7 @@ class TestNeighbourOverlap:
             torch.set_float32_matmul_precision(precision)
         assert found == pytest.approx(direct_shares(table, reference, 10).mean(), abs=1e-12)
 
-    def test_equal_to_the_last_neighbour_where_float32_cannot_tell(self) -> None:
+    def test_exact_where_float32_cannot_decide(self) -> None:
         table = (random_table().double() + 100).float()  # cosines differ from 1 and from one another by about 1e-5
         reference = (table + 0.1 * random_table(seed=1)).float()
         np.testing.assert_allclose(overlap_of_rows(table, reference).numpy(), direct_shares(table, reference, 10))
@@ -67,7 +67,7 @@ class TestNeighbourOverlap:
         assert neighbour_overlap(table, table) == 1
         assert neighbour_overlap(table, random_table(2000, seed=1)) == pytest.approx(10 / 1999, abs=0.004)
 
-    def test_row_lengths_and_rotation_change_nothing(self) -> None:
+    def test_invariant_to_row_lengths_and_rotation(self) -> None:
         table = random_table().double()
         turn = torch.linalg.qr(random_table(16).double()).Q
         assert neighbour_overlap(table @ turn * torch.arange(1, 401)[:, None], table) == 1

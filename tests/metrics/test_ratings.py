@@ -1,4 +1,4 @@
-"""Rating files are read, or the bad line is named; the correlation equals scipy's and the referee's."""
+"""Rating files are read, or the bad line is named; the correlation equals scipy's and a reference score."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class TestRatingCorrelation:
         expected = rating_correlation(table, pairs, scores)
         assert rating_correlation(table * scale, pairs, scores) == pytest.approx(expected, abs=1e-6)
 
-    def test_equals_the_referee(self, data_dir: Path, minilm_dir: Path) -> None:
-        """Not its code but its convention: cosines less the mean of all rated tokens, as 0.786 was measured for MEN."""
+    def test_equals_the_reference_score(self, data_dir: Path, minilm_dir: Path) -> None:
+        """Cosines are centred by the mean of all rated tokens, the convention by which 0.786 was measured for MEN."""
         tokenizer = AutoTokenizer.from_pretrained(minilm_dir)
         weights = load_file(minilm_dir / "model.safetensors")
         table = next(weight for name, weight in weights.items() if name.endswith("word_embeddings.weight"))
@@ -144,7 +144,7 @@ class TestByGroup:
             expected = scipy.stats.spearmanr(cosines[chosen], scores[chosen]).statistic
             assert figures[f"defemb/rating_correlation/{name}"] == pytest.approx(expected, abs=1e-12)
 
-    def test_too_few_or_all_alike_have_no_key(self) -> None:
+    def test_groups_with_too_few_or_tied_pairs_have_no_key(self) -> None:
         table, pairs, scores = rated()
         groups = {"all": torch.arange(300), "frequent": torch.arange(100), "rare": torch.arange(100, 300)}
         rare = pairs.amax(dim=1) >= 100
@@ -184,7 +184,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="the rating of pair 1 is not finite"):
             rating_correlation(self.table, self.pairs, torch.tensor([1.0, float("nan"), 2.0]))
 
-    def test_no_order(self) -> None:
+    def test_all_ratings_or_cosines_equal(self) -> None:
         with pytest.raises(ValueError, match="every rating is 2"):
             rating_correlation(torch.randn(4, 3), self.pairs, torch.full((3,), 2.0))
         with pytest.raises(ValueError, match="every cosine is 0"):

@@ -1,4 +1,4 @@
-"""Every metric against its formula written in the plainest way, in float64 numpy and scipy, on ordinary and bad tables.
+"""Every metric against a direct implementation in float64 numpy and scipy, on ordinary and degenerate tables.
 
 No reference shares a line with the library: eigenvectors one at a time, cosines as a full matrix, singular values of
 the table itself, Mann and Whitney's U, Spearman's ρ and IsoScore from their own packages.
@@ -117,7 +117,7 @@ def plain_rating_correlation(rows: Array, pairs: Array, scores: Array) -> float:
 
 
 def random_table(n: int = 300, d: int = 16, seed: int = 0) -> Tensor:
-    """With a common direction and unequal variances, as embedding tables have."""
+    """Rows with a common direction and unequal variances, as in embedding tables."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, d, generator=generator, dtype=torch.float64) * torch.linspace(0.2, 0.6, d) + 0.2
 
@@ -156,7 +156,7 @@ class TestEveryTable:
     @pytest.mark.parametrize("both_signs", [True, False])
     def test_isotropy(self, table: Tensor, dtype: torch.dtype, both_signs: bool) -> None:
         table = table.to(dtype)
-        # The eigenvectors are given: of a table of rank 1, or of rows of very different lengths, most are rounding.
+        # The eigenvectors are given: for rank 1, or rows of very different lengths, most of them are rounding errors.
         spectrum = Spectrum.of_table(table)
         expected = plain_isotropy(rows_of(table), spectrum.eigenvectors.numpy(), both_signs)
         assert isotropy(table, both_signs=both_signs, spectrum=spectrum) == pytest.approx(expected, rel=1e-9)
@@ -201,7 +201,7 @@ def test_neighbour_overlap(table: Tensor, dtype: torch.dtype) -> None:
     assert neighbour_overlap(table, reference, k=k) == pytest.approx(expected, abs=1e-9)
 
 
-@tables_but("two rows")  # they have one cosine, and no order
+@tables_but("two rows")  # all cosines are equal
 @dtypes
 def test_rating_correlation(table: Tensor, dtype: torch.dtype) -> None:
     pairs, scores = some_pairs(len(table)), some_scores()
@@ -219,7 +219,7 @@ def some_scores(m: int = 200) -> Tensor:
 
 
 class TestConstantTable:
-    """All rows the same: every direction is one direction, and nothing varies."""
+    """All rows are the same."""
 
     table = torch.full((30, 6), 0.7)
 
@@ -231,7 +231,7 @@ class TestConstantTable:
         assert isotropy(self.table) == pytest.approx(plain_isotropy(rows, spectrum.eigenvectors.numpy()), rel=1e-9)
         assert relation_auc(self.table, some_pairs(30)) == 0.5
 
-    def test_no_variance_no_score(self) -> None:
+    def test_no_variance_gives_no_score(self) -> None:
         with pytest.raises(ValueError, match="all rows are the same"):
             isoscore(self.table)
         with pytest.raises(ValueError, match="every cosine is 0"):
@@ -285,7 +285,7 @@ def test_a_real_table_by_group(minilm_dir: Path) -> None:
     weights = load_file(minilm_dir / "model.safetensors")
     table = next(weight for name, weight in weights.items() if name.endswith("word_embeddings.weight"))
     reference = table + 0.02 * torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
-    everything = torch.arange(1000, 2500)  # a full cosine matrix of every row would not fit
+    everything = torch.arange(1000, 2500)  # a full cosine matrix would not fit in memory
     groups = {
         "all": everything,
         "frequent": everything[:450],

@@ -1,4 +1,4 @@
-"""relation_auc equals scipy's Mann–Whitney U on its own re-paired words, and those are paired as promised."""
+"""relation_auc equals scipy's Mann–Whitney U, and the properties of re-paired words."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestRelationAuc:
         assert relation_auc(table, pairs) == pytest.approx(direct_auc(table, pairs, shuffled_pairs(pairs)), abs=1e-12)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-    def test_rounding_alone_is_no_meaning(self, dtype: torch.dtype) -> None:
+    def test_rounding_errors_are_ties(self, dtype: torch.dtype) -> None:
         one_direction = torch.outer(torch.linspace(1, 2, 40).double(), torch.linspace(0.1, 1, 24).double()).to(dtype)
         assert relation_auc(one_direction, many_pairs(40)) == 0.5
 
@@ -73,11 +73,11 @@ class TestRelationAuc:
         table, pairs = planted(strength=-100)
         assert relation_auc(table, pairs) < 0.001
 
-    def test_no_meaning_is_one_half(self) -> None:
+    def test_random_rows_score_one_half(self) -> None:
         scores = [relation_auc(*planted(strength=0, seed=seed)) for seed in range(20)]
         assert np.mean(scores) == pytest.approx(0.5, abs=0.02)
 
-    def test_lengths_and_rotation_change_nothing(self) -> None:
+    def test_invariant_to_lengths_and_rotation(self) -> None:
         table, pairs = planted()
         table = table.double()
         turn = torch.linalg.qr(table[:12]).Q
@@ -85,8 +85,8 @@ class TestRelationAuc:
         assert relation_auc(table * lengths[:, None], pairs) == relation_auc(table, pairs)
         assert relation_auc(table @ turn, pairs) == pytest.approx(relation_auc(table, pairs), abs=1e-9)
 
-    def test_words_with_many_neighbours_give_no_answer_away(self) -> None:
-        """Rows that are near to everything, but related to nothing in particular: still one half."""
+    def test_hub_words_do_not_affect_the_score(self) -> None:
+        """Rows that are near to all others, but not to related ones: still one half."""
         table, pairs = planted(n=2000, strength=0)
         table[:500] += 3
         table[2000:2500] += 3  # the frequent words of both sides, paired with each other at the rate of chance
@@ -122,7 +122,7 @@ class TestShuffledPairs:
         shuffled = shuffled_pairs(pairs).tolist()
         assert not [pair for pair in shuffled if frozenset(pair) in related or pair[0] == pair[1]]
 
-    def test_every_word_gets_another(self) -> None:
+    def test_every_word_gets_another_partner(self) -> None:
         pairs = torch.stack([torch.arange(50), 50 + torch.arange(50)], dim=1)
         assert not (shuffled_pairs(pairs) == pairs).all(dim=1).any()
 
@@ -131,7 +131,7 @@ class TestShuffledPairs:
         assert torch.equal(shuffled_pairs(pairs), shuffled_pairs(pairs))
         assert not torch.equal(shuffled_pairs(pairs), shuffled_pairs(pairs, seed=1))
 
-    def test_what_cannot_be_helped_stays(self) -> None:
+    def test_pairs_without_an_alternative_stay(self) -> None:
         star = torch.tensor([[0, 1], [0, 2], [0, 3]])  # every right word is related to the only left word
         assert sorted(shuffled_pairs(star)[:, 1].tolist()) == [1, 2, 3]
         assert relation_auc(torch.randn(4, 3), star) == 0.5
@@ -150,7 +150,7 @@ class TestPairsByGroup:
             "rare": [[35, 12], [3, 30]],
         }
 
-    def test_groups_share_out_the_pairs(self) -> None:
+    def test_groups_partition_the_pairs(self) -> None:
         pairs = many_pairs(40)
         chosen = pairs_by_group(pairs, self.groups)
         assert list(chosen) == ["all", "frequent", "medium", "rare"]

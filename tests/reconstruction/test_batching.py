@@ -52,7 +52,7 @@ def test_a_batch_exceeds_the_budget_only_for_a_single_long_row(lengths, tokens):
 @given(LENGTHS, st.integers(1, 100))
 def test_no_batch_could_take_the_longest_row_of_a_shorter_one(lengths, tokens):
     batches = [(max(lengths[row] for row in batch), len(batch)) for batch in TokenBatchSampler(lengths, tokens)]
-    # The last one has the shortest rows, and what is left of them.
+    # The last batch has the remaining, shortest rows.
     for longest, rows in sorted(batches, reverse=True)[:-1]:
         assert (rows + 1) * longest > tokens
 

@@ -1,6 +1,6 @@
 """Masks, targets and the positions where they are read, on hand-written rows of real tokenizers.
 
-The definitions of "mongoose" serve throughout: three sub-tokens for RoBERTa and BART, five for T5.
+Most tests use definitions of "mongoose": three sub-tokens for RoBERTa and BART, five for T5.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def test_words_of_one_sub_token_have_one_row_a_definition_and_their_weights(robe
     ]
 
 
-def test_without_words_there_are_no_rows(roberta):
+def test_no_words_give_no_rows(roberta):
     _, rows = made(tiny_large_roberta(roberta), roberta)
     assert len(rows) == 0
     assert set(rows.column_names) == {
@@ -224,7 +224,7 @@ def test_a_truncated_definition_keeps_its_targets(style, word, request):
     target = sub_tokens_of([word], tokenizer)[0]
     assert [row["labels"] for row in rows] == [[label] for label in target]
     longest = max(len(row["input_ids"]) for row in rows)
-    assert longest == 16  # no token more and, as the definition is long, none less
+    assert longest == 16  # exactly this number, as the definition is long
     for j, row in enumerate(rows):
         read = row["decoder_input_ids"] or row["input_ids"]
         assert 0 <= row["position"] < len(read) <= 16
@@ -262,7 +262,7 @@ def test_the_prediction_does_not_depend_on_the_target_or_later_tokens(style, req
         for following in (word[j:], others[j:], []):
             full = {**row, column: row[column] + following}
             torch.testing.assert_close(wrapped.reconstruct(collate([full])), alone, rtol=0, atol=1e-5)
-        if j:  # but what comes before does
+        if j:  # but earlier tokens do
             before = [*row[column][:-1], others[j - 1]]
             changed = wrapped.reconstruct(collate([{**row, column: before}]))
             assert (changed - alone).abs().max() > 1e-2
@@ -325,7 +325,7 @@ def test_shares_of_random_masking(roberta):
     # Four standard deviations of 12,000 draws.
     assert float(masked.float().mean()) == pytest.approx(0.5, abs=0.018)
     assert float(kept.float().mean()) == pytest.approx(0.25, abs=0.016)
-    # Each position for itself, and evenly from the whole vocabulary.
+    # Each position is drawn independently, uniformly from the whole vocabulary.
     patterns = Counter(map(tuple, masked.tolist()))
     assert len(patterns) == 8
     assert all(count / draws == pytest.approx(1 / 8, abs=0.021) for count in patterns.values())

@@ -149,7 +149,7 @@ def test_gradients_reach_the_head_and_the_encoder_but_no_target(model):
     assert wrapped.definition_head.weight.grad.abs().sum() > 0
     gradient = table(model).grad.abs().sum(dim=1)
     assert gradient[TOKENIZER.convert_tokens_to_ids(["large", "animal", "run"])].min() > 0
-    # The target words stand nowhere in the input.
+    # The target words are not in the input.
     assert gradient[LABELS].tolist() == [0, 0, 0]
 
 

@@ -86,7 +86,7 @@ KINDS = {
     "llama": Kind(plain(LlamaForCausalLM), byte_bpe, "decoder", "<mask>", tied=False),
     "gemma": Kind(plain(GemmaForCausalLM), gemma, "decoder", "<mask>"),
     "qwen2": Kind(plain(Qwen2ForCausalLM), byte_bpe, "decoder", "<mask>"),
-    # It reads both ways, but only definitions stand before it.
+    # It is bidirectional, but reads only the definition.
     "xlnet": Kind(plain(XLNetLMHeadModel), maskless, "decoder", ""),
 }
 CONSTRUCTOR: dict[str, Any] = {
@@ -155,7 +155,7 @@ def test_build_apply_save_load_train(kind, method, tmp_path):
 
     config = settings(method, tmp_path)
     built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
-    # Bit for bit the model that was given, and nothing of the building left around it.
+    # The model is bitwise unchanged, and no hook or wrapper is left.
     assert equal(state_of(model), state)
     assert traits_of(model) == traits
     assert torch.equal(torch.get_rng_state(), random)
@@ -186,7 +186,7 @@ def test_build_apply_save_load_train(kind, method, tmp_path):
     step(loaded, torch.stack([shown, shown.flip(0)]))
     moved = (read_table(loaded) != expected).any(dim=1)
     assert moved[shown].all()
-    # A tied table is trained as the output's, too: there every token has a part in the loss.
+    # A tied table is also trained as the output table, where every token affects the loss.
     assert moved[hidden].all() if kind.tied else not moved[hidden].any()
     assert torch.isfinite(read_table(loaded)).all()
 
@@ -211,7 +211,7 @@ def test_an_untied_table_is_rebuilt_alone(name, table, method, tmp_path):
     assert torch.equal(read_table(loaded, table), expected)
 
 
-# XLNet has weights in each layer for segments, of which a definition has none.
+# XLNet has weights for segments in each layer, and definitions have no segments.
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "xlnet"])
 def test_all_layers_but_tables_and_task_heads_are_trained(name):
     kind = KINDS[name]

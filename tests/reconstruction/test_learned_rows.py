@@ -87,7 +87,7 @@ def defined_tokens() -> list[int]:
 
 
 def test_the_constructor_fits_its_training_data(tmp_path):
-    # Enough steps to learn the few words by heart: then the rows are those of the table.
+    # Enough steps to memorize the few words: the rows then equal those of the table.
     training = {"logging_steps": 10, "save_strategy": "no", "learning_rate": 5e-3, "lr_scheduler_type": "linear"}
     config = settings(400, held_out=0.0, training=training)
     model = tiny_bert(wordpiece_tokenizer(), **NO_DROPOUT)
@@ -169,7 +169,7 @@ def test_the_constructor_is_not_sharded_by_the_launch(monkeypatch):
 
 
 def saves_activations(model: torch.nn.Module) -> bool:
-    # Which modules carry the switch differs from one version of transformers to the next.
+    # Which modules have this attribute depends on the version of transformers.
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
@@ -439,7 +439,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
         torch.load(tmp_path / name, weights_only=True) for name in ("one/rows-0.pt", "two/rows-0.pt", "two/rows-1.pt")
     ]
     assert torch.equal(rows[1], rows[2])
-    # What is left is the order of sums; and of the evaluations, that the Trainer averages the means of batches.
+    # The remaining differences: the order of sums and, in evaluations, the Trainer's mean of batch means.
     for curve, tolerance in (("loss", 1e-4), ("eval_loss", 1e-2)):
         one, two = (dict(each[curve]) for each in info)
         assert two == pytest.approx(one, rel=tolerance)

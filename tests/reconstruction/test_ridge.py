@@ -13,7 +13,7 @@ from defemb_callbacks.reconstruction.ridge import STRENGTHS, RidgeRows, cross_fi
 
 
 def planted(n: int, f: int, d: int, *, noise: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features of unequal scale, far from zero, and targets linear in them but for noise; both float64."""
+    """Features of unequal scale, far from zero, and targets linear in them plus noise; both float64."""
     generator = torch.Generator().manual_seed(seed)
     draw = {"generator": generator, "dtype": torch.float64}
     x = torch.randn(n, f, **draw) * torch.logspace(-1, 1, f, dtype=torch.float64) + 3
@@ -290,7 +290,7 @@ def test_of_two_rows_each_is_predicted_by_the_other() -> None:
 
 
 @pytest.mark.parametrize("value", [7.0, 0.1])
-def test_equal_targets_are_predicted_exactly_and_leave_nothing_to_explain(value: float) -> None:
+def test_equal_targets_are_predicted_exactly_with_no_variance_to_explain(value: float) -> None:
     x, _ = planted(30, 3, 2)
     fitted = cross_fitted_rows(x, torch.full((30, 2), value))
     torch.testing.assert_close(fitted.rows, torch.full((30, 2), value))
@@ -304,7 +304,7 @@ def test_float32_and_bfloat16_features_are_summed_in_float64() -> None:
         torch.testing.assert_close(cross_fitted_rows(low, y).rows, cross_fitted_rows(low.double(), y).rows)
 
 
-def test_the_same_input_gives_the_same_bits_and_changes_neither_input_nor_random_state() -> None:
+def test_results_are_deterministic_and_input_and_random_state_unchanged() -> None:
     x, y = planted(60, 5, 100, noise=1.0)
     state, before = torch.get_rng_state(), (x.clone(), y.clone())
     first, second = (cross_fitted_rows(x, y.requires_grad_()) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The README's snippets run, and its tables are those of the results."""
+"""The README's snippets run, and its tables equal the results."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_table_of_metrics_is_that_of_the_catalog() -> None:
     ]
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_are_valid() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     local = [target for target in targets if not target.startswith("http")]
     assert local

@@ -61,7 +61,7 @@ def test_words_are_ordered_by_frequency(family, tokenizer):
 
 
 @pytest.mark.parametrize("text", ["the geese ran to two houses, in 1990.", "a zebra quizzed"])
-def test_text_survives_encoding_and_decoding(tokenizer, text):
+def test_text_is_restored_by_decoding(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
@@ -76,7 +76,7 @@ def test_wordpiece_is_lower_cased_and_marks_continuations():
     assert {f"[unused{i}]" for i in range(4)} <= set(tokenizer.get_vocab())
 
 
-def test_byte_bpe_is_cased_and_knows_every_byte():
+def test_byte_bpe_is_cased_and_has_every_byte():
     tokenizer = byte_bpe_tokenizer()
     assert tokenizer.tokenize("The dog of Paris") == ["The", "Ġdog", "Ġof", "ĠParis"]
     assert tokenizer.tokenize("of the The") == ["o", "f", "Ġthe", "ĠThe"]

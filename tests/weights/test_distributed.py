@@ -92,7 +92,7 @@ def check_trainer(launch: Launch, case: Any, tmp_path: Path) -> None:
     assert len(list(run.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours, both of the main process
     measured = [[row for row in one["history"] if "defemb/isotropy/all" in row] for one in launch.of(case)]
     steps = [[row["step"] for row in rows] for rows in measured]
-    # By default the main process decides by its clock for all: the processes agree on the logged rows.
+    # By default, the main process's clock decides for all processes, so they agree on the logged rows.
     assert all(found == steps[0] for found in steps)
     last = -(-64 // (4 * launch.processes))
     assert steps[0][-1] == last
@@ -195,7 +195,7 @@ def test_a_distributed_build_equals_that_of_one_process(launch: Launch, tmp_path
     assert torch.equal(found["again"], found["rows"])
     shares = [outcome["batches"] for outcome in launch.of(launched.together)]
     assert max(shares) - min(shares) <= 1
-    # Each process reads one text more, to see which layers' states the model returns.
+    # Each process encodes one more text, to determine which layers' states the model returns.
     assert sum(shares) - launch.processes == len(calls) - 1
     assert [outcome["read_again"] for outcome in launch.of(launched.together)] == [0] * launch.processes
     entries = launch.folder / "together" / "cache" / "embeddings"
