@@ -25,6 +25,7 @@ from defemb_callbacks.metrics import (
     relation_auc,
     spectra_by_group,
 )
+from defemb_callbacks.metrics.drift import equal_tables
 from defemb_callbacks.metrics.neighbours import nearest_rows, shared
 from defemb_callbacks.metrics.spectrum import Spectrum
 
@@ -343,3 +344,26 @@ def test_an_unchanged_table_has_no_drift_and_all_its_neighbours(zero_rows) -> No
         "defemb/neighbour_overlap/all": 1.0,
         "defemb/neighbour_overlap/frequent": 1.0,
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_kept_reference_does_not_change_with_the_table(dtype: torch.dtype) -> None:
+    table = torch.randn(30, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    measure = TableMeasure({"all": torch.arange(30)}, reference=table)
+    measure.keep_reference()
+    assert measure.measure(table)["defemb/drift/all"] == 0.0
+    before = table.clone()
+    table[0] *= -1
+    figures = measure.measure(table)
+    assert figures["defemb/drift/all"] == pytest.approx(2 / 30)
+    expected = TableMeasure({"all": torch.arange(30)}, reference=before).measure(table)
+    assert figures == expected
+
+
+def test_tables_are_equal_if_all_their_blocks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["defemb_callbacks.metrics.drift"], "LAUNCHED", 16)
+    table = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).half()
+    other = table.clone()
+    assert equal_tables(table, other)
+    other[6, 7] += 1
+    assert not equal_tables(table, other)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import checked, reciprocal_or_zero, row_blocks, row_lengths
+from defemb_callbacks.metrics.blocks import LAUNCHED, checked, reciprocal_or_zero, row_blocks, row_lengths
 
 
 def drift(table: Tensor, reference: Tensor) -> float:
@@ -52,6 +52,13 @@ def drift_sums(table: Tensor, reference: Tensor, ids: Tensor | None = None) -> T
         change = change.where((lengths > 0) == (before > 0), 1.0)  # zero in one of the tables only
         sums += torch.stack([change.sum(), ((lengths > 0) | (before > 0)).sum()])
     return sums
+
+
+def equal_tables(table: Tensor, reference: Tensor) -> bool:
+    """Return whether two validated tables of the same shape have equal entries, also on different devices."""
+    rows = max(1, LAUNCHED // table.shape[1])
+    blocks = zip(table.split(rows), reference.split(rows), strict=True)
+    return all(torch.equal(new, old.to(new.device)) for new, old in blocks)
 
 
 def checked_both(table: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

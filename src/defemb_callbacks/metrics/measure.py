@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.metrics.blocks import checked
-from defemb_callbacks.metrics.drift import drift_sums
+from defemb_callbacks.metrics.drift import drift_sums, equal_tables
 from defemb_callbacks.metrics.groups import Parts, check_inside, checked_groups, evenly
 from defemb_callbacks.metrics.isotropy import isotropy_of_rows, known_isoscore
 from defemb_callbacks.metrics.neighbours import NeighboursByGroup
@@ -177,11 +177,21 @@ class TableMeasure:
             for name, correlation in self._rated.correlations(table, fewest=FEWEST_PAIRS).items():
                 if name in sums:
                     figures[f"defemb/rating_correlation/{name}"] = correlation
-        if self._reference is not None and torch.equal(table, self._reference):
+        if self._reference is not None and equal_tables(table, self._reference):
             figures |= self._unmoved(sums)
         elif self._reference is not None:
             figures |= self._moves(table, self._reference, parts, sums)
         return figures
+
+    def keep_reference(self) -> None:
+        """Copy the reference, because the table that it is will change.
+
+        A reference in half precision on an accelerator is copied to the CPU, to leave the accelerator's memory to the
+        training. It keeps its dtype, so that the drift of an unchanged table is exactly 0.
+        """
+        if self._reference is not None:
+            on_cpu = self._reference.device.type != "cpu" and self._reference.element_size() == 2
+            self._reference = self._reference.cpu() if on_cpu else self._reference.clone()
 
     def _unmoved(self, sums: Mapping[str, RowSums]) -> dict[str, float]:
         """Values for a table that still equals the reference, as at the start of a run or if it is frozen."""

@@ -56,6 +56,8 @@ class EmbeddingMonitor:
         self.groups = frequency_groups(configured_rank(vocabulary, config, counts), config.group_edges)
         self._words = vocabulary.word_ids
         self._measures = _measures(_tables(model), self.groups, vocabulary, config, pairs, compare=True)
+        for measure in self._measures.values():
+            measure.keep_reference()
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Compute all metrics: `defemb/<metric>/<group>`, and `defemb/output_<metric>/<group>` for the output table."""
@@ -147,7 +149,7 @@ def _measures(
         name: TableMeasure(
             groups,
             pairs=pairs,
-            reference=table.clone() if compare else None,
+            reference=table if compare else None,
             ratings=ratings,
             sample=config.monitor_sample,
         )
