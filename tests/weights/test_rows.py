@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertForMaskedLM, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
 
-from defemb_callbacks.weights.rows import bare_model, check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.weights.rows import bare_model, check_rows, embedding_weight, read_rows, read_table, write_rows
 from tiny import tiny_bert, wordpiece_tokenizer
 
 IDS = torch.tensor([7, 3, 400])
@@ -75,6 +78,46 @@ def test_writing_no_rows_changes_nothing(model):
     before = read_table(model)
     write_rows(model, torch.empty(0, dtype=torch.int64), torch.empty(0, 32))
     assert torch.equal(read_table(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reading_rows_equals_reading_the_table(model, dtype):
+    model.to(dtype)
+    rows = read_rows(model, IDS)
+    assert rows.dtype == torch.float32
+    assert torch.equal(rows, read_table(model)[IDS])
+    rows.fill_(7)
+    assert not (read_table(model) == 7).any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of a process")
+def test_reading_rows_does_not_copy_the_table():
+    """In a process of its own: the most memory held, less what was held before."""
+    script = """
+import torch
+from pathlib import Path
+from transformers import BertConfig, BertModel
+from defemb_callbacks.weights.rows import read_rows
+
+def held(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+sizes = dict(hidden_size=1024, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+with torch.device("meta"):
+    model = BertModel(BertConfig(vocab_size=60_000, **sizes))
+model.embeddings.word_embeddings.weight = torch.nn.Parameter(torch.ones(60_000, 1024))
+read_rows(model, torch.arange(10))
+before = held("VmHWM")
+read_rows(model, torch.arange(0, 60_000, 60))
+print(60_000 * 1024 * 4, held("VmHWM") - before)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+    command = [sys.executable, "-c", script]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    table_bytes, extra_bytes = map(int, output.split())
+    assert extra_bytes < table_bytes / 8
 
 
 def test_reading_returns_a_copy(model):

@@ -32,7 +32,7 @@ from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_grou
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
-from defemb_callbacks.weights.rows import read_table, table_shape, transformers_model
+from defemb_callbacks.weights.rows import read_rows, table_shape, transformers_model
 from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_sharded
 
 logger = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ def _build(
                 precision=config.precision,
                 readers=readers,
             )
-        targets = read_table(model, config.table).cpu()[ids]
+        targets = read_rows(model, ids, config.table)
         groups = lemma_groups(list(found.values()))
         fitted = on_main_process(lambda: cross_fitted_rows(features, targets, groups=groups))
         rows, feature_map = fitted.rows, fitted.weights

@@ -164,6 +164,18 @@ def read_table(model: nn.Module, table: TableName = INPUT) -> Tensor:
     return whole_table(model, table).to(torch.float32, copy=True)
 
 
+def read_rows(model: nn.Module, ids: Tensor, table: TableName = INPUT) -> Tensor:
+    """A float32 copy of the rows `ids`, (n, d), on the CPU, without a copy of the table unless it is sharded.
+
+    Args:
+        model: The model; see `whole_table`.
+        ids: (n,) int64 token ids.
+        table: See `embedding_weight`.
+    """
+    weight = whole_table(model, table)
+    return weight[ids.to(weight.device)].to("cpu", torch.float32)
+
+
 @torch.no_grad()
 def write_rows(model: nn.Module, ids: Tensor, rows: Tensor, table: TableName = INPUT) -> None:
     """Overwrite rows of an embedding table and of tables tied to it.

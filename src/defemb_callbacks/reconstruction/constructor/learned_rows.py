@@ -42,7 +42,7 @@ from defemb_callbacks.reconstruction.constructor.training import (
     last_checkpoint,
     trains_in_bfloat16,
 )
-from defemb_callbacks.weights.rows import INPUT, TableName, read_table
+from defemb_callbacks.weights.rows import INPUT, TableName, read_rows
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def learned_rows(
         # Trainer and model refer to each other, so their memory is only freed by the garbage collector.
         del trainer, constructor
         gc.collect()
-    old = read_table(model, table)[ids.to(model.device)].cpu()
+    old = read_rows(model, ids, table)
     info = {
         "steps": steps,
         "loss": _curve(history, "loss"),
