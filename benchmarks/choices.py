@@ -135,6 +135,7 @@ def main() -> None:
         "definitions_per_token": by_definitions,
         "relation_auc_by_weight": by_weight,
         "relation_auc_by_alpha": by_alpha,
+        "default_weights": [round(AUTO_BLEND * config.blend_floor, 3), AUTO_BLEND],
         "dictionaries": by_dictionary(model, tokenizer),
         "pairs": {group: len(members) for group, members in pairs.items()},
         "environment": environment(),

@@ -74,12 +74,14 @@ def definitions(result: dict[str, Any]) -> str:
 
 
 def weights(result: dict[str, Any]) -> str:
+    low, high = result["default_weights"]
+    by_frequency = f"by frequency, {low} to {high}"
     rows = [
-        [weight if weight != "default" else "**default** (0.1 to 0.4)", *(f"{row[group]:.3f}" for group in GROUPS)]
+        [weight if weight != "default" else by_frequency, *(f"{row[group]:.3f}" for group in GROUPS)]
         for weight, row in result["relation_auc_by_weight"].items()
     ]
     rows += [
-        [f"default, alpha {alpha}", *(f"{row[group]:.3f}" for group in GROUPS)]
+        [f"{by_frequency}, alpha {alpha}", *(f"{row[group]:.3f}" for group in GROUPS)]
         for alpha, row in result["relation_auc_by_alpha"].items()
         if alpha != "1.0"
     ]

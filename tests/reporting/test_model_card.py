@@ -69,7 +69,7 @@ def test_it_names_what_was_rebuilt_and_from_what():
     assert "6,000 of 12,345 token embeddings" in section
     assert "`user/model`" in section
     assert "`wordnet`, `pets` (48,081 definitions)" in section
-    assert "`ridge`: the frozen model read each definition" in section
+    assert "`ridge`: the frozen model encoded each definition" in section
     assert "0.157" in section
     assert "@misc{zhang2024reconsidering," in section
     assert "2408.01308" in section
