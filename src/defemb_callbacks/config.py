@@ -172,7 +172,9 @@ class DefinitionEMBConfig:
         if self.constructor is not None:
             self.constructor = ConstructorConfig.read(self.constructor).to_dict()
             if self.method != "learned":
-                raise ValueError(f"`constructor` requires `method='learned'`, got `method={self.method!r}`.")
+                raise ValueError(
+                    f"`constructor` requires `method='learned'`, got `method={self.method!r}`. Set both, or neither."
+                )
         self.group_edges = list(self.group_edges)  # may be a tuple
         if self.features is not None:
             self.features = _checked_features(self.features)

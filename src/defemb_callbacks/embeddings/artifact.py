@@ -228,7 +228,10 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
                 raise FileNotFoundError(f"There is no folder {model_id!r}. Pass a folder or a repository on the hub.")
             folder = Path(snapshot_download(model_id, allow_patterns=files, **download))
         if not all((folder / name).is_file() for name in files):
-            raise FileNotFoundError(f"{model_id!r} contains no definition embeddings ({' and '.join(files)}).")
+            raise FileNotFoundError(
+                f"{model_id!r} contains no definition embeddings ({' and '.join(files)}). "
+                "Pass a folder or repository with both."
+            )
         try:
             return cls(**read_embeddings(folder))
         except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:

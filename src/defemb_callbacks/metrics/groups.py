@@ -71,7 +71,10 @@ def check_inside(groups: Mapping[str, Tensor], table: Tensor, name: str = "table
     """
     for group, ids in groups.items():
         if len(ids) and int(ids.max()) >= len(table):
-            raise ValueError(f"group {group!r} names row {int(ids.max())}, the {name} has rows 0 to {len(table) - 1}.")
+            raise ValueError(
+                f"group {group!r} names row {int(ids.max())}, the {name} has rows 0 to {len(table) - 1}. "
+                "Pass ids of its rows."
+            )
 
 
 def evenly(ids: Tensor, size: int | None) -> Tensor:

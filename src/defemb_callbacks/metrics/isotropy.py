@@ -156,10 +156,10 @@ def isoscore(table: Tensor) -> float:
     """
     table = checked(table)
     if table.shape[1] < 2:
-        raise ValueError("isoscore needs at least 2 columns, got 1.")
+        raise ValueError("isoscore needs at least 2 columns, got 1. Pass a wider table.")
     score = _score(_centred_gram(table, None))
     if score is None:
-        raise ValueError("isoscore needs at least 2 different rows, all rows are the same.")
+        raise ValueError("isoscore needs at least 2 different rows, all rows are the same. Load the weights first.")
     return score
 
 

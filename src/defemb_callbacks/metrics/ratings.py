@@ -101,11 +101,14 @@ def rating_correlation(table: Tensor, pairs: Tensor, scores: Tensor, *, centred:
     """
     pairs, scores = checked_ratings(Ratings(pairs, scores))
     if len(pairs) < 2:
-        raise ValueError(f"rating_correlation needs at least 2 pairs, got {len(pairs)}.")
+        raise ValueError(f"rating_correlation needs at least 2 pairs, got {len(pairs)}. Pass more pairs.")
     cosines = _cosines(checked(table), pairs, centred)
     for name, values in (("cosine", cosines), ("rating", scores)):
         if not _has_different_values(values):
-            raise ValueError(f"rating_correlation needs different values, but every {name} is {float(values[0]):g}.")
+            raise ValueError(
+                f"rating_correlation needs different values, but every {name} is {float(values[0]):g}. "
+                "Pass other pairs."
+            )
     return _rank_correlation(cosines, scores)
 
 
@@ -169,7 +172,9 @@ def _cosines(table: Tensor, pairs: Tensor, centred: bool) -> Tensor:
     """Compute the cosine of each pair of rows less the mean row of all words in `pairs`: (m,) float64 on the CPU."""
     words, positions = pairs.to(table.device).unique(return_inverse=True)
     if len(words) and int(words[-1]) >= len(table):
-        raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}.")
+        raise ValueError(
+            f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}. Pass ids of its rows."
+        )
     rows = table[words].double()
     if centred:
         rows = rows - rows.mean(dim=0)

@@ -72,7 +72,7 @@ class RelatedWords(NamedTuple):
         """Prepare pairs of row ids, (m, 2) int64, m ≥ 2."""
         pairs = checked_pairs(pairs)
         if len(pairs) < 2:
-            raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}.")
+            raise ValueError(f"relation_auc needs at least 2 pairs, got {len(pairs)}. Pass more pairs.")
         words, (left, right, other) = torch.stack([*pairs.cpu().T, shuffled_pairs(pairs, seed=seed)[:, 1]]).unique(
             return_inverse=True
         )
@@ -82,7 +82,9 @@ class RelatedWords(NamedTuple):
         """Compute `relation_auc` of a `checked` table."""
         words, left, right, other = (ids.to(table.device) for ids in self)
         if int(words[-1]) >= len(table):
-            raise ValueError(f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}.")
+            raise ValueError(
+                f"pairs name row {int(words[-1])}, the table has rows 0 to {len(table) - 1}. Pass ids of its rows."
+            )
         directions = _directions(table, words, centred)
         related, shuffled = (_cosines(directions, left, partners) for partners in (right, other))
         shuffled = shuffled.sort().values
@@ -177,7 +179,9 @@ def group_of_pairs(pairs: Tensor, groups: dict[str, Tensor]) -> Tensor:
     rank = torch.full((highest + 1,), -1, device=pairs.device)
     for position, (name, members) in enumerate(zip(groups, ids, strict=True)):
         if (members < 0).any():
-            raise ValueError(f"group {name!r} must hold row ids of 0 or more, got {int(members.min())}.")
+            raise ValueError(
+                f"group {name!r} must hold row ids of 0 or more, got {int(members.min())}. Leave out negative ids."
+            )
         taken = members[rank[members] >= 0]
         if taken.numel():
             raise ValueError(
@@ -196,7 +200,7 @@ def checked_pairs(pairs: Tensor) -> Tensor:
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"pairs must have shape (m, 2), got {tuple(pairs.shape)}.")
     if (pairs < 0).any():
-        raise ValueError(f"pairs must hold row ids of 0 or more, got {int(pairs.min())}.")
+        raise ValueError(f"pairs must hold row ids of 0 or more, got {int(pairs.min())}. Leave out negative ids.")
     alike = (pairs[:, 0] == pairs[:, 1]).nonzero()
     if alike.numel():
         row = int(alike[0])

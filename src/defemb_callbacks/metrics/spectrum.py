@@ -43,7 +43,9 @@ class Spectrum(NamedTuple):
         """See `effective_rank`."""
         sigma = self.eigenvalues.sqrt()
         if not sigma.any():
-            raise ValueError("effective_rank needs at least 1 row that is not zero, but all rows are zero.")
+            raise ValueError(
+                "effective_rank needs at least 1 row that is not zero, but all rows are zero. Load the weights first."
+            )
         return float(torch.special.entr(sigma / sigma.sum()).sum().exp())
 
 

@@ -58,7 +58,10 @@ class RowSums(NamedTuple):
         """See `average_cosine`."""
         count = int(self.directions)
         if count < 2:
-            raise ValueError(f"average_cosine needs at least 2 rows that are not zero, got {count} of {self.rows}.")
+            raise ValueError(
+                f"average_cosine needs at least 2 rows that are not zero, got {count} of {self.rows}. "
+                "Load the weights first."
+            )
         mean = (self.unit_total @ self.unit_total - count) / (count * (count - 1))
         return float(mean.clamp(-1 / (count - 1), 1))  # against rounding errors
 

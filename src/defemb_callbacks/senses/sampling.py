@@ -75,7 +75,9 @@ def tokenize_texts(
         lengths.append(torch.tensor([len(text) for text in encoded]))
     tokenized = TokenizedTexts(torch.cat(ids), torch.cat(lengths))
     if not len(tokenized.ids):
-        raise ValueError(f"`texts` must contain at least one token, got {len(texts)} texts without any.")
+        raise ValueError(
+            f"`texts` must contain at least one token, got {len(texts)} texts without any. Pass other texts."
+        )
     return tokenized
 
 

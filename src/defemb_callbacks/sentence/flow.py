@@ -248,7 +248,10 @@ class EmbeddingFlow(
         cls, *, model_id: str, config: dict[str, Any] | EmbeddingFlowConfig | None = None, **download: Any
     ) -> EmbeddingFlow:
         if config is None:
-            raise FileNotFoundError(f"{model_id} contains no EmbeddingFlow: it has no {constants.CONFIG_NAME}.")
+            raise FileNotFoundError(
+                f"{model_id} contains no EmbeddingFlow: it has no {constants.CONFIG_NAME}. "
+                "Pass the folder or id of a flow."
+            )
         name = constants.SAFETENSORS_SINGLE_FILE
         path = Path(model_id) / name if Path(model_id).is_dir() else hf_hub_download(model_id, name, **download)
         flow = cls(config if isinstance(config, EmbeddingFlowConfig) else EmbeddingFlowConfig(**config))

@@ -144,7 +144,9 @@ class LinearCalibration(ModelHubMixin, library_name="defemb_callbacks", tags=["s
                 raise FileNotFoundError(f"There is no folder {model_id!r}. Pass a folder or a repository on the hub.")
             folder = Path(snapshot_download(model_id, allow_patterns=[DESCRIPTION, TENSORS], **download))
         if not all((folder / name).is_file() for name in (DESCRIPTION, TENSORS)):
-            raise FileNotFoundError(f"{model_id} contains no linear calibration ({DESCRIPTION} and {TENSORS}).")
+            raise FileNotFoundError(
+                f"{model_id} contains no linear calibration ({DESCRIPTION} and {TENSORS}). Pass another one."
+            )
         try:
             description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             if description["format"] > FORMAT:

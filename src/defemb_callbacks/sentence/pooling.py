@@ -115,7 +115,9 @@ def check_layers(pooling: str, depth: int) -> None:
         ValueError: If a layer is out of range.
     """
     if any(not -depth - 1 <= layer <= depth for layer in pooled_layers(pooling)):
-        raise ValueError(f"pooling={pooling!r} is out of range: the last layer of this model is layer:{depth}.")
+        raise ValueError(
+            f"pooling={pooling!r} is out of range: the last layer of this model is layer:{depth}. Choose a lower layer."
+        )
 
 
 def encode_texts(
@@ -163,7 +165,7 @@ def encode_texts(
     if isinstance(texts, str):
         raise TypeError("`texts` must be a list of strings, got a single string. Put it into a list.")
     if not len(texts):
-        raise ValueError("`texts` must not be empty, got [].")
+        raise ValueError("`texts` must not be empty, got []. Pass at least one text.")
     backbone = backbone_of(model)
     config = backbone.config.get_text_config()
     check_layers(pooling, config.num_hidden_layers)

@@ -94,7 +94,7 @@ def load_constructor(model: PreTrainedModel, folder: Path, table: TableName = IN
         try:
             from peft import PeftModel
         except ImportError as error:
-            raise ImportError('Adapters require peft: pip install "defemb-callbacks[peft]"') from error
+            raise ImportError('Adapters require peft. Install it with: pip install "defemb-callbacks[peft]"') from error
         trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         modes = [(module, module.training) for module in model.modules()]
         adapted = PeftModel.from_pretrained(with_definition_head(model, table=table), folder)
@@ -130,7 +130,7 @@ def _with_adapters(wrapped: Any, rank: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ImportError('`lora_r` requires peft: pip install "defemb-callbacks[peft]"') from error
+        raise ImportError('`lora_r` requires peft. Install it with: pip install "defemb-callbacks[peft]"') from error
     wrapped.definition_head.float()  # small updates would be lost in half precision
     head = "definition_head"
     adapters = LoraConfig(

@@ -94,7 +94,9 @@ def constructor_arguments(
     try:
         arguments = TrainingArguments(output_dir=str(output_dir), **chosen | fixed)
     except TypeError as error:
-        raise ValueError(f"The constructor's training settings do not fit TrainingArguments: {error}.") from error
+        raise ValueError(
+            f"The constructor's training settings do not fit TrainingArguments: {error}. Correct `training`."
+        ) from error
     # The settings of `accelerate launch` apply to the outer run.
     arguments.mixed_precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
     # DataParallel would split labels like rows, but a row may have several labels.
