@@ -167,7 +167,7 @@ def test_a_read_only_cache(tmp_path) -> None:
         (lambda path: path.mkdir(), FileNotFoundError, "There is no file"),
         (lambda path: None, FileNotFoundError, "There is no file"),
         (lambda path: path.write_bytes(b"word\tdefinition\ncat\t\xff\xfe"), ValueError, "is not UTF-8 text"),
-        (lambda path: path.write_bytes(b""), ValueError, "needs 'word' or 'token'"),
+        (lambda path: path.write_bytes(b""), ValueError, "Required are 'word' or 'token'"),
     ],
 )
 def test_an_unreadable_dictionary_stops_the_run_before_anything_is_written(

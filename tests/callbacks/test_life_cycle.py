@@ -151,7 +151,7 @@ def test_offloaded_layers_and_offloaded_embeddings_are_errors(tokenizer, tmp_pat
     model = tiny_bert(tokenizer, BertForSequenceClassification)
     embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary())
     cpu_offload(model.bert.encoder)
-    with pytest.raises(ValueError, match=r"is offloaded.*`defemb build MODEL --output DIR`, and pass embeddings=DIR"):
+    with pytest.raises(ValueError, match=r"is offloaded.*`defemb build MODEL --output DIR`, and pass `embeddings=DIR`"):
         build_definition_embeddings(model, tokenizer, {"dog": "an animal", "cat": "another"})
     assert embeddings.apply(model).rebuilt == 66  # ready embeddings need only the table
     cpu_offload(model.bert.embeddings)

@@ -181,7 +181,13 @@ def test_rows_are_rebuilt_except_in_the_baseline(
     cases: dict[str, Case], tmp_path: Path, definition_emb: bool, rebuilt: set[str]
 ) -> None:
     case = cases["t5"]  # no token of it is beetle
-    frozen = {"learning_rate": 0, "max_steps": 1, "save_strategy": "steps", "definition_emb": definition_emb}
+    frozen = {
+        "learning_rate": 0,
+        "max_steps": 1,
+        "save_strategy": "steps",
+        "definition_emb": definition_emb,
+        "blend": 0.4,
+    }
     found = run_summarization.main(case.options(tmp_path, **frozen))
     changed = changed_rows(case.table(), case.table(tmp_path))
     assert {token.lstrip("▁").lower() for token in case.tokenizer.convert_ids_to_tokens(changed.tolist())} == rebuilt
