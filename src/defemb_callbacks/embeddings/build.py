@@ -65,7 +65,7 @@ def build_definition_embeddings(
             gathered while definitions are encoded.
         tokenizer: The model's tokenizer.
         definitions: Any source that `load_definitions` accepts.
-        config: Settings of the build; those of `DefinitionEmbeddings.apply` are ignored.
+        config: Settings of the build; settings of `DefinitionEmbeddings.apply` are ignored.
 
     Returns:
         Embeddings of the tokens that have definitions.
@@ -243,7 +243,7 @@ def _build(
 def probe_texts(
     words: Sequence[str], definitions: Sequence[Sequence[Definition]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], ...]:
-    """Definitions as running text for `LanguageModelProbe`, about 4,000 tokens from all over the vocabulary.
+    """Definitions as running text for `LanguageModelProbe`, about 4,000 tokens, evenly spaced over the vocabulary.
 
     Args:
         words: The words that have definitions.

@@ -17,8 +17,8 @@ class RowSums(NamedTuple):
     Attributes:
         rows: Number of rows.
         directions: Number of nonzero rows, () int64.
-        length: Σ ‖e‖, ().
-        longest: max ‖e‖, ().
+        length: Sum of ‖e‖, ().
+        longest: Largest ‖e‖, ().
         total: Σ e, (d,).
         unit_total: Σ ê over the nonzero rows, (d,).
     """

@@ -222,17 +222,22 @@ def check_rows(ids: Tensor, rows: Tensor, *, size: int, width: int) -> None:
         raise ValueError(f"Token ids must be a 1-D int64 tensor, got shape {tuple(ids.shape)} and dtype {ids.dtype}.")
     unique, counts = ids.unique(return_counts=True)
     if len(unique) < len(ids):
-        raise ValueError(f"Token ids must be unique, but {int(unique[counts > 1][0])} occurs more than once.")
+        raise ValueError(
+            f"Token ids must be unique, but {int(unique[counts > 1][0])} occurs more than once. Pass each id once."
+        )
     if rows.shape != (len(ids), width):
         raise ValueError(
             f"The rows have shape {tuple(rows.shape)}, but this model needs ({len(ids)}, {width}). "
-            "Were they built for another model?"
+            "Build them for this model."
         )
     if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= size):
         raise ValueError(
             f"Token ids from {int(ids.min())} to {int(ids.max())} do not fit a table of {size} rows. "
-            "Were the rows built for another tokenizer?"
+            "Build the rows with the model's own tokenizer."
         )
     invalid = ids.to(rows.device)[~torch.isfinite(rows).all(dim=1)]
     if len(invalid):
-        raise ValueError(f"{len(invalid)} new rows contain NaN or infinity, the first one for token {int(invalid[0])}.")
+        raise ValueError(
+            f"{len(invalid)} new rows contain NaN or infinity, the first one for token {int(invalid[0])}. "
+            "Leave out or repair these rows."
+        )
