@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,9 +15,16 @@ from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
+from defemb_callbacks.embeddings.language_model import serves_as_output
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor, rows_from_definitions
 from defemb_callbacks.new_tokens.growth import check_model, resized, tables_of, write_bias
+from defemb_callbacks.new_tokens.output_calibration import (
+    predicts_text,
+    read_output_states,
+    text_loss,
+    without_terms,
+)
 from defemb_callbacks.new_tokens.term_rows import TermRows, expected_rank, term_rows
 from defemb_callbacks.new_tokens.terms import Term, TermSource, read_terms
 from defemb_callbacks.new_tokens.token_forms import split_without_itself
@@ -27,6 +34,8 @@ from defemb_callbacks.vocabulary.frequency import frequency_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
 from defemb_callbacks.weights.rows import INPUT, TableName, check_rows, embedding_weight, read_table, write_rows
+
+LOSS_STRIDE = 4  # every 4th text shows what new tokens cost other text, about 1,000 tokens
 
 
 def define_new_tokens(
@@ -41,7 +50,9 @@ def define_new_tokens(
     A map from definitions to rows is fitted on the words of the vocabulary (by `build_definition_embeddings`, with the
     same cache) and applied to the definitions of the terms. A new row mixes this prediction with the mean of the term's
     sub-tokens; the weight is the one that works best for words of the vocabulary, treated as new. Rows get the median
-    length of `config.new_token_group`, in every table of the model; an untied output table has its own map.
+    length of `config.new_token_group`, in every table of the model; an untied output table has its own map. In the
+    output table of a causal language model, also a tied one, they are shorter, and calibrated so that the new tokens
+    are as likely on average as words of that group; the report shows what they cost text without the terms.
 
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
@@ -163,12 +174,17 @@ def write_new_tokens(
     terms = [token.term for token in plan.tokens]
     size = max([len(embedding_weight(model)), *(index + 1 for token in plan.tokens for index in token.ids)])
     rows_of: dict[TableName, TermRows] = {}
+    texts: list[Sequence[int]] = []
     for table, built in embeddings.items():
         settings = replace(config, table=table)
         predicted = rows_from_definitions(model, plan.before, terms, built, settings, dictionary)
         splits = split_without_itself(plan.before, built.ids)
+        output = None
+        if predicts_text(model) and serves_as_output(model, table) and built.texts:
+            output = read_output_states(model, built.texts)
+            texts = without_terms(built.texts, [token.pieces for token in plan.tokens])[::LOSS_STRIDE]
         rows = rows_of[table] = term_rows(
-            read_table(model, table).cpu(), plan.tokens, predicted, splits, built, settings
+            read_table(model, table).cpu(), plan.tokens, predicted, splits, built, settings, output
         )
         weight = embedding_weight(model, table)
         check_rows(rows.ids, rows.rows.to(weight.dtype), size=size, width=weight.shape[1])
@@ -177,13 +193,21 @@ def write_new_tokens(
     old_groups = {name: members[members < len(embedding_weight(model))] for name, members in groups.items()}
     pairs = embeddings[INPUT].pairs
     before = TableMeasure(old_groups, pairs=pairs).measure(read_table(model))
+    loss_before = text_loss(model, texts)
     new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
     with resized(model, size, rows_of[INPUT].ids):
         for table, rows in rows_of.items():
             write_rows(model, rows.ids, rows.rows, table)
         write_bias(model, new, old_groups[config.new_token_group])
         after = TableMeasure(groups, pairs=pairs).measure(read_table(model))
-        report = _report(plan, rows_of, groups, embeddings[INPUT].info, before, after)
+        info = dict(embeddings[INPUT].info)
+        if texts:
+            info["other_text"] = {
+                "texts": len(texts),
+                "loss_before": loss_before,
+                "loss_after": text_loss(model, texts),
+            }
+        report = _report(plan, rows_of, groups, info, before, after)
         added = {term.text: term_fingerprint(term, config) for term in plan.terms}
         write_new_tokens_record(model, {**(read_new_tokens_record(model) or {}), **added})
     return report
@@ -217,7 +241,11 @@ def _report(
         weight = sum(weight_of_token[index] for index in written) / max(len(written), 1)
         return GroupSummary(tokens=len(members), defined=len(written), rebuilt=len(written), weight=weight)
 
-    mixtures = {table: asdict(found.mixture) for table, found in rows_of.items() if found.mixture is not None}
+    mixtures = {
+        table: asdict(found.mixture) | {"log_probability": found.log_probability}
+        for table, found in rows_of.items()
+        if found.mixture is not None
+    }
     return RebuildReport(
         groups={name: summary(members) for name, members in groups.items()},
         skipped=plan.refused,

@@ -13,6 +13,7 @@ from defemb_callbacks.embeddings.apply import group_numbers
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.blending import DirectionalBlend, written_rows
 from defemb_callbacks.new_tokens.definition_rows import out_of_sample
+from defemb_callbacks.new_tokens.output_calibration import OUTPUT_LENGTH, OutputStates
 from defemb_callbacks.new_tokens.token_plan import TermToken
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.tokens import Vocabulary
@@ -27,12 +28,14 @@ class TermRows:
         rows: (m, d) float32, their rows.
         weights: (n,) float64, the weight of the definitions in the row of each term.
         mixture: How the weight was chosen for new tokens; `None` if no word of the vocabulary could be used.
+        log_probability: Log of the mean probability that new rows were calibrated to; `None` if they were not.
     """
 
     ids: Tensor
     rows: Tensor
     weights: Tensor
     mixture: Mixture | None
+    log_probability: float | None = None
 
 
 def term_rows(
@@ -42,6 +45,7 @@ def term_rows(
     splits: Sequence[Sequence[int]],
     embeddings: DefinitionEmbeddings,
     config: DefinitionEMBConfig,
+    output: OutputStates | None = None,
 ) -> TermRows:
     """Compute rows for new tokens from definitions and sub-tokens, and blend or replace those of existing tokens.
 
@@ -52,6 +56,8 @@ def term_rows(
         splits: Sub-tokens of each word of `embeddings` as if it were not a token; from `split_without_itself`.
         embeddings: Embeddings of this table, before it grew.
         config: Settings.
+        output: States of text, if this is the output table of a causal language model. New rows are then shorter, and
+            as likely on average as the defined words of `config.new_token_group`.
     """
     vocabulary = embeddings.vocabulary
     rank = expected_rank(vocabulary, config)
@@ -65,7 +71,7 @@ def term_rows(
         [(weight if token.pieces else 1.0) if token.term.definitions else 0.0 for token in tokens], dtype=torch.float64
     )
     directions = mixed_directions(from_definitions, pieces, weights, centre)
-    rows = scale_like(directions, table[groups[config.new_token_group]], centre)
+    rows = scale_like(directions, table[groups[config.new_token_group]], centre, OUTPUT_LENGTH if output else 1.0)
     existing = torch.tensor([position for position, token in enumerate(tokens) if not token.is_new], dtype=torch.int64)
     if len(existing):
         existing_ids = torch.tensor([tokens[position].word for position in existing.tolist()])
@@ -77,10 +83,19 @@ def term_rows(
             rarity=rarity(rank)[existing_ids],
             groups=group_numbers(groups, len(rank))[existing_ids],
         )
+    target = None
+    if output is not None:
+        members = groups[config.new_token_group]
+        words = embeddings.ids[torch.isin(embeddings.ids, members)]
+        words = words if len(words) else members
+        target = float(output.log_probabilities(table[words], output.bias[words], new=False).mean())
+        new = torch.tensor([token.is_new for token in tokens], dtype=torch.bool)
+        rows[new] = output.calibrate(rows[new], target, output.bias[members].median())
     offset = bare_offset(table, vocabulary)
     bare = torch.tensor([position for position, token in enumerate(tokens) if token.bare is not None]).long()
     ids = [token.word for token in tokens] + [token.bare for token in tokens if token.bare is not None]
-    return TermRows(torch.tensor(ids, dtype=torch.int64), torch.cat([rows, rows[bare] + offset]), weights, mixture)
+    written = torch.cat([rows, rows[bare] + offset])
+    return TermRows(torch.tensor(ids, dtype=torch.int64), written, weights, mixture, target)
 
 
 def expected_rank(vocabulary: Vocabulary, config: DefinitionEMBConfig) -> Tensor:
@@ -179,19 +194,20 @@ def mixed_directions(rows: Tensor, pieces: Tensor, weights: Tensor, centre: Tens
     return weights * _unit(rows - centre) + (1 - weights) * _unit(pieces - centre)
 
 
-def scale_like(directions: Tensor, like: Tensor, centre: Tensor) -> Tensor:
+def scale_like(directions: Tensor, like: Tensor, centre: Tensor, share: float = 1.0) -> Tensor:
     """Return rows, (n, d), that deviate from the centre in these directions by the median distance of other rows.
 
     Args:
         directions: (n, d), of any length.
         like: (m, d) rows of tokens with the expected frequency.
         centre: (d,) mean of the table.
+        share: Share of that distance.
 
     Example:
         >>> scale_like(torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.zeros(2))
         tensor([[2., 0.]])
     """
-    return centre + (like - centre).norm(dim=1).median() * _unit(directions)
+    return centre + share * (like - centre).norm(dim=1).median() * _unit(directions)
 
 
 def piece_means(table: Tensor, pieces: Sequence[Sequence[int]]) -> Tensor:

@@ -117,7 +117,7 @@ class RebuildReport:
         lines = self._term_lines() if self.terms or "new_tokens" in self.info else [self._first_line()]
         if self.info.get("r_squared") is not None:
             lines.append(f"Held-out R² of rows predicted from definitions: {self.info['r_squared']:.3f}.")
-        lines += self._language_model_lines()
+        lines += self._language_model_lines() + self._other_text_lines()
         headers, rows = self.group_table()
         lines += ["", text_table(rows, headers)]
         if self.skipped:
@@ -146,6 +146,15 @@ class RebuildReport:
             f"Loss of the language model on {measured['tokens']:,} tokens of definitions: {before:.4f} → {after:.4f} "
             f"(± {measured['standard_error']:.4f}); divergence from the pretrained predictions "
             f"{measured['divergence']:.4f} nats per token."
+        ]
+
+    def _other_text_lines(self) -> list[str]:
+        measured = self.info.get("other_text")
+        if not measured:
+            return []
+        return [
+            f"Loss of the language model on {measured['texts']} definitions without the terms: "
+            f"{measured['loss_before']:.4f} → {measured['loss_after']:.4f} nats a token."
         ]
 
     def _term_lines(self, shown: int = 10) -> list[str]:
