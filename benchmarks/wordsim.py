@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from common import DATA, RESULTS, WIKTIONARY, add_model_argument, environment, find_model
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
 
@@ -32,36 +32,38 @@ SETUPS: dict[str, tuple[Any, DefinitionEMBConfig]] = {
 }
 
 
+def human_ratings(models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return {dataset: {group: {"pairs": number, label of a model: correlation, …}}}."""
+    referee = DATA.parent / "tools" / "wordsim.py"
+    if not referee.is_file():
+        sys.exit(f"{referee} does not exist. It computes the scores.")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {str(Path(folder, label)): label for label in models}
+        for path, label in paths.items():
+            models[label].save_pretrained(path)
+            tokenizer.save_pretrained(path)
+        command = [sys.executable, str(referee), *paths, "--data", str(DATA / "wordsim"), "--json"]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {
+        dataset: {group: {paths.get(key, key): value for key, value in row.items()} for group, row in groups.items()}
+        for dataset, groups in report.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument("--setups", nargs="+", default=list(SETUPS))
     parser.add_argument("--output", type=Path, default=RESULTS / "wordsim.json")
     arguments = parser.parse_args()
-    referee = DATA.parent / "tools" / "wordsim.py"
-    if not referee.is_file():
-        sys.exit(f"{referee} does not exist. It computes the scores.")
     name = arguments.model or find_model()
     tokenizer = AutoTokenizer.from_pretrained(name)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoints = {"pretrained": AutoModel.from_pretrained(name)}
-        for label in arguments.setups:
-            definitions, config = SETUPS[label]
-            model = checkpoints[label] = AutoModel.from_pretrained(name)
-            build_definition_embeddings(model, tokenizer, definitions, config).apply(model, config)
-        for label, model in checkpoints.items():
-            model.save_pretrained(Path(folder, label))
-            tokenizer.save_pretrained(Path(folder, label))
-        paths = [str(Path(folder, label)) for label in checkpoints]
-        command = [sys.executable, str(referee), *paths, "--data", str(DATA / "wordsim"), "--json"]
-        report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    scores = {
-        dataset: {
-            group: {Path(key).name if key != "pairs" else key: value for key, value in row.items()}
-            for group, row in groups.items()
-        }
-        for dataset, groups in report.items()
-    }
+    checkpoints = {"pretrained": AutoModel.from_pretrained(name)}
+    for label in arguments.setups:
+        definitions, config = SETUPS[label]
+        model = checkpoints[label] = AutoModel.from_pretrained(name)
+        build_definition_embeddings(model, tokenizer, definitions, config).apply(model, config)
+    scores = human_ratings(checkpoints, tokenizer)
     gains = {
         label: {dataset: groups["all"][label] - groups["all"]["pretrained"] for dataset, groups in scores.items()}
         for label in arguments.setups
