@@ -493,9 +493,9 @@ def test_every_dictionary_has_the_same_total_weight():
     assert sum(weights[6:]) == pytest.approx(1 / 3)
 
 
-def test_within_a_dictionary_the_weight_is_1_over_the_root_of_the_rank():
-    weights = sense_weights(senses("a", 1, 4, 9))
-    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1 / 2, 1 / 3])
+def test_within_a_dictionary_the_weight_is_1_over_the_rank():
+    weights = sense_weights(senses("a", 1, 2, 4))
+    assert [weight / weights[0] for weight in weights] == pytest.approx([1, 1 / 2, 1 / 4])
     assert sense_weights(senses("a", 3)) == [1.0]
 
 

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 # Part of every cache key. Increase it when the same input gives other rows than before.
 PROBE_TEXTS = 256  # definitions on which the predictions of a language model are measured
 
-BUILD_VERSION = "6"
+BUILD_VERSION = "7"
 
 
 def build_definition_embeddings(

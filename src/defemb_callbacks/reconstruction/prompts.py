@@ -165,22 +165,24 @@ class DefinitionTexts:
 
 
 def sense_weights(definitions: Sequence[Definition]) -> list[float]:
-    """Return the weight of each definition in the mean of a word: proportional to 1/√rank within a dictionary.
+    """Return the weight of each definition in the mean of a word: proportional to 1/rank within a dictionary.
 
-    Each dictionary has the same total weight.
+    Each dictionary has the same total weight. Flatter weights, 1/√rank, predict pretrained rows slightly better (MiniLM:
+    held-out R² 0.208 instead of 0.206), but the rows blended from them gain less word similarity (0.039 instead of
+    0.041).
 
     Args:
         definitions: Definitions of one word.
 
     Example:
-        >>> cat = [Definition("cat", "a feline", source="a"), Definition("cat", "a gossip", rank=4, source="a")]
+        >>> cat = [Definition("cat", "a feline", source="a"), Definition("cat", "a gossip", rank=2, source="a")]
         >>> [round(weight, 3) for weight in sense_weights([*cat, Definition("cat", "a pet", source="b")])]
         [0.333, 0.167, 0.5]
     """
     mass: dict[str, float] = {}
     for definition in definitions:
-        mass[definition.source] = mass.get(definition.source, 0.0) + definition.rank**-0.5
-    return [definition.rank**-0.5 / mass[definition.source] / len(mass) for definition in definitions]
+        mass[definition.source] = mass.get(definition.source, 0.0) + 1 / definition.rank
+    return [1 / definition.rank / mass[definition.source] / len(mass) for definition in definitions]
 
 
 def definition_texts(
