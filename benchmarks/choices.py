@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, build_definition_embeddings, load_definitions
-from defemb_callbacks.embeddings.apply import group_numbers, mean_row
 from defemb_callbacks.embeddings.blending import AUTO_BLEND, DirectionalBlend, blend_weights, choose_tokens
+from defemb_callbacks.embeddings.rows_to_write import group_numbers, mean_row
 from defemb_callbacks.metrics import pairs_by_group, relation_auc
 from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, resolve_settings, word_features

@@ -38,6 +38,38 @@ def wordsim(result: dict[str, Any]) -> str:
     return table(["Spearman, input embeddings", *WORDSIM.values()], rows)
 
 
+ROWS = {
+    "pretrained": "pretrained",
+    "default": "default",
+    "scalar": "one weight for all directions, 0.1 to 0.4",
+    "replace": "replace",
+    "shuffled": "definitions shuffled (control)",
+}
+
+
+def geometry(result: dict[str, Any]) -> str:
+    rows = []
+    for name, label in ROWS.items():
+        row = result["rows"][name]
+        pairs = [
+            f"{row[metric]['all']:.{digits}f} / {row[metric]['rare']:.{digits}f}"
+            for metric, digits in (("relation_auc", 3), ("isoscore", 3), ("effective_rank", 0), ("isotropy", 3))
+        ]
+        rows.append([label, f"{row['mean_similarity']:+.3f}", *pairs])
+    return table(["rows (all / rare tokens)", "similarity", "relation AUC", "IsoScore", "effective rank", "I(E)"], rows)
+
+
+def language_models(result: dict[str, Any]) -> str:
+    rows = []
+    for name, row in result["untrained"]["setups"].items():
+        roles = ("tied", "as input only", "as output only", "rare targets")
+        nothing = row["language_model"] is not None and not row["language_model"]["share"]
+        cells = [f"{row[role]['mean']:+.4f} ± {row[role]['standard_error']:.4f}" for role in roles]
+        rows.append([name, *(["nothing written"] + 3 * [""] if nothing else cells)])
+    tokens = result["untrained"]["tokens"]
+    return table([f"nats per token, {tokens:,} tokens", "tied", "input only", "output only", "rare words (tied)"], rows)
+
+
 def sst2(result: dict[str, Any]) -> str:
     rows, examples = [], {}
     for sentences, run in ((size, run) for size, run in result.items() if size.isdecimal()):

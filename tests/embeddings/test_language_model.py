@@ -232,6 +232,13 @@ class TestApply:
         assert "language_model" not in report.info
         assert report.info["blend_weight"] == pytest.approx(0.3, abs=0.05)
 
+    def test_a_harmful_weight_for_a_tied_table_warns(self, embeddings, caplog):
+        with caplog.at_level(logging.WARNING, "defemb_callbacks"):
+            report = embeddings.apply(causal(tie_word_embeddings=True), DefinitionEMBConfig(blend=1.0))
+        assert report.rebuilt
+        assert report.info["language_model"]["divergence"] > language_model.MAX_DIVERGENCE
+        assert "These rows change the loss of this language model from" in caplog.text
+
     def test_replacing_a_tied_table_warns_with_the_loss(self, embeddings, caplog):
         with caplog.at_level(logging.WARNING, "defemb_callbacks"):
             report = embeddings.apply(causal(tie_word_embeddings=True), DefinitionEMBConfig(strategy="replace"))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.embeddings.apply import group_numbers
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.blending import DirectionalBlend, written_rows
+from defemb_callbacks.embeddings.rows_to_write import group_numbers
 from defemb_callbacks.new_tokens.definition_rows import out_of_sample
 from defemb_callbacks.new_tokens.output_calibration import OUTPUT_LENGTH, OutputStates
 from defemb_callbacks.new_tokens.token_plan import TermToken

@@ -167,9 +167,8 @@ class DefinitionTexts:
 def sense_weights(definitions: Sequence[Definition]) -> list[float]:
     """Return the weight of each definition in the mean of a word: proportional to 1/rank within a dictionary.
 
-    Each dictionary has the same total weight. Flatter weights, 1/√rank, predict pretrained rows slightly better (MiniLM:
-    held-out R² 0.208 instead of 0.206), but the rows blended from them gain less word similarity (0.039 instead of
-    0.041).
+    Each dictionary has the same total weight. Flatter weights, 1/√rank, predict MiniLM's rows slightly better (held-out
+    R² 0.208 instead of 0.206), but the rows blended from them gain less word similarity (0.039 instead of 0.041).
 
     Args:
         definitions: Definitions of one word.
