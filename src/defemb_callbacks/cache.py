@@ -93,8 +93,10 @@ def remembered_fingerprint(path: Path) -> str:
         known = json.loads(entry.read_text(encoding="utf-8"))
         if known["state"] == before:
             return str(known["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass  # unknown, or a damaged entry
+    except FileNotFoundError:
+        logger.debug("No fingerprint of %s is remembered.", path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        logger.warning("The remembered fingerprint of %s is damaged (%s). The file is read again.", path, error)
     started = time.time_ns()
     found = file_fingerprint([path])
     # A file written a moment ago may be written again without a visible change of its times.
