@@ -8,7 +8,9 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from defemb_callbacks.reconstruction import normal_equations
 from defemb_callbacks.reconstruction import ridge as module
+from defemb_callbacks.reconstruction.normal_equations import NormalEquations, float64_device
 from defemb_callbacks.reconstruction.ridge import STRENGTHS, RidgeRows, cross_fitted_rows, mapped
 
 
@@ -50,7 +52,7 @@ def reference_rows(x: Tensor, y: Tensor, strength: float, groups: Tensor | None 
 
 def exact_rows(x: Tensor, y: Tensor, strength: float, groups: Tensor, block: int = 4096) -> Tensor:
     """The left-out predictions before they are rounded to float32."""
-    fit = module._Ridge(x, y, block).fit(strength)
+    fit = NormalEquations(x, y, block).fit(strength)
     rows = torch.empty_like(y)
     for part in module._parts(module._batches_of_groups(groups), block):
         rows[part.flatten()] = y[part.flatten()] - fit.left_out_errors(part)[0]
@@ -113,7 +115,7 @@ def test_the_block_size_does_not_change_the_result(block: int) -> None:
 def test_the_gram_matrix_does_not_depend_on_the_blocks_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = planted(57, 10, 4, noise=1.0)
     expected = predictions(x, y)
-    monkeypatch.setattr(module, "COLUMNS", 3)
+    monkeypatch.setattr(normal_equations, "COLUMNS", 3)
     torch.testing.assert_close(predictions(x, y), expected)
 
 
@@ -250,10 +252,10 @@ def test_a_tiny_strength_is_raised_so_that_left_out_rows_are_determined(strength
 def test_float32_is_used_only_if_it_agrees() -> None:
     x, y = planted(60, 6, 4, noise=1.0)
     rows = torch.arange(8).view(4, 2)
-    assert module._Ridge(x, y, 100).fit(0.1).in_float32(rows).factor.dtype == torch.float32
+    assert NormalEquations(x, y, 100).fit(0.1).in_float32(rows).factor.dtype == torch.float32
     # The condition number of the normal equations is about 1e8.
     near = torch.cat([x, x + 1e-3 * planted(60, 6, 4, seed=1)[0]], dim=1)
-    assert module._Ridge(near, y, 100).fit(1e-8).in_float32(rows).factor.dtype == torch.float64
+    assert NormalEquations(near, y, 100).fit(1e-8).in_float32(rows).factor.dtype == torch.float64
 
 
 def test_rows_with_a_leverage_near_one_are_computed_in_float64() -> None:
@@ -339,8 +341,8 @@ def test_a_device_without_float64_falls_back_to_the_cpu(monkeypatch: pytest.Monk
         return zeros(*size, device=device, **settings)
 
     monkeypatch.setattr(torch, "zeros", without_float64)
-    assert module._float64_device(torch.device("mps")).type == "cpu"
-    assert module._float64_device(torch.device("cpu")).type == "cpu"
+    assert float64_device(torch.device("mps")).type == "cpu"
+    assert float64_device(torch.device("cpu")).type == "cpu"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
