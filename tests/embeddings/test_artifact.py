@@ -17,7 +17,6 @@ from transformers import BertForMaskedLM, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.embeddings import artifact as module
 from defemb_callbacks.embeddings.blending import DirectionalBlend, rescale_rows, written_rows
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
@@ -162,7 +161,7 @@ def test_hub_round_trip(embeddings, tmp_path, monkeypatch) -> None:
 
     hub.mkdir()
     monkeypatch.setattr(hub_mixin, "HfApi", Api)
-    monkeypatch.setattr(module, "snapshot_download", download)
+    monkeypatch.setattr("defemb_callbacks.hub.snapshot_download", download)
     assert embeddings.push_to_hub("rows", private=True, token="secret") == "https://hub/user/rows/commit/1"
     assert calls["token"] == "secret"
     assert calls["create"] == {"private": True, "exist_ok": True}

@@ -96,7 +96,7 @@ def test_hub_revisions_can_be_pinned(tmp_path, monkeypatch) -> None:
         asked.append({"name": name, **settings})
         return str(tmp_path)
 
-    monkeypatch.setattr("defemb_callbacks.embeddings.artifact.snapshot_download", snapshot_download)
+    monkeypatch.setattr("defemb_callbacks.hub.snapshot_download", snapshot_download)
     DefinitionEmbeddings.from_pretrained("user/embeddings", revision="a" * 40)
     assert asked[0]["name"] == "user/embeddings"
     assert asked[0]["revision"] == "a" * 40

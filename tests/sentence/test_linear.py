@@ -13,7 +13,6 @@ from huggingface_hub import hub_mixin
 from torch import Tensor
 
 from defemb_callbacks.sentence import LinearCalibration, fit_whitening
-from defemb_callbacks.sentence import linear as module
 from defemb_callbacks.sentence.linear import DESCRIPTION, TENSORS
 
 
@@ -54,7 +53,7 @@ def test_damaged_files(whitening: LinearCalibration, tmp_path: Path) -> None:
     whitening.save_pretrained(tmp_path)
     whole = (tmp_path / TENSORS).read_bytes()
     (tmp_path / TENSORS).write_bytes(whole[:-8])
-    with pytest.raises(ValueError, match="is invalid"):
+    with pytest.raises(ValueError, match="cannot be used"):
         LinearCalibration.from_pretrained(tmp_path)
 
 
@@ -103,7 +102,7 @@ def test_hub_round_trip(whitening: LinearCalibration, tmp_path: Path, monkeypatc
         return str(tmp_path / repo_id)
 
     monkeypatch.setattr(hub_mixin, "HfApi", Api)
-    monkeypatch.setattr(module, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("defemb_callbacks.hub.snapshot_download", snapshot_download)
     url = whitening.push_to_hub("whitening", private=True, token="secret")
     assert url == "https://hub/user/whitening/commit/1"
     uploaded = tmp_path / "user" / "whitening"

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.embeddings.apply import apply_embeddings, chosen_tokens
+from defemb_callbacks.hub import HubArtifact
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 from defemb_callbacks.weights.rows import check_rows
@@ -27,7 +28,7 @@ MODEL_CARD = Path(__file__).with_name("model_card.md")
 
 
 @dataclass(frozen=True)
-class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=["definition-emb"]):
+class DefinitionEmbeddings(HubArtifact, library_name="defemb_callbacks", tags=["definition-emb"]):
     """Embeddings reconstructed from definitions, for the tokens of one vocabulary.
 
     The rows are kept as they were predicted. `apply` decides how much of them enters a model.
@@ -59,9 +60,8 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
     feature_map: Tensor | None = None
     texts: tuple[tuple[int, ...], ...] = ()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> DefinitionEmbeddings:
-        # Not the mixin's `__new__`: it records the arguments for a `config.json`, which these files do without.
-        return object.__new__(cls)
+    kind: ClassVar[str] = "definition embeddings"
+    files: ClassVar[tuple[str, ...]] = (DESCRIPTION, TENSORS)
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.dtype != torch.float32:
@@ -153,45 +153,6 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
             f"These embeddings were built for another tokenizer: {difference}. Build the embeddings for this model."
         )
 
-    def save_pretrained(  # type: ignore[override]
-        self, folder: str | Path, **hub_options: Any
-    ) -> str | None:
-        """Write `definition_embeddings.safetensors` and `definition_embeddings.json` into a folder.
-
-        Args:
-            folder: Folder to write to; created if it does not exist.
-            **hub_options: Options of `ModelHubMixin.save_pretrained`. With any of them a model card is written as well.
-
-        Raises:
-            OSError: If the files cannot be written, e.g. because the disk is full.
-        """
-        if hub_options:  # `push_to_hub` saves with them into a temporary folder
-            return super().save_pretrained(folder, **hub_options)
-        # Not the mixin's method: it deletes a `config.json`, and the folder may be that of a model.
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(folder)
-        return None
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None, **download: Any
-    ) -> DefinitionEmbeddings:
-        """Load embeddings from a folder, or from a model repository on the hub.
-
-        Args:
-            name_or_path: Folder, or repository such as `"user/name"`.
-            revision: Branch, tag or commit on the hub.
-            token: Access token for a private repository.
-            **download: Further options of `huggingface_hub.snapshot_download`, e.g. `local_files_only=True`.
-
-        Raises:
-            FileNotFoundError: If there is no such folder, or it contains no definition embeddings.
-            ValueError: If the files are damaged, have a newer format, or do not fit each other.
-        """
-        # Not the mixin's method: it looks for a `config.json`, which these files do without.
-        return cls._from_pretrained(model_id=str(name_or_path), revision=revision, token=token, **download)
-
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the model card that `push_to_hub` uploads.
 
@@ -221,21 +182,8 @@ class DefinitionEmbeddings(ModelHubMixin, library_name="defemb_callbacks", tags=
         write_embeddings(save_directory, tensors, self.vocabulary, self.info)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **download: Any) -> DefinitionEmbeddings:
-        folder, files = Path(model_id), [DESCRIPTION, TENSORS]
-        if not folder.is_dir():
-            if folder.is_absolute() or model_id.startswith("."):
-                raise FileNotFoundError(f"There is no folder {model_id!r}. Pass a folder or a repository on the hub.")
-            folder = Path(snapshot_download(model_id, allow_patterns=files, **download))
-        if not all((folder / name).is_file() for name in files):
-            raise FileNotFoundError(
-                f"{model_id!r} contains no definition embeddings ({' and '.join(files)}). "
-                "Pass a folder or repository with both."
-            )
-        try:
-            return cls(**read_embeddings(folder))
-        except (KeyError, TypeError, ValueError, RecursionError, SafetensorError) as error:
-            raise ValueError(f"The definition embeddings in {model_id!r} cannot be used: {error}") from error
+    def _read(cls, folder: Path) -> DefinitionEmbeddings:
+        return cls(**read_embeddings(folder))
 
 
 def write_embeddings(folder: Path, tensors: dict[str, Tensor], vocabulary: Vocabulary, info: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-from safetensors import SafetensorError
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from defemb_callbacks.hub import HubArtifact
 
 FORMAT = 1
 TENSORS, DESCRIPTION = "linear_calibration.safetensors", "linear_calibration.json"
@@ -19,7 +20,7 @@ _MODEL_CARD = Path(__file__).with_name("linear_card.md")
 
 
 @dataclass(frozen=True, eq=False)
-class LinearCalibration(ModelHubMixin, library_name="defemb_callbacks", tags=["sentence-similarity", "whitening"]):
+class LinearCalibration(HubArtifact, library_name="defemb_callbacks", tags=["sentence-similarity", "whitening"]):
     """The map x' = (x − mean) · transform for sentence embeddings x.
 
     Created by `fit_whitening` or a `WhiteningFitter`; call it like a function.
@@ -42,9 +43,8 @@ class LinearCalibration(ModelHubMixin, library_name="defemb_callbacks", tags=["s
     transform: Tensor
     info: dict[str, Any] = field(default_factory=dict)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> LinearCalibration:
-        # Bypass the mixin, which would record the arguments for a `config.json`.
-        return object.__new__(cls)
+    kind: ClassVar[str] = "linear calibration"
+    files: ClassVar[tuple[str, ...]] = (DESCRIPTION, TENSORS)
 
     def __post_init__(self) -> None:
         for name in ("mean", "transform"):
@@ -81,42 +81,6 @@ class LinearCalibration(ModelHubMixin, library_name="defemb_callbacks", tags=["s
         """Copy to a device."""
         return replace(self, mean=self.mean.to(device), transform=self.transform.to(device))
 
-    def save_pretrained(  # type: ignore[override]
-        self, folder: str | Path, **hub_options: Any
-    ) -> str | None:
-        """Write `linear_calibration.safetensors` and `linear_calibration.json` to a folder.
-
-        Args:
-            folder: Folder to write to; created if it does not exist.
-            **hub_options: Options of `ModelHubMixin.save_pretrained`. With any of them, a model card is written too.
-        """
-        if hub_options:  # `push_to_hub` passes them, with a temporary folder
-            return super().save_pretrained(folder, **hub_options)
-        # Bypass the mixin, which would delete a `config.json`: the folder may be a model's.
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_pretrained(folder)
-        return None
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, name_or_path: str | Path, *, revision: str | None = None, token: str | bool | None = None, **download: Any
-    ) -> LinearCalibration:
-        """Load a calibration from a folder, or from a model repository on the hub.
-
-        Args:
-            name_or_path: Folder, or repository such as `"user/name"`.
-            revision: Branch, tag or commit on the hub.
-            token: Access token for a private repository.
-            **download: Further options of `huggingface_hub.snapshot_download`, e.g. `local_files_only=True`.
-
-        Raises:
-            FileNotFoundError: If there is no such folder, or it contains no linear calibration.
-            ValueError: If the files are damaged, have a newer format, or do not fit each other.
-        """
-        # Bypass the mixin, which would look for a `config.json`.
-        return cls._from_pretrained(model_id=str(name_or_path), revision=revision, token=token, **download)
-
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Model card of a saved calibration; `kwargs` are passed to the template."""
         width, components = self.transform.shape
@@ -137,21 +101,9 @@ class LinearCalibration(ModelHubMixin, library_name="defemb_callbacks", tags=["s
         (save_directory / DESCRIPTION).write_text(text, encoding="utf-8")
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **download: Any) -> LinearCalibration:
-        folder = Path(model_id)
-        if not folder.is_dir():
-            if folder.is_absolute() or model_id.startswith("."):
-                raise FileNotFoundError(f"There is no folder {model_id!r}. Pass a folder or a repository on the hub.")
-            folder = Path(snapshot_download(model_id, allow_patterns=[DESCRIPTION, TENSORS], **download))
-        if not all((folder / name).is_file() for name in (DESCRIPTION, TENSORS)):
-            raise FileNotFoundError(
-                f"{model_id} contains no linear calibration ({DESCRIPTION} and {TENSORS}). Pass another one."
-            )
-        try:
-            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            if description["format"] > FORMAT:
-                raise ValueError(f"Format {description['format']} is newer than {FORMAT}. Upgrade defemb-callbacks.")
-            tensors = load_file(folder / TENSORS)
-            return cls(tensors["mean"], tensors["transform"], description["info"])
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"The linear calibration in {model_id} is invalid: {error}") from error
+    def _read(cls, folder: Path) -> LinearCalibration:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if description["format"] > FORMAT:
+            raise ValueError(f"Format {description['format']} is newer than {FORMAT}. Upgrade defemb-callbacks.")
+        tensors = load_file(folder / TENSORS)
+        return cls(tensors["mean"], tensors["transform"], description["info"])
