@@ -150,7 +150,8 @@ def without_terms(texts: Sequence[Sequence[int]], terms: Sequence[Sequence[int]]
         return "".join(f" {index} " for index in ids)
 
     found = [written(ids) for ids in terms if ids]
-    return [text for text in texts if not any(term in written(text) for term in found)]
+    as_written = [written(text) for text in texts]
+    return [text for text, ids in zip(texts, as_written, strict=True) if not any(term in ids for term in found)]
 
 
 @torch.no_grad()
