@@ -67,6 +67,16 @@ class DirectionalBlend:
     scale: Tensor
 
     @classmethod
+    def uniform(cls, centre: Tensor) -> DirectionalBlend:
+        """Return the blend that gives all directions the same weight.
+
+        Args:
+            centre: (d,) mean of the table.
+        """
+        ones = torch.ones(len(centre), dtype=torch.float64)
+        return cls(centre.to(torch.float64), ones.diag(), ones, ones)
+
+    @classmethod
     def fit(cls, old: Tensor, new: Tensor, centre: Tensor) -> DirectionalBlend:
         """Find the directions of the old rows and how well the new rows predict each of them.
 
@@ -78,10 +88,9 @@ class DirectionalBlend:
             new: (n, d) rows from definitions, paired with them; their lengths are ignored.
             centre: (d,) mean of the table.
         """
-        centre, width = centre.to(torch.float64), old.shape[1]
         if len(old) < FEWEST_ROWS:
-            ones = torch.ones(width, dtype=torch.float64)
-            return cls(centre, torch.eye(width, dtype=torch.float64), ones, ones)
+            return cls.uniform(centre)
+        centre, width = centre.to(torch.float64), old.shape[1]
         sum_old, sum_new = torch.zeros(2, width, dtype=torch.float64)
         gram_old, gram_new, gram_both = torch.zeros(3, width, width, dtype=torch.float64)
         for part in _blocks(len(old)):

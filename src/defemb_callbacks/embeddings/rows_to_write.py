@@ -61,7 +61,9 @@ def rows_to_write(
     kept = torch.isin(embeddings.ids, ids)
     old, new = table[embeddings.ids.to(table.device)].cpu(), embeddings.rows
     # Fitted and blended for all tokens with definitions, so that a row does not depend on the choice of other tokens.
-    blend = DirectionalBlend.fit(old, new, mean_row(table, groups["all"]))
+    centre = mean_row(table, groups["all"])
+    # Replaced rows need no directions, which are costly to find in wide tables.
+    blend = DirectionalBlend.uniform(centre) if config.strategy == "replace" else DirectionalBlend.fit(old, new, centre)
     rare, group = rarity(rank)[embeddings.ids], group_numbers(groups, len(rank))[embeddings.ids]
 
     def candidate(share: float, strength: float | None) -> tuple[Tensor, Tensor]:
