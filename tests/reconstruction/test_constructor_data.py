@@ -163,7 +163,7 @@ def test_an_encoder_without_a_mask_uses_the_unknown_token():
 
 
 def test_words_of_one_sub_token_have_one_row_a_definition_and_their_weights(roberta, t5):
-    cats = [Definition("cat", "a pet"), Definition("cat", "a whip", rank=4)]
+    cats = [Definition("cat", "a pet"), Definition("cat", "a whip", rank=2)]
     words = [("cat", cats), ("dog", [Definition("dog", "a friend")])]
     for model, tokenizer in ((tiny_large_roberta(roberta), roberta), (tiny_model(T5Model, t5), t5)):
         _, rows = made(model, tokenizer, *words)

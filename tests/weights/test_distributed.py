@@ -181,7 +181,7 @@ def test_weights_that_only_the_main_process_has_yet(launch: Launch, tmp_path: Pa
     write_rows(model, torch.arange(len(rebuilt)), rebuilt)
     close(found["first"], trained(model)[0])
     assert "sharded over processes (FSDP2 or tensor parallelism)" in found["refused"]
-    assert "pass embeddings=DIR" in found["refused"]
+    assert "pass `embeddings=DIR`" in found["refused"]
 
 
 def test_a_distributed_build_equals_that_of_one_process(launch: Launch, tmp_path: Path) -> None:
