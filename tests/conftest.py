@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, PreTrainedModel, Trainer
 
+from launching import CORES
 from tiny import tiny_bert, tiny_dataset, training_args, wordpiece_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,10 +52,10 @@ def minilm_dir() -> Path:
 
 
 @pytest.fixture
-def all_cores() -> Iterator[None]:
-    """Use all cores in this test instead of one, for the few tests that run a real model."""
+def several_threads() -> Iterator[None]:
+    """Use `CORES` threads in this test instead of one, for the few tests that run a real model."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(CORES)
     yield
     torch.set_num_threads(threads)
 

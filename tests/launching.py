@@ -13,6 +13,10 @@ from typing import Any
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+# The cores for a test that runs a real model. With pytest-xdist, all of them for each worker would be more threads than
+# cores: each operation would wait for its slowest thread, and such tests would take three times as long.
+CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
 CONFIGS = Path(__file__).resolve().parents[1] / "examples" / "accelerate_configs"
 
 # torch occasionally prints this when gloo's threads outlive the interpreter of a finished process (pytorch issue

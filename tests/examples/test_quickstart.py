@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from launching import CORES
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "quickstart.ipynb"
@@ -89,8 +90,7 @@ def test_it_runs_without_network(
 ) -> None:
     for name in ("quickstart.ipynb", "run_supersense.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("OMP_NUM_THREADS", str(CORES))
     notebook = stored()
     for cell in notebook.cells:
         cell.outputs = []

@@ -150,7 +150,7 @@ def test_whitening_reaches_the_expected_scores(
     minilm_dir: Path,
     data_dir: Path,
     tmp_path: Path,
-    all_cores: None,
+    several_threads: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = ["--model", str(minilm_dir), "--data", str(data_dir / "stsb" / "validation.csv")]

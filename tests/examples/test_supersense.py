@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from defemb_callbacks import Definition, Lexicon
+from launching import CORES
 from tiny import wordpiece_tokenizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "run_supersense.py"
@@ -66,11 +67,11 @@ def test_table_shows_paired_differences(demo: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_demo_runs_without_network(minilm_dir: Path, wordnet_dir: Path, tmp_path: Path, shared_cache: Path) -> None:
-    environment = os.environ | {"DEFEMB_CACHE": str(shared_cache), "OMP_NUM_THREADS": str(os.cpu_count())}
+    environment = os.environ | {"DEFEMB_CACHE": str(shared_cache), "OMP_NUM_THREADS": str(CORES)}
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--seeds", "1", "--epochs", "0.2", "--output_dir", str(tmp_path / "demo")],
         cwd=tmp_path,
-        env=environment | {"OMP_WAIT_POLICY": "PASSIVE"},
+        env=environment,
         capture_output=True,
         text=True,
     )

@@ -235,7 +235,7 @@ def test_the_model_is_not_changed(tokenizer, lexicon) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("all_cores", "wordnet_dir")
+@pytest.mark.usefixtures("several_threads", "wordnet_dir")
 def test_real_weights_before_and_after(minilm_dir: Path, tmp_path: Path) -> None:
     """The rebuilt rows are found one for one, their neighbours have changed, and the page stays small."""
     tokenizer = AutoTokenizer.from_pretrained(minilm_dir)

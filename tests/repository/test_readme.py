@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from defemb_callbacks.metrics.catalog import CATALOG
+from launching import CORES
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
-# The suite runs on one thread; these run real weights in processes of their own.
-ALL_CORES = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "PASSIVE"}
+# These run real weights in processes of their own.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(CORES)}
 
 
 def blocks(language: str) -> list[str]:
@@ -29,7 +30,7 @@ def test_python_snippets_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_p
     snippets = blocks("python")
     assert len(snippets) >= 3
     code = "\n".join(snippets).replace(HUB_ID, str(minilm_dir))
-    environment = ALL_CORES | {"DEFEMB_CACHE": str(shared_cache)}
+    environment = ENVIRONMENT | {"DEFEMB_CACHE": str(shared_cache)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Rebuilt 18," in done.stdout
@@ -44,7 +45,7 @@ def test_commands_run_in_order(minilm_dir: Path, wordnet_dir: Path, tmp_path: Pa
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("defemb ")]
     assert [command.split()[1] for command in commands] == ["inspect", "build", "apply", "inspect", "define"]
     (tmp_path / "terms.tsv").write_text("word\tdefinition\nneoadjuvant\tgiven before an operation\n")
-    environment = ALL_CORES | {"DEFEMB_CACHE": str(shared_cache)}
+    environment = ENVIRONMENT | {"DEFEMB_CACHE": str(shared_cache)}
     for command in commands:
         words = [sys.executable, "-m", "defemb_callbacks", *command.replace(HUB_ID, str(minilm_dir)).split()[1:]]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)

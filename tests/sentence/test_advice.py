@@ -131,7 +131,7 @@ def test_vectors_with_infinity() -> None:
     [("static", "helps"), ("layer:3", "helps"), ("layer:5", "helps"), ("first_last", "harms"), ("last", "harms")],
 )
 def test_advice_agrees_with_human_ratings(
-    minilm_dir: Path, data_dir: Path, all_cores: None, pooling: str, verdict: str
+    minilm_dir: Path, data_dir: Path, several_threads: None, pooling: str, verdict: str
 ) -> None:
     model, tokenizer = AutoModel.from_pretrained(minilm_dir), AutoTokenizer.from_pretrained(minilm_dir)
     with open(data_dir / "stsb" / "validation.csv", encoding="utf-8", newline="") as file:

@@ -331,7 +331,7 @@ def test_two_processes_fit_the_same_flow(tmp_path):
 
 
 @pytest.mark.slow
-def test_real_embeddings(data_dir, minilm_dir, all_cores, tmp_path):
+def test_real_embeddings(data_dir, minilm_dir, several_threads, tmp_path):
     """Layer 3 of all-MiniLM-L6-v2 on STS-B: better than a Gaussian, and closer to human ratings than raw cosines."""
     rows = []
     for split in ("train", "validation"):
