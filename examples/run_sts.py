@@ -194,15 +194,16 @@ def main() -> None:
     sets = {Path(source).stem if alone else source: read_pairs(source) for source in arguments.data}
     more = [text for source in arguments.fit for pair in read_pairs(source) for text in pair[:2]]
     results: dict[str, Any] = {pooling: {} for pooling in arguments.pooling}
-    for pooling, rows in results.items():
-        for dataset, pairs in sets.items():
-            texts = [pair.left for pair in pairs] + [pair.right for pair in pairs] + more
-            vectors = encode_texts(model, tokenizer, texts, pooling, max_length=arguments.max_length)
+    for dataset, pairs in sets.items():
+        texts = [pair.left for pair in pairs] + [pair.right for pair in pairs] + more
+        encoded = encode_texts(model, tokenizer, texts, arguments.pooling, max_length=arguments.max_length)
+        for pooling, vectors in encoded.items():
             print(f"{dataset}, {pooling}: {calibration_advice(vectors[: 2 * len(pairs)][:2000]).reason}")
             left, right, _ = vectors.split([len(pairs), len(pairs), len(more)])
             for calibration, function in calibrations(vectors, arguments):
                 with torch.no_grad():
-                    rows.setdefault(calibration, {})[dataset] = correlations(pairs, function(left), function(right))
+                    scores = results[pooling].setdefault(calibration, {})
+                    scores[dataset] = correlations(pairs, function(left), function(right))
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps({"settings": asdict(arguments), "spearman": results}, indent=1))

@@ -102,6 +102,21 @@ def test_batched_texts_match_single_texts(
         torch.testing.assert_close(pool(states, inputs["attention_mask"], pooling)[0], vector, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("poolings", [["static", "last", "layer:1"], ("static",), ["last", "last"]])
+def test_several_poolings_are_read_in_one_pass(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, poolings: list[str]
+) -> None:
+    expected = {pooling: encode_texts(model, tokenizer, TEXTS, pooling) for pooling in poolings}
+    calls: list[int] = []
+    with model.register_forward_hook(lambda *_: calls.append(1)):
+        found = encode_texts(model, tokenizer, TEXTS, poolings, batch_size=len(TEXTS))
+    assert list(found) == list(dict.fromkeys(poolings))
+    for pooling, vectors in expected.items():
+        torch.testing.assert_close(found[pooling], vectors)
+    lengths = {len(tokenizer(text)["input_ids"]) for text in TEXTS}
+    assert len(calls) == (0 if set(poolings) == {"static"} else len(lengths))
+
+
 def test_texts_are_truncated_to_max_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     long, short = "the dog was in the house .", "the dog"
     cut = encode_texts(model, tokenizer, [long, short], max_length=4)  # [CLS] the dog [SEP]

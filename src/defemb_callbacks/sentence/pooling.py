@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -120,15 +121,39 @@ def check_layers(pooling: str, depth: int) -> None:
         )
 
 
+@overload
 def encode_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    pooling: str = "last",
+    pooling: str = ...,
+    *,
+    batch_size: int = ...,
+    max_length: int | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def encode_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pooling: list[str] | tuple[str, ...],
+    *,
+    batch_size: int = ...,
+    max_length: int | None = ...,
+) -> dict[str, Tensor]: ...
+
+
+def encode_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pooling: str | list[str] | tuple[str, ...] = "last",
     *,
     batch_size: int = 128,
     max_length: int | None = None,
-) -> Tensor:
+) -> Tensor | dict[str, Tensor]:
     """Encode texts as sentence embeddings with a frozen model.
 
     The model runs in eval mode, without gradients, on its own device; its mode is restored afterwards. Batches contain
@@ -139,13 +164,13 @@ def encode_texts(
         model: Any model, with or without a head.
         tokenizer: The tokenizer of the model.
         texts: The texts.
-        pooling: See `pooled_layers`.
+        pooling: See `pooled_layers`. With a list, the model reads the texts once for all poolings.
         batch_size: Number of texts per forward pass.
         max_length: Maximum text length in tokens, including special tokens (64 in both papers); `None` for the
             tokenizer's `model_max_length`.
 
     Returns:
-        Shape (n, d), float32, on the CPU, in the order of the texts.
+        Shape (n, d), float32, on the CPU, in the order of the texts; by pooling if a list was given.
 
     Raises:
         TypeError: If `texts` is a single string.
@@ -166,16 +191,19 @@ def encode_texts(
         raise TypeError("`texts` must be a list of strings, got a single string. Put it into a list.")
     if not len(texts):
         raise ValueError("`texts` must not be empty, got []. Pass at least one text.")
+    poolings = [pooling] if isinstance(pooling, str) else list(pooling)
     backbone = backbone_of(model)
     config = backbone.config.get_text_config()
-    check_layers(pooling, config.num_hidden_layers)
+    for name in poolings:
+        check_layers(name, config.num_hidden_layers)
     options = {"return_attention_mask": False, "return_token_type_ids": False}
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **options)["input_ids"]
     empty = next((position for position, ids in enumerate(encoded) if not ids), None)
     if empty is not None:
         raise ValueError(f"Text {empty}, {texts[empty]!r}, has no tokens. Remove it.")
-    table = embedding_weight(model).detach() if pooling == STATIC else None
-    vectors = torch.empty(len(texts), config.hidden_size if table is None else table.shape[1])
+    table = embedding_weight(model).detach() if STATIC in poolings else torch.empty(0, 0)
+    widths = [table.shape[1] if name == STATIC else config.hidden_size for name in poolings]
+    vectors = {name: torch.empty(len(texts), width) for name, width in zip(poolings, widths, strict=True)}
     with (
         evaluating(model),
         torch.no_grad(),
@@ -184,11 +212,12 @@ def encode_texts(
         for batch in equal_length_batches([len(ids) for ids in encoded], batch_size):
             input_ids = torch.tensor([encoded[position] for position in batch], device=model.device)
             mask = torch.ones_like(input_ids)
-            if table is None:
+            states: Sequence[Tensor] = ()
+            if set(vectors) != {STATIC}:
                 inputs = {"input_ids": input_ids, "attention_mask": mask, "return_dict": True}
                 states = backbone(**inputs, output_hidden_states=True).hidden_states
-            else:
-                states = (table[input_ids],)
-            vectors[batch] = pool(states, mask, pooling).float().cpu()
+            for name, rows in vectors.items():
+                read = (table[input_ids],) if name == STATIC else states
+                rows[batch] = pool(read, mask, name).float().cpu()
             progress.update(len(batch))
-    return vectors
+    return vectors[pooling] if isinstance(pooling, str) else vectors
