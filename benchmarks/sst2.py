@@ -75,6 +75,9 @@ def main() -> None:
         command += ["--train_file", str(DATA / "sst2" / "train.tsv"), "--max_train_samples", sentences]
         command += ["--validation_file", str(DATA / "sst2" / "validation.tsv"), "--num_train_epochs", epochs]
         accuracy = compare.main(command)["accuracy"]
+        # Variants that were not run again keep their results, which are differences from the same baseline.
+        earlier = known.get(sentences, {}).get("accuracy", {})
+        accuracy = {group: earlier.get(group, {}) | found for group, found in accuracy.items()}
         known[sentences] = {"epochs": int(epochs), "seeds": arguments.seeds, "accuracy": accuracy}
         near = closeness(arguments.model or find_model(), arguments.variants)
         known["centred_cosine"] = known.get("centred_cosine", {}) | near
