@@ -5,25 +5,29 @@
 Compares the default with `strategy="replace"`, with one weight for all directions ("scalar"), and with the default
 after exchanging the reconstructed rows among the tokens ("shuffled"), a control that has no meaning to add. Word
 similarity is the gain over the pretrained rows of Spearman's correlation with human ratings, see `wordsim.py`, whose
-external script and data it needs.
+external script and data it needs. Sentence similarity is Spearman's correlation, on the validation pairs of STS-B, of
+the cosines of mean-pooled states, without any training.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import torch
-from common import RESULTS, add_model_argument, environment, find_model
+from common import DATA, RESULTS, add_model_argument, environment, find_model
+from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from wordsim import human_ratings
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, build_definition_embeddings
 from defemb_callbacks.metrics import measure_table
+from defemb_callbacks.sentence import encode_texts
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank, rarity
 
 SCALAR_WEIGHTS = (0.1, 0.4)  # for the most and the least frequent token
@@ -52,6 +56,15 @@ def shuffled(embeddings: DefinitionEmbeddings) -> DefinitionEmbeddings:
     """Give each token the row of another one."""
     order = torch.randperm(len(embeddings.ids), generator=torch.Generator().manual_seed(0))
     return replace(embeddings, rows=embeddings.rows[order])
+
+
+def sentence_similarity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Spearman's correlation of cosines and human ratings, on the validation pairs of STS-B."""
+    with (DATA / "stsb" / "validation.csv").open(encoding="utf-8", newline="") as file:
+        left, right, ratings = zip(*csv.reader(file), strict=True)
+    vectors = encode_texts(model, tokenizer, [*left, *right])
+    cosines = torch.cosine_similarity(vectors[: len(left)], vectors[len(left) :])
+    return float(spearmanr(cosines.tolist(), [float(rating) for rating in ratings]).statistic)
 
 
 def table_of(model: PreTrainedModel) -> Tensor:
@@ -89,6 +102,7 @@ def main() -> None:
         rows[label] = {
             "similarity": gains,
             "mean_similarity": round(mean(gains.values()), 4),
+            "sentence_similarity": round(sentence_similarity(model, tokenizer), 4),
             **{metric: {group: measured[f"defemb/{metric}/{group}"] for group in groups} for metric in METRICS},
         }
     result = {

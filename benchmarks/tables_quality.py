@@ -55,8 +55,10 @@ def geometry(result: dict[str, Any]) -> str:
             f"{row[metric]['all']:.{digits}f} / {row[metric]['rare']:.{digits}f}"
             for metric, digits in (("relation_auc", 3), ("isoscore", 3), ("effective_rank", 0), ("isotropy", 3))
         ]
-        rows.append([label, f"{row['mean_similarity']:+.3f}", *pairs])
-    return table(["rows (all / rare tokens)", "similarity", "relation AUC", "IsoScore", "effective rank", "I(E)"], rows)
+        rows.append([label, f"{row['mean_similarity']:+.3f}", f"{row['sentence_similarity']:.3f}", *pairs])
+    return table(
+        ["rows (all / rare tokens)", "similarity", "STS-B", "relation AUC", "IsoScore", "effective rank", "I(E)"], rows
+    )
 
 
 def language_models(result: dict[str, Any]) -> str:
