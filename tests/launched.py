@@ -9,7 +9,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +31,7 @@ from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights import distributed
 from defemb_callbacks.weights.config_record import read_record
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
 from defemb_callbacks.weights.rows import read_table, write_rows
@@ -240,9 +243,10 @@ def together(folder: Path) -> Outcome:
     read = [0]
     model.register_forward_hook(lambda *call: read.__setitem__(0, read[0] + 1))
     config = DefinitionEMBConfig(cache_dir=str(folder / "cache"), batch_size=4, precision="float32")
-    built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
-    batches = read[0]
-    again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+    with pickled_tensors() as pickled:
+        built = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
+        batches = read[0]
+        again = build_definition_embeddings(model, tokenizer, tiny_glossary(), config)
     none = error_of(lambda: build_definition_embeddings(model, tokenizer, {"zzzz": "not a word of it"}, config))
     main_fails = error_of(lambda: on_main_process(lambda: 1 / 0))
     first_fails = error_of(lambda: main_process_first(lambda: 1 / 0))
@@ -251,8 +255,65 @@ def together(folder: Path) -> Outcome:
         "again": again.rows,
         "batches": batches,
         "read_again": read[0] - batches,
+        "pickled": pickled,
         "errors": [none, main_fails, first_fails],
     }
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result of the main process."""
+
+    name: str
+    rows: Tensor
+    flags: Tensor
+    half: Tensor
+    number: Tensor
+    empty: Tensor
+    missing: Tensor | None = None
+
+
+def from_main(folder: Path) -> Outcome:
+    """A dataclass of which only the main process knows the values, broadcast in blocks of 5 elements."""
+    rows = torch.arange(12.0).view(4, 3).T  # not contiguous
+    found = Found("main", rows, rows > 3, rows.half(), torch.tensor(7), torch.zeros(0, 3))
+    is_main = torch.distributed.get_rank() == 0
+    block, distributed.BROADCAST_BLOCK = distributed.BROADCAST_BLOCK, 5
+    try:
+        with pickled_tensors() as pickled:
+            received = on_main_process(lambda: found if is_main else None)
+    finally:
+        distributed.BROADCAST_BLOCK = block
+    types = [str(part.dtype) for part in (received.rows, received.flags, received.half, received.number)]
+    shapes = [list(part.shape) for part in (received.rows, received.number, received.empty)]
+    return {
+        "rows": received.rows,
+        "flags": received.flags,
+        "half": received.half,
+        "number": int(received.number),
+        "types": types,
+        "shapes": shapes,
+        "others": [type(received).__name__, received.name, received.missing],
+        "none": on_main_process(lambda: None),
+        "pickled": pickled,
+    }
+
+
+@contextmanager
+def pickled_tensors() -> Iterator[list[int]]:
+    """Record the number of elements of each tensor that is pickled."""
+    sizes: list[int] = []
+    reduce = Tensor.__reduce_ex__
+
+    def recorded(tensor: Tensor, protocol: Any) -> Any:
+        sizes.append(tensor.numel())
+        return reduce(tensor, protocol)
+
+    Tensor.__reduce_ex__ = recorded  # type: ignore[method-assign]
+    try:
+        yield sizes
+    finally:
+        Tensor.__reduce_ex__ = reduce  # type: ignore[method-assign]
 
 
 def error_of(do: Callable[[], Any]) -> str:
@@ -264,8 +325,18 @@ def error_of(do: Callable[[], Any]) -> str:
 
 
 CASES: dict[int, list[Callable[[Path], Outcome]]] = {
-    2: [ddp_vocabulary, ddp_training_data, fsdp_tied, fsdp_untied, fsdp_of_the_file, fsdp_peft, awaited, together],
-    3: [ddp_vocabulary, fsdp_tied, fsdp_untied, together],
+    2: [
+        ddp_vocabulary,
+        ddp_training_data,
+        fsdp_tied,
+        fsdp_untied,
+        fsdp_of_the_file,
+        fsdp_peft,
+        awaited,
+        together,
+        from_main,
+    ],
+    3: [ddp_vocabulary, fsdp_tied, fsdp_untied, together, from_main],
 }
 
 

@@ -202,6 +202,20 @@ def test_a_distributed_build_equals_that_of_one_process(launch: Launch, tmp_path
     assert len([entry for entry in entries.iterdir() if entry.is_dir()]) == 1
 
 
+def test_tensors_of_the_main_process_are_broadcast_without_pickling(launch: Launch) -> None:
+    found = launch.same(
+        launched.from_main, "rows", "flags", "half", "number", "types", "shapes", "others", "none", "pickled"
+    )
+    rows = torch.arange(12.0).view(4, 3).T
+    assert all(map(torch.equal, (found["rows"], found["flags"], found["half"]), (rows, rows > 3, rows.half())))
+    assert found["types"] == ["torch.float32", "torch.bool", "torch.float16", "torch.int64"]
+    assert (found["number"], found["shapes"]) == (7, [[3, 4], [], [0, 3]])
+    assert (found["others"], found["none"]) == (["Found", "main", None], None)
+    assert found["pickled"] == []
+    # The rows of a build, and the same rows from the cache.
+    assert launch.same(launched.together, "pickled")["pickled"] == []
+
+
 def test_errors_reach_all_processes_and_none_waits(launch: Launch) -> None:
     for outcome in launch.of(launched.together):
         nothing, main, first = outcome["errors"]

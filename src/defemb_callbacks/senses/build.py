@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.model import require_no_senses, state_width
 from defemb_callbacks.senses.sampling import plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
-from defemb_callbacks.weights.distributed import this_process
+from defemb_callbacks.weights.distributed import broadcast_tensors
 from defemb_callbacks.weights.rows import embedding_weight
 
 logger = logging.getLogger(__name__)
@@ -107,11 +106,13 @@ def build_from_states(
         device: Device of the clustering.
         info: Entries about the model and the texts; plain JSON.
     """
-    senses = cluster_states(states, offsets, config, device)
-    if this_process().num_processes > 1:  # rounding may differ between devices
-        senses = tuple(broadcast_object_list(list(senses)))
+    found = cluster_states(states, offsets, config, device)
+    # Rounding may differ between devices.
+    senses = broadcast_tensors(dict(zip(("offsets", "vectors", "counts"), found, strict=True)))
     info = {**(info or {}), "config": asdict(config)}
-    return SenseDictionary(*senses, vocabulary, similarity=config.similarity, info=info)
+    return SenseDictionary(
+        senses["offsets"], senses["vectors"], senses["counts"], vocabulary, similarity=config.similarity, info=info
+    )
 
 
 def cluster_states(

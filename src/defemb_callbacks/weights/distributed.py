@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor
 
 T = TypeVar("T")
+
+# Elements of a tensor that are on the device at once while it is broadcast.
+BROADCAST_BLOCK = 1 << 26
 
 
 def this_process() -> PartialState:
@@ -48,6 +53,9 @@ def main_process_first(function: Callable[[], T]) -> T:
 def on_main_process(function: Callable[[], T]) -> T:
     """Run a function on the main process and return its result on all processes; errors are raised on all of them.
 
+    If the result is a dataclass, its tensors are broadcast as tensors and arrive on the CPU; its other fields are
+    pickled, as is any other result.
+
     Example:
         >>> on_main_process(lambda: "built")
         'built'
@@ -55,13 +63,57 @@ def on_main_process(function: Callable[[], T]) -> T:
     process = this_process()
     if process.num_processes == 1:
         return function()
-    outcome: list[tuple[T | None, Exception | None]] = [(None, None)]
+    value: Any = None
+    sent: list[Any] = [None]
+    tensors: dict[str, Tensor] = {}
     if process.is_main_process:
         try:
-            outcome = [(function(), None)]
+            value = function()
         except Exception as error:  # noqa: BLE001 - broadcast it, otherwise the other processes would wait forever
-            outcome = [(None, error)]
-    value, raised = broadcast_object_list(outcome)[0]
+            sent = [(error, None, value)]
+        else:
+            tensors, others = _fields(value)
+            sent = [(None, type(value), others) if tensors else (None, None, value)]
+    raised, kind, others = broadcast_object_list(sent)[0]
     if raised is not None:
         raise raised
-    return value
+    if kind is None:
+        return others
+    tensors = broadcast_tensors(tensors)
+    return value if process.is_main_process else kind(**others, **tensors)
+
+
+def broadcast_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Broadcast the main process's tensors to the CPU of all processes, which must all call this.
+
+    Only shapes and dtypes are pickled. At most 2²⁶ elements are on the device at once.
+
+    Args:
+        tensors: Tensors by name; ignored on the other processes.
+
+    Example:
+        >>> broadcast_tensors({"ids": torch.arange(3)})
+        {'ids': tensor([0, 1, 2])}
+    """
+    process = this_process()
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if process.num_processes == 1:
+        return found
+    layout = broadcast_object_list([{name: (tensor.shape, tensor.dtype) for name, tensor in found.items()}])[0]
+    if not process.is_main_process:
+        found = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.items()}
+    for tensor in found.values():
+        for block in tensor.view(-1).split(BROADCAST_BLOCK):
+            received = broadcast(block.to(process.device))
+            if not process.is_main_process:
+                block.copy_(received)
+    return found
+
+
+def _fields(value: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The fields of a dataclass that are tensors, and its other fields; none if it is not a dataclass."""
+    if not dataclasses.is_dataclass(value):
+        return {}, {}
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    tensors = {name: part for name, part in fields.items() if isinstance(part, Tensor)}
+    return tensors, {name: part for name, part in fields.items() if name not in tensors}
