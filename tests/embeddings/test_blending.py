@@ -168,7 +168,47 @@ def test_only_allowed_tokens_of_the_least_frequent_share_are_chosen():
     assert choose_tokens(ids, rank, alpha=1, allowed=torch.zeros(10, dtype=torch.bool)).tolist() == []
 
 
+def blended_by_definition(old: Tensor, new: Tensor, weights: Tensor, groups: Tensor, centre: Tensor) -> Tensor:
+    """`DirectionalBlend` in float64, without blocks."""
+    y, p = (torch.nn.functional.normalize(table.double() - centre, dim=1) for table in (old, new))
+    axes = torch.linalg.svd(y - y.mean(dim=0), full_matrices=False).Vh.T
+    y, p = y @ axes, p @ axes
+    correlation = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(y.T, p.T, strict=True)])
+    influence = weights[:, None] * (correlation.clamp(min=0) / correlation.max()) ** 0.8
+    mixed = (1 - influence) * y + influence * p * y.std(dim=0) / p.std(dim=0)
+    for group in groups.unique():
+        members = groups == group
+        mixed[members] *= y[members].std(dim=0) / mixed[members].std(dim=0)
+    length = (old.double() - centre).norm(dim=1, keepdim=True)
+    turned = centre + length * torch.nn.functional.normalize(mixed @ axes.T, dim=1)
+    return torch.nn.functional.normalize(turned, dim=1) * old.double().norm(dim=1, keepdim=True)
+
+
 class TestByDirection:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_equals_its_definition(self, dtype):
+        old, new, centre = predicted_table()
+        old, new = old.to(dtype), new.to(dtype)
+        weights, groups = torch.linspace(0.1, 0.9, 3000, dtype=torch.float64), torch.arange(3000) % 3
+        rows = DirectionalBlend.fit(old, new, centre)(old, new, weights, groups)
+        expected = blended_by_definition(old, new, weights, groups, centre).to(dtype)
+        torch.testing.assert_close(rows, expected, **({"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {}))
+
+    def test_does_not_depend_on_the_precision_of_float32_products(self):
+        old, new, centre = predicted_table()
+        weights, groups = torch.linspace(0, 1, 3000), torch.arange(3000) % 3
+        exact = DirectionalBlend.fit(old, new, centre)(old, new, weights, groups)
+        highest = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            lower = DirectionalBlend.fit(old, new, centre)(old, new, weights, groups)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                automatic = DirectionalBlend.fit(old, new, centre)(old, new, weights, groups)
+        finally:
+            torch.set_float32_matmul_precision(highest)
+        torch.testing.assert_close(lower, exact)
+        torch.testing.assert_close(automatic, exact)
+
     def test_predictable_directions_get_more_weight(self):
         old, new, centre = predicted_table()
         blend = DirectionalBlend.fit(old, new, centre)

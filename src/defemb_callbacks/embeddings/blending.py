@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.metrics.blocks import exact_float32
 
 AUTO_BLEND = 0.7  # the largest weight with `blend="auto"`; see benchmarks/geometry.py
 
 FEWEST_ROWS = 100  # fewer rows do not determine the correlation of single directions
-_BLOCK = 8192  # rows converted to float64 at once
+# Rows converted to float64 at once, and their elements.
+_BLOCK, _BLOCK_ELEMENTS = 8192, 1 << 22
+_COLUMNS = 512  # width of the blocks of columns in which half of a symmetric matrix is computed
 _EXPONENT = 0.8  # exponent of the correlation in the weight of a direction; see `DirectionalBlend`
 
 
@@ -90,20 +93,25 @@ class DirectionalBlend:
         """
         if len(old) < FEWEST_ROWS:
             return cls.uniform(centre)
-        centre, width = centre.to(torch.float64), old.shape[1]
-        sum_old, sum_new = torch.zeros(2, width, dtype=torch.float64)
-        gram_old, gram_new, gram_both = torch.zeros(3, width, width, dtype=torch.float64)
-        for part in _blocks(len(old)):
-            y, p = _unit(old[part].to(torch.float64) - centre), _unit(new[part].to(torch.float64) - centre)
-            sum_old, sum_new = sum_old + y.sum(dim=0), sum_new + p.sum(dim=0)
-            gram_old, gram_new, gram_both = gram_old + y.T @ y, gram_new + p.T @ p, gram_both + y.T @ p
-        count = len(old)
-        covariance = gram_old / count - sum_old.outer(sum_old) / count**2
-        _, axes = torch.linalg.eigh(covariance)
-        variance_old = _along(covariance, axes)
-        variance_new = _along(gram_new / count - sum_new.outer(sum_new) / count**2, axes)
-        shared = _along(gram_both / count - sum_old.outer(sum_new) / count**2, axes)
+        centre, width, count = centre.to(torch.float64), old.shape[1], len(old)
+        total, gram = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+        for part in _blocks(count, width):
+            y = _unit(old[part].to(torch.float64) - centre)
+            total += y.sum(dim=0)
+            for start in range(0, width, _COLUMNS):  # the lower triangle, which `eigh` reads
+                stop = min(start + _COLUMNS, width)
+                gram[start:, start:stop].addmm_(y[:, start:].T, y[:, start:stop])
+        _, axes = torch.linalg.eigh(gram / count - total.outer(total) / count**2)
+        # Sums of y, p, y², p² and yp along each axis.
+        sums = torch.zeros(5, width, dtype=torch.float64)
+        directions = axes.to(_product_dtype(old))
+        for part in _blocks(count, width):
+            y, p = _projected(old[part], centre, directions), _projected(new[part], centre, directions)
+            sums += torch.stack([values.sum(dim=0) for values in (y, p, y.square(), p.square(), y * p)])
+        mean_old, mean_new, square_old, square_new, product = sums / count
+        variance_old, variance_new = square_old - mean_old.square(), square_new - mean_new.square()
         varies = torch.minimum(variance_old, variance_new) > 1e-12 * variance_old.max()
+        shared = product - mean_old * mean_new
         correlation = torch.where(varies, shared / (variance_old * variance_new).sqrt(), 0.0).clamp(min=0)
         if not correlation.max() > 0:  # nothing was predicted, so no direction is preferred
             correlation = torch.ones_like(correlation)
@@ -112,6 +120,9 @@ class DirectionalBlend:
 
     def __call__(self, old: Tensor, new: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
         """Blend rows.
+
+        Each row is projected on the directions once. Products are computed in float32, or in float64 if `old` is
+        float64 or if PyTorch is set to compute float32 products in a lower precision.
 
         Args:
             old: (n, d) pretrained rows.
@@ -123,48 +134,30 @@ class DirectionalBlend:
         Returns:
             (n, d) in the dtype of `old`, with the lengths of the old rows.
         """
-        factors = torch.ones(int(groups.max()) + 1 if len(groups) else 0, len(self.axes), dtype=torch.float64)
-        sizes = torch.bincount(groups, minlength=len(factors))
-        for group in (sizes >= FEWEST_ROWS).nonzero().flatten().tolist():
-            members = (groups == group).nonzero().flatten()
-            before, after = _Variance(len(self.axes)), _Variance(len(self.axes))
-            for part in _blocks(len(members)):
-                ids = members[part]
-                before.update(_unit(old[ids].to(torch.float64) - self.centre) @ self.axes)
-                after.update(self._mixed(old[ids], new[ids], weights[ids]))
-            ratio = before.value / after.value
-            factors[group] = torch.where(torch.isfinite(ratio), ratio, 1.0).sqrt()
-        rows = old.clone()
-        for part in _blocks(len(old)):
+        (count, width), dtype = old.shape, _product_dtype(old)
+        axes, influence = self.axes.to(dtype), self.correlation**_EXPONENT
+        # First the coordinates of the blended rows, which the rows themselves replace block by block.
+        rows = torch.empty(count, width, dtype=torch.promote_types(old.dtype, torch.float32))
+        sizes = torch.bincount(groups)
+        # For each group, sums of old and blended coordinates and of their squares.
+        sums = torch.zeros(4, len(sizes), width, dtype=torch.float64)
+        for part in _blocks(count, width):
+            y, p = _projected(old[part], self.centre, axes), _projected(new[part], self.centre, axes)
+            mixed = p.mul_(self.scale).sub_(y).mul_(influence).mul_(weights[part, None]).add_(y)
+            rows[part] = mixed
+            members = torch.nn.functional.one_hot(groups[part], len(sizes)).T.to(torch.float64)
+            sums += torch.stack([members @ values for values in (y, y.square(), mixed, mixed.square())])
+        before, before_square, after, after_square = sums / sizes[:, None]
+        ratio = (before_square - before.square()) / (after_square - after.square())
+        usable = torch.isfinite(ratio) & (ratio >= 0) & (sizes >= FEWEST_ROWS)[:, None]
+        factors = torch.where(usable, ratio, 1.0).sqrt()
+        for part in _blocks(count, width):
             own = old[part].to(torch.float64)
             length = (own - self.centre).norm(dim=1, keepdim=True)
-            mixed = self._mixed(old[part], new[part], weights[part]) * factors[groups[part]]
-            turned = _unit(self.centre + length * _unit(mixed @ self.axes.T)) * own.norm(dim=1, keepdim=True)
-            rows[part] = torch.where(weights[part, None] > 0, turned.to(old.dtype), old[part])
-        return rows
-
-    def _mixed(self, old: Tensor, new: Tensor, weights: Tensor) -> Tensor:
-        """(n, d) float64 along `axes`."""
-        y = _unit(old.to(torch.float64) - self.centre) @ self.axes
-        p = _unit(new.to(torch.float64) - self.centre) @ self.axes
-        weight = weights[:, None].to(torch.float64) * self.correlation**_EXPONENT
-        return (1 - weight) * y + weight * p * self.scale
-
-
-class _Variance:
-    """Variance of each column over blocks of rows."""
-
-    def __init__(self, width: int) -> None:
-        self.count, self.total, self.squares = 0, torch.zeros(width).double(), torch.zeros(width).double()
-
-    def update(self, rows: Tensor) -> None:
-        self.count += len(rows)
-        self.total += rows.sum(dim=0)
-        self.squares += rows.square().sum(dim=0)
-
-    @property
-    def value(self) -> Tensor:
-        return self.squares / self.count - (self.total / self.count).square()
+            mixed = (rows[part] * factors[groups[part]]).to(dtype) @ axes.T
+            turned = _unit(self.centre + length * _unit(mixed.to(torch.float64))) * own.norm(dim=1, keepdim=True)
+            rows[part] = torch.where(weights[part, None] > 0, turned.to(rows.dtype), old[part].to(rows.dtype))
+        return rows.to(old.dtype)
 
 
 def protect_outputs(old: Tensor, new: Tensor, second_moment: Tensor, strength: float) -> Tensor:
@@ -189,7 +182,7 @@ def protect_outputs(old: Tensor, new: Tensor, second_moment: Tensor, strength: f
     system.diagonal().add_(1)
     factor = torch.linalg.cholesky(system)
     rows = old.clone()
-    for part in _blocks(len(old)):
+    for part in _blocks(*old.shape):
         change = new[part].to(torch.float64) - old[part].to(torch.float64)
         rows[part] = (old[part] + torch.cholesky_solve(change.T, factor).T).to(old.dtype)
     return rows
@@ -211,12 +204,16 @@ def rescale_rows(new: Tensor, old: Tensor, groups: Tensor, centre: Tensor) -> Te
         >>> rescale_rows(torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.zeros(2))
         tensor([[2., 0.]])
     """
-    lengths = (old.to(torch.float64) - centre).norm(dim=1)
-    rows = new.to(torch.float64) - centre
+    parts = list(_blocks(*old.shape))
+    lengths = torch.cat([(old[part].to(torch.float64) - centre).norm(dim=1) for part in parts])
+    target = torch.empty_like(lengths)
     for group in groups.unique():
         members = groups == group
-        rows[members] = _unit(rows[members]) * lengths[members].median()
-    return (rows + centre).to(new.dtype)
+        target[members] = lengths[members].median()
+    rows = torch.empty_like(new)
+    for part in parts:
+        rows[part] = (_unit(new[part].to(torch.float64) - centre) * target[part, None] + centre).to(new.dtype)
+    return rows
 
 
 def choose_tokens(ids: Tensor, rank: Tensor, alpha: float, allowed: Tensor | None = None) -> Tensor:
@@ -275,13 +272,19 @@ def written_rows(
     return blend(old, new, weights, groups), weights
 
 
-def _along(matrix: Tensor, axes: Tensor) -> Tensor:
-    """Diagonal of the matrix in the coordinates of the axes."""
-    return (axes * (matrix @ axes)).sum(dim=0)
+def _product_dtype(rows: Tensor) -> torch.dtype:
+    exact = rows.dtype != torch.float64 and exact_float32(rows.device)
+    return torch.float32 if exact else torch.float64
 
 
-def _blocks(rows: int) -> Iterator[slice]:
-    return (slice(start, start + _BLOCK) for start in range(0, rows, _BLOCK))
+def _projected(rows: Tensor, centre: Tensor, axes: Tensor) -> Tensor:
+    """Coordinates of the rows' unit deviations along the axes, (n, d) float64, rounded to the dtype of the axes."""
+    return (_unit(rows.to(torch.float64) - centre).to(axes.dtype) @ axes).to(torch.float64)
+
+
+def _blocks(rows: int, width: int) -> Iterator[slice]:
+    step = max(256, min(_BLOCK, _BLOCK_ELEMENTS // width))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -94,3 +94,9 @@ def make_unit_(block: Tensor) -> Tensor:
 def unit_rows(rows: Tensor) -> Tensor:
     """Return a float64 copy with normalized rows; zero rows stay zero."""
     return make_unit_(rows.to(torch.float64, copy=True))
+
+
+def exact_float32(device: torch.device) -> bool:
+    """Return whether float32 products are computed in float32, not in TF32 or bfloat16 or under autocast."""
+    highest = torch.get_float32_matmul_precision() == "highest"
+    return device.type == "cpu" and highest and not torch.is_autocast_enabled("cpu")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defemb_callbacks.metrics.blocks import make_unit_, row_blocks, unit_rows
+from defemb_callbacks.metrics.blocks import exact_float32, make_unit_, row_blocks, unit_rows
 from defemb_callbacks.metrics.drift import checked_both
 from defemb_callbacks.metrics.groups import Parts
 
@@ -168,7 +168,7 @@ class NeighboursByGroup(NamedTuple):
 
 def _decided(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tensor:
     """Compute `nearest_rows` in float32, and again in float64 for queries that float32 cannot decide."""
-    if table.dtype == torch.float64 or not _exact_float32(table.device):
+    if table.dtype == torch.float64 or not exact_float32(table.device):
         return _nearest(table, queries, among, k, torch.float64)[0]
     nearest, gap = _nearest(table, queries, among, k, torch.float32)
     # Twice the largest error of a cosine of two unit rows: rounding of the entries, and √d roundings of the sum.
@@ -176,12 +176,6 @@ def _decided(table: Tensor, queries: Tensor, among: Tensor, k: int) -> Tensor:
     if len(undecided):
         nearest[undecided] = _nearest(table, queries[undecided], among, k, torch.float64)[0]
     return nearest
-
-
-def _exact_float32(device: torch.device) -> bool:
-    """Return whether float32 products are computed in float32, not in TF32 or bfloat16 or under autocast."""
-    highest = torch.get_float32_matmul_precision() == "highest"
-    return device.type == "cpu" and highest and not torch.is_autocast_enabled("cpu")
 
 
 def _nearest(table: Tensor, queries: Tensor, among: Tensor, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
