@@ -17,13 +17,14 @@ from defemb_callbacks.callbacks.monitor import EmbeddingMonitorCallback
 from defemb_callbacks.callbacks.new_tokens import NewTokens
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
+from defemb_callbacks.embeddings.apply import apply_embeddings
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.build import build_definition_embeddings
 from defemb_callbacks.new_tokens.terms import TermSource
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.config_record import read_record, restore_records
-from defemb_callbacks.weights.rows import INPUT, bare_model, read_table, table_shape
+from defemb_callbacks.weights.rows import INPUT, bare_model, table_shape
 
 logger = logging.getLogger(__name__)
 
@@ -194,12 +195,15 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             return
         embeddings = self._embeddings_for(model)
         ids = embeddings.chosen(self.config, counts)
-        # Pictures show the input table. All processes read it, because it may be sharded.
-        table = read_table(model) if self.config.plots and self.config.table == INPUT else None
-        self.report = embeddings.apply(model, self.config, counts=counts, force=self.force)
-        if table is not None and state.is_world_process_zero:
-            metrics = self.report.before
+
+        def picture(table: Tensor, metrics: dict[str, float]) -> None:
             self._snapshots.take_before_rebuild(table, embeddings.vocabulary, ids, self.config, counts, metrics)
+
+        # Pictures show the input table.
+        pictured = self.config.plots and self.config.table == INPUT and state.is_world_process_zero
+        self.report = apply_embeddings(
+            embeddings, model, self.config, counts=counts, force=self.force, look=picture if pictured else None
+        )
         self._snapshots.rebuilt_ids = ids
         self.embeddings = embeddings
         self._rebuilt_model = weakref.ref(bare_model(model))

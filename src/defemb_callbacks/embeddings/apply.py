@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +12,7 @@ from torch import Tensor, nn
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
-from defemb_callbacks.embeddings.blending import (
-    choose_tokens,
-)
+from defemb_callbacks.embeddings.blending import choose_tokens
 from defemb_callbacks.embeddings.rows_to_write import rows_to_write
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
@@ -24,7 +23,6 @@ from defemb_callbacks.weights.rows import (
     INPUT,
     TableName,
     embedding_layer,
-    read_table,
     table_shape,
     transformers_model,
     whole_table,
@@ -47,8 +45,11 @@ def apply_embeddings(
     *,
     counts: Tensor | None = None,
     force: bool = False,
+    look: Callable[[Tensor, dict[str, float]], None] | None = None,
 ) -> RebuildReport:
     """Write embeddings into a table of a model. See `DefinitionEmbeddings.apply`.
+
+    The table is not copied, except that a sharded one is gathered.
 
     Args:
         embeddings: The new rows.
@@ -56,6 +57,8 @@ def apply_embeddings(
         config: Strategy and weights.
         counts: (vocabulary,) int64, token counts of the training data.
         force: Whether to rebuild a model that was rebuilt before.
+        look: Called with the table and its metrics before any row is written. The table must not be kept: it is the
+            model's own.
 
     Returns:
         The rebuilt and the skipped tokens, and the metrics before and after.
@@ -66,7 +69,7 @@ def apply_embeddings(
     rank = configured_rank(embeddings.vocabulary, config, counts)
     groups = frequency_groups(rank, config.group_edges)
 
-    before = read_table(model, table)
+    before = whole_table(model, table)
     rows, weights, choice = rows_to_write(embeddings, model, config, before, rank, groups, ids)
     if choice.get("share") == 0:
         reason = (
@@ -81,6 +84,9 @@ def apply_embeddings(
         ids, rows, weights = ids[:0], rows[:0], weights[:0]
     measure = TableMeasure(groups, pairs=embeddings.pairs)
     metrics_before = measure.measure(before)
+    if look is not None:
+        look(before, metrics_before)
+    del before  # a gathered table would be in memory while the next one is gathered
     write_rows(model, ids, rows, table)
     metrics_after = measure.measure(whole_table(model, table))
     _warn_about_adapters(model, ids, table)

@@ -49,7 +49,7 @@ def rows_to_write(
         embeddings: The new rows.
         model: The model; it is left unchanged.
         config: Strategy and weights.
-        table: (vocabulary, d) float32, the rows of the model.
+        table: (vocabulary, d), the rows of the model, of any floating-point type.
         rank: (vocabulary,) frequency rank by token.
         groups: Ids by name of the frequency group.
         ids: (m,) int64, the chosen tokens, in the order of `embeddings.ids`.
@@ -58,8 +58,10 @@ def rows_to_write(
         Rows, (m, d); weights of the new rows, (m,) float64; and their effect on a language model as plain JSON, empty
         if it was not measured.
     """
-    kept = torch.isin(embeddings.ids, ids)
-    old, new = table[embeddings.ids.to(table.device)].cpu(), embeddings.rows
+    kept: Tensor | slice = torch.isin(embeddings.ids, ids)
+    if len(ids) == len(embeddings.ids):
+        kept = slice(None)  # no copy
+    old, new = table[embeddings.ids.to(table.device)].to("cpu", torch.float32), embeddings.rows
     # Fitted and blended for all tokens with definitions, so that a row does not depend on the choice of other tokens.
     centre = mean_row(table, groups["all"])
     # Replaced rows need no directions, which are costly to find in wide tables.

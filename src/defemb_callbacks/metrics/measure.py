@@ -183,15 +183,21 @@ class TableMeasure:
             figures |= self._moves(table, self._reference, parts, sums)
         return figures
 
-    def keep_reference(self) -> None:
-        """Copy the reference, because the table that it is will change.
+    def keep_reference(self, *, shared: bool = True) -> None:
+        """Copy the reference if it will change with the table of a model.
 
         A reference in half precision on an accelerator is copied to the CPU, to leave the accelerator's memory to the
         training. It keeps its dtype, so that the drift of an unchanged table is exactly 0.
+
+        Args:
+            shared: Whether the reference is the memory of the model's table, not a copy that belongs to this object.
         """
         if self._reference is not None:
             on_cpu = self._reference.device.type != "cpu" and self._reference.element_size() == 2
-            self._reference = self._reference.cpu() if on_cpu else self._reference.clone()
+            if on_cpu:
+                self._reference = self._reference.cpu()
+            elif shared:
+                self._reference = self._reference.clone()
 
     def _unmoved(self, sums: Mapping[str, RowSums]) -> dict[str, float]:
         """Values for a table that still equals the reference, as at the start of a run or if it is frozen."""

@@ -17,7 +17,8 @@ from defemb_callbacks.metrics.pairs import rated_tokens, related_tokens
 from defemb_callbacks.metrics.snapshot import TableSnapshot
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
-from defemb_callbacks.weights.rows import output_weight, table_shape, whole_table
+from defemb_callbacks.weights.rows import embedding_weight, output_weight, table_shape, whole_table
+from defemb_callbacks.weights.sharding import shares_memory
 
 
 class EmbeddingMonitor:
@@ -55,9 +56,11 @@ class EmbeddingMonitor:
     ) -> None:
         self.groups = frequency_groups(configured_rank(vocabulary, config, counts), config.group_edges)
         self._words = vocabulary.word_ids
-        self._measures = _measures(_tables(model), self.groups, vocabulary, config, pairs, compare=True)
-        for measure in self._measures.values():
-            measure.keep_reference()
+        tables = _tables(model)
+        self._measures = _measures(tables, self.groups, vocabulary, config, pairs, compare=True)
+        for name, measure in self._measures.items():
+            weight = embedding_weight(model, "output" if name == OUTPUT else "input")
+            measure.keep_reference(shared=shares_memory(tables[name], weight))
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Compute all metrics: `defemb/<metric>/<group>`, and `defemb/output_<metric>/<group>` for the output table."""

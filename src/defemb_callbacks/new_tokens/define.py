@@ -33,7 +33,15 @@ from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport, Term
 from defemb_callbacks.vocabulary.frequency import frequency_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
-from defemb_callbacks.weights.rows import INPUT, TableName, check_rows, embedding_weight, read_table, write_rows
+from defemb_callbacks.weights.rows import (
+    INPUT,
+    TableName,
+    check_rows,
+    embedding_weight,
+    read_table,
+    whole_table,
+    write_rows,
+)
 
 LOSS_STRIDE = 4  # every 4th text shows what new tokens cost other text, about 1,000 tokens
 
@@ -192,14 +200,14 @@ def write_new_tokens(
     # The same groups without the new tokens, which have no rows yet.
     old_groups = {name: members[members < len(embedding_weight(model))] for name, members in groups.items()}
     pairs = embeddings[INPUT].pairs
-    before = TableMeasure(old_groups, pairs=pairs).measure(read_table(model))
+    before = TableMeasure(old_groups, pairs=pairs).measure(whole_table(model))
     loss_before = text_loss(model, texts)
     new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
     with resized(model, size, rows_of[INPUT].ids):
         for table, rows in rows_of.items():
             write_rows(model, rows.ids, rows.rows, table)
         write_bias(model, new, old_groups[config.new_token_group])
-        after = TableMeasure(groups, pairs=pairs).measure(read_table(model))
+        after = TableMeasure(groups, pairs=pairs).measure(whole_table(model))
         info = dict(embeddings[INPUT].info)
         if texts:
             info["other_text"] = {

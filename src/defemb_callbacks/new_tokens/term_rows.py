@@ -11,7 +11,7 @@ from torch import Tensor
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.blending import DirectionalBlend, written_rows
-from defemb_callbacks.embeddings.rows_to_write import group_numbers
+from defemb_callbacks.embeddings.rows_to_write import group_numbers, mean_row
 from defemb_callbacks.new_tokens.definition_rows import out_of_sample
 from defemb_callbacks.new_tokens.output_calibration import OUTPUT_LENGTH, OutputStates
 from defemb_callbacks.new_tokens.token_plan import TermToken
@@ -62,7 +62,7 @@ def term_rows(
     vocabulary = embeddings.vocabulary
     rank = expected_rank(vocabulary, config)
     groups = frequency_groups(rank, config.group_edges)
-    centre = table[groups["all"]].double().mean(dim=0).float()
+    centre = mean_row(table, groups["all"]).float()
     mixture = _mixture(table, splits, embeddings, config, centre)
 
     pieces = piece_means(table, [token.pieces for token in tokens])

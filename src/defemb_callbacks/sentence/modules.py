@@ -57,7 +57,7 @@ def pooling_modules(transformer: Transformer, pooling: str) -> list[Module]:
     width = transformer.get_embedding_dimension()
     if pooling == STATIC:
         # Copies: StaticEmbedding trains its table and changes the settings of its tokenizer.
-        table = embedding_weight(transformer.model).detach().float().clone()
+        table = embedding_weight(transformer.model).detach().to(torch.float32, copy=True)
         tokenizer: Any = transformer.tokenizer
         return [StaticEmbedding(copy.deepcopy(tokenizer.backend_tokenizer), embedding_weights=table)]
     depth = transformer.config.get_text_config().num_hidden_layers

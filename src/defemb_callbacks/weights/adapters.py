@@ -47,7 +47,7 @@ def with_adapters(layer: Any, table: Tensor) -> Tensor:
             index = torch.tensor(tuner.token_indices[name], device=table.device)
             table = table.index_copy(0, index, whole(tuner.trainable_tokens_delta[name]).to(table))
         else:
-            table = table + _delta(tuner, name).to(table)
+            table = _delta(tuner, name).to(table).add_(table)
     return table
 
 

@@ -235,7 +235,9 @@ def check_rows(ids: Tensor, rows: Tensor, *, size: int, width: int) -> None:
             f"Token ids from {int(ids.min())} to {int(ids.max())} do not fit a table of {size} rows. "
             "Build the rows with the model's own tokenizer."
         )
-    invalid = ids.to(rows.device)[~torch.isfinite(rows).all(dim=1)]
+    # In blocks, because `isfinite` makes a copy.
+    finite = torch.cat([torch.isfinite(block).all(dim=1) for block in rows.split(4096)])
+    invalid = ids.to(rows.device)[~finite]
     if len(invalid):
         raise ValueError(
             f"{len(invalid)} new rows contain NaN or infinity, the first one for token {int(invalid[0])}. "

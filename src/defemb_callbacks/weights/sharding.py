@@ -67,6 +67,18 @@ def whole(weight: Tensor) -> Tensor:
     return weight.detach()
 
 
+def shares_memory(table: Tensor, weight: Tensor) -> bool:
+    """Whether a table from `whole` is the memory of the weight, not a gathered copy.
+
+    Example:
+        >>> weight = torch.zeros(2, 3)
+        >>> shares_memory(whole(weight), weight), shares_memory(weight.clone(), weight)
+        (True, False)
+    """
+    held = weight.to_local() if isinstance(weight, DTensor) else weight
+    return table.untyped_storage().data_ptr() == held.untyped_storage().data_ptr()
+
+
 @torch.no_grad()
 def write_into(weight: Tensor, ids: Tensor, rows: Tensor) -> None:
     """Overwrite rows of a weight on every process, and in the float32 master copy of DeepSpeed's optimizer.
@@ -82,7 +94,9 @@ def write_into(weight: Tensor, ids: Tensor, rows: Tensor) -> None:
         return
     if isinstance(weight, DTensor):
         # torch redistributes the new table: this works for all placements and for uneven shards.
-        table = whole(weight).clone()
+        table = whole(weight)
+        if shares_memory(table, weight):  # replicated, not sharded
+            table = table.clone()
         table.index_copy_(0, ids.to(table.device), rows.to(table.device))
         sharded = distribute_tensor(table, weight.device_mesh, weight.placements)
         weight.copy_(sharded.to(weight.device))
