@@ -299,6 +299,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": MAX_LENGTH, "initializer_range": 0.2},
     "llama": {**_GROUPED, "tie_word_embeddings": False},
     "gemma": _GROUPED,
+    "gemma3_text": _GROUPED,
     "qwen2": {**_LAYER, "num_key_value_heads": 2, "tie_word_embeddings": True},
 }
 

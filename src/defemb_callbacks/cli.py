@@ -49,7 +49,16 @@ BUILD_SETTINGS = (
     "cache_dir",
 )
 # How the rows of new tokens and of terms that are already tokens are written
-DEFINE_SETTINGS = ("strategy", "blend", "blend_floor", "rescale", "frequency", "group_edges", "new_token_group")
+DEFINE_SETTINGS = (
+    "strategy",
+    "blend",
+    "blend_floor",
+    "rescale",
+    "frequency",
+    "group_edges",
+    "new_token_group",
+    "distil",
+)
 APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")]

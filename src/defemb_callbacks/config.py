@@ -142,6 +142,12 @@ class DefinitionEMBConfig:
         default="rare",
         metadata={"help": "Expected frequency of new tokens: their rows get the median length of this group."},
     )
+    distil: bool = field(
+        default=True,
+        metadata={
+            "help": "Train rows of new tokens of a causal language model until it reads them as their sub-tokens."
+        },
+    )
     monitor_steps: int | None = field(
         default=None,
         metadata={

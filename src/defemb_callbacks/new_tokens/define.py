@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.language_model import serves_as_output
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor, rows_from_definitions
+from defemb_callbacks.new_tokens.distillation import distilled_rows
 from defemb_callbacks.new_tokens.growth import check_model, resized, tables_of, write_bias
 from defemb_callbacks.new_tokens.output_calibration import (
     predicts_text,
@@ -58,9 +60,12 @@ def define_new_tokens(
     A map from definitions to rows is fitted on the words of the vocabulary (by `build_definition_embeddings`, with the
     same cache) and applied to the definitions of the terms. A new row mixes this prediction with the mean of the term's
     sub-tokens; the weight is the one that works best for words of the vocabulary, treated as new. Rows get the median
-    length of `config.new_token_group`, in every table of the model; an untied output table has its own map. In the
-    output table of a causal language model, also a tied one, they are shorter, and calibrated so that the new tokens
-    are as likely on average as words of that group; the report shows what they cost text without the terms.
+    length of `config.new_token_group`, in every table of the model; an untied output table has its own map.
+
+    In a causal language model, the input rows are also trained, on the definitions, until the model reads the new
+    tokens as it reads their sub-tokens (`config.distil`). In its output table, also a tied one, rows are shorter, and
+    calibrated so that the new tokens are as likely on average as frequent words; the report shows what they cost text
+    without the terms.
 
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
@@ -191,8 +196,11 @@ def write_new_tokens(
         if predicts_text(model) and serves_as_output(model, table) and built.texts:
             output = read_output_states(model, built.texts)
             texts = without_terms(built.texts, [token.pieces for token in plan.tokens])[::LOSS_STRIDE]
+        distil = None
+        if config.distil and table == INPUT and predicts_text(model):
+            distil = partial(distilled_rows, model, plan)
         rows = rows_of[table] = term_rows(
-            read_table(model, table).cpu(), plan.tokens, predicted, splits, built, settings, output
+            read_table(model, table).cpu(), plan.tokens, predicted, splits, built, settings, output, distil
         )
         weight = embedding_weight(model, table)
         check_rows(rows.ids, rows.rows.to(weight.dtype), size=size, width=weight.shape[1])
@@ -229,7 +237,7 @@ def term_fingerprint(term: Term, config: DefinitionEMBConfig) -> str:
         config: Settings.
     """
     read = json.dumps([(definition.gloss, definition.synonyms) for definition in term.definitions])
-    return fingerprint(term.text, read, config.build_fingerprint, config.new_token_group)[:8]
+    return fingerprint(term.text, read, config.build_fingerprint, config.new_token_group, str(config.distil))[:8]
 
 
 def _report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,7 @@ def term_rows(
     embeddings: DefinitionEmbeddings,
     config: DefinitionEMBConfig,
     output: OutputStates | None = None,
+    distil: Callable[[Tensor], Tensor] | None = None,
 ) -> TermRows:
     """Compute rows for new tokens from definitions and sub-tokens, and blend or replace those of existing tokens.
 
@@ -57,7 +58,9 @@ def term_rows(
         embeddings: Embeddings of this table, before it grew.
         config: Settings.
         output: States of text, if this is the output table of a causal language model. New rows are then shorter, and
-            as likely on average as the defined words of `config.new_token_group`.
+            as likely on average as the defined frequent words: a term that is worth a token is frequent in some text.
+        distil: Function that turns rows, (n, d), into rows that the model reads as the sub-tokens of the terms. A table
+            that is also the output table gets the mean of both directions.
     """
     vocabulary = embeddings.vocabulary
     rank = expected_rank(vocabulary, config)
@@ -71,7 +74,14 @@ def term_rows(
         [(weight if token.pieces else 1.0) if token.term.definitions else 0.0 for token in tokens], dtype=torch.float64
     )
     directions = mixed_directions(from_definitions, pieces, weights, centre)
-    rows = scale_like(directions, table[groups[config.new_token_group]], centre, OUTPUT_LENGTH if output else 1.0)
+    like = table[groups[config.new_token_group]]
+    rows = scale_like(directions, like, centre)
+    if distil is not None:
+        distilled = distil(rows)
+        directions = _unit(directions) + _unit(distilled - centre)
+        rows = distilled
+    if output is not None:
+        rows = scale_like(directions, like, centre, OUTPUT_LENGTH)
     existing = torch.tensor([position for position, token in enumerate(tokens) if not token.is_new], dtype=torch.int64)
     if len(existing):
         existing_ids = torch.tensor([tokens[position].word for position in existing.tolist()])
@@ -85,7 +95,7 @@ def term_rows(
         )
     target = None
     if output is not None:
-        members = groups[config.new_token_group]
+        members = groups["frequent"]
         words = embeddings.ids[torch.isin(embeddings.ids, members)]
         words = words if len(words) else members
         target = float(output.log_probabilities(table[words], output.bias[words], new=False).mean())
