@@ -16,6 +16,12 @@ of the text, so that two tokenizations can be compared:
 
 "untied" is the same model with an untied output table with the same content, whose new rows come from its own map.
 Then only the new rows are trained, on the stories that the words were taken from.
+
+    make smollm2
+    python benchmarks/new_tokens_lm.py --smollm2
+
+measures SmolLM2-135M instead, on paragraphs of WikiText-2 with the terms and on others: words of several tokens in nats
+per character, and whole words of the vocabulary, treated as new, in nats per token of the original tokenization.
 """
 
 from __future__ import annotations
@@ -26,19 +32,35 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from common import DATA, RESULTS, environment
+from language_models import Losses, load_smollm2, wikitext
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import generate_merges
 
-from defemb_callbacks import DefinitionEMBConfig, Lexicon, define_new_tokens, load_definitions
+from defemb_callbacks import (
+    DefinitionEMBConfig,
+    DefinitionEmbeddings,
+    Lexicon,
+    build_definition_embeddings,
+    define_new_tokens,
+    load_definitions,
+)
 from defemb_callbacks.new_tokens.define import plan_new_tokens
-from defemb_callbacks.new_tokens.term_rows import piece_means
+from defemb_callbacks.new_tokens.definition_rows import rows_from_definitions
+from defemb_callbacks.new_tokens.distillation import distilled_rows
+from defemb_callbacks.new_tokens.output_calibration import read_output_states
+from defemb_callbacks.new_tokens.term_rows import TermRows, piece_means, term_rows
+from defemb_callbacks.new_tokens.terms import Term
+from defemb_callbacks.new_tokens.token_forms import split_without_itself
+from defemb_callbacks.new_tokens.token_plan import TermToken
 from defemb_callbacks.reporting.summary import TermSummary
 from defemb_callbacks.weights.rows import read_table
 
@@ -220,21 +242,143 @@ def compare(seed: int, stories: int, words: int, rate: float, wordnet: Lexicon) 
     return result
 
 
+class Passages:
+    """Paragraphs with new words, densest first, and paragraphs without them."""
+
+    def __init__(self, words: Sequence[str], characters: int) -> None:
+        found = re.compile(rf"(?<= )(?:{'|'.join(words)})\b")
+        texts = [text[:600] for text in wikitext("test")]
+        texts.sort(key=lambda text: -len(found.findall(text)))
+        self.dense = texts[: max(1, characters // 600)]
+        self.other = [text for text in texts if not found.search(text)][:: len(texts) // 12]
+        self.words = sum(len(found.findall(text)) for text in self.dense)
+
+    def losses(self, model: PreTrainedModel, tokenize: Any, rows: TermRows | None = None) -> dict[str, Tensor]:
+        """Sum of the loss of each paragraph, with these rows in the table."""
+        sums = {}
+        for name in ("dense", "other"):
+            losses = Losses(model, [torch.tensor(ids) for ids in tokenize(getattr(self, name))])
+            table = losses.table
+            if rows is not None:
+                table = torch.cat(
+                    [table, table.new_zeros(max(0, int(rows.ids.max()) + 1 - len(table)), table.shape[1])]
+                )
+                table[rows.ids] = rows.rows
+            each = losses.of(losses.states(table), table).double().split(losses.lengths)
+            sums[name] = torch.stack([part.sum() for part in each])
+        return sums
+
+
+def measure_rows(
+    model: PreTrainedModel,
+    passages: Passages,
+    before: Any,
+    after: Any,
+    rows: dict[str, TermRows],
+    unit: str,
+) -> dict[str, Any]:
+    """Losses per unit with each of these rows, and without new tokens."""
+    sizes = {name: [len(ids) for ids in before(getattr(passages, name))] for name in ("dense", "other")}
+    number = sum(map(len, passages.dense)) if unit == "character" else sum(sizes["dense"])
+    plain = passages.losses(model, before)
+    result: dict[str, Any] = {"occurrences": passages.words, f"{unit}s": number}
+    result["nothing added"] = {"loss": round(float(plain["dense"].sum()) / number, 4)}
+    for method, written in rows.items():
+        sums = passages.losses(model, after, written)
+        result[method] = {
+            "loss": round(float(sums["dense"].sum()) / number, 4),
+            "other text": round(float((sums["other"].sum() - plain["other"].sum()) / sum(sizes["other"])), 4),
+        }
+        print(method, result[method], result["nothing added"], flush=True)
+    return result
+
+
+def smollm2(folder: str, embeddings_folder: Path | None, words: int, characters: int) -> dict[str, Any]:
+    """Measure words of several tokens, and words of the vocabulary treated as new."""
+    model, tokenizer = load_smollm2(folder)
+    wordnet, config = load_definitions("wordnet"), DefinitionEMBConfig()
+    if embeddings_folder is None:
+        built = build_definition_embeddings(model, tokenizer, wordnet, config)
+    else:
+        built = DefinitionEmbeddings.from_pretrained(embeddings_folder)
+    table, splits = read_table(model), split_without_itself(tokenizer, built.ids)
+    output = read_output_states(model, built.texts)
+    counts = Counter(
+        word for text in wikitext("test") for word in set(re.findall(r"(?<= )[a-z]{5,}\b", text)) if word in wordnet
+    )
+    encoded = {word: tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in counts}
+
+    def measured(plan: Any, terms: Sequence[str], rows: Tensor, unit: str, **more: TermRows) -> dict[str, Any]:
+        tokens, distil = plan.tokens, partial(distilled_rows, model, plan)
+        loud = term_rows(table, tokens, rows, splits, built, config)
+        means = piece_means(table, [token.pieces for token in tokens])
+        bare = [position for position, token in enumerate(tokens) if token.bare is not None]
+        variants = {
+            "sub-token mean": TermRows(loud.ids, torch.cat([means, means[bare]]), loud.weights, None),
+            "full length, not calibrated": loud,
+            "not distilled": term_rows(table, tokens, rows, splits, built, config, output),
+            "default": term_rows(table, tokens, rows, splits, built, config, output, distil),
+            **more,
+        }
+        passages = Passages(terms, characters)
+        found = measure_rows(model, passages, ids_of(plan.before), ids_of(plan.after), variants, unit)
+        return {"words": len(tokens), "log_probability": variants["default"].log_probability} | found
+
+    several = [word for word, _ in counts.most_common() if len(encoded[word]) > 1][:words]
+    plan = plan_new_tokens(tokenizer, several, wordnet, config)
+    predicted = rows_from_definitions(model, tokenizer, [token.term for token in plan.tokens], built, config, wordnet)
+    terms = [token.term.text for token in plan.tokens]
+    result = {"words of several tokens": measured(plan, terms, predicted, "character")}
+
+    place = {index: position for position, index in enumerate(built.ids.tolist())}
+    whole = [word for word in counts if len(encoded[word]) == 1 and encoded[word][0] >= 0.8 * len(table)]
+    whole = [word for word in whole if splits[place.get(encoded[word][0], 0)]][: round(1.8 * words)]
+    chosen = [place[encoded[word][0]] for word in whole]
+    held_out = tuple(
+        TermToken(Term(word, tuple(wordnet.lookup(word))), encoded[word][0], None, True, tuple(splits[position]))
+        for word, position in zip(whole, chosen, strict=True)
+    )
+    pieces_of = {token.word: token.pieces for token in held_out}
+
+    def split_up(text: str) -> dict[str, list[int]]:
+        ids = tokenizer(text)["input_ids"]
+        return {"input_ids": [piece for index in ids for piece in pieces_of.get(index, (index,))]}
+
+    plan = SimpleNamespace(tokens=held_out, before=split_up, after=tokenizer)
+    ids = torch.tensor([token.word for token in held_out])
+    true_rows = TermRows(ids, table[ids], torch.ones(0), None)
+    result["held-out words"] = measured(plan, whole, built.rows[chosen], "token", **{"true rows": true_rows})
+    return result
+
+
+def ids_of(tokenizer: Any) -> Callable[[Sequence[str]], list[list[int]]]:
+    return lambda texts: [tokenizer(text)["input_ids"] for text in texts]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of stories, words, samples and training")
     parser.add_argument("--stories", type=int, default=300, help="half for training, half for evaluation")
     parser.add_argument("--words", type=int, default=100, help="number of words that become tokens")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate of the rows")
-    parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens_lm.json")
+    parser.add_argument("--smollm2", nargs="?", const="", help="measure SmolLM2; optionally the folder of a checkpoint")
+    parser.add_argument("--embeddings", type=Path, help="ready definition embeddings of SmolLM2")
+    parser.add_argument("--characters", type=int, default=24_000, help="text that is read for SmolLM2")
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.smollm2 is not None:
+        result = smollm2(arguments.smollm2, arguments.embeddings, arguments.words, arguments.characters)
+        output = arguments.output or RESULTS / "new_tokens_lm_smollm2.json"
+        output.write_text(json.dumps({**result, "environment": environment()}, indent=1) + "\n", encoding="utf-8")
+        return
     if not MODEL.is_dir():
         sys.exit("shared/data/models/stories260k is not beside the repository; nothing was measured.")
     wordnet = load_definitions("wordnet")
     settings = {name: getattr(arguments, name) for name in ("stories", "words", "rate")}
     runs = [compare(seed, **settings, wordnet=wordnet) for seed in range(arguments.seeds)]
     result = {"steps": STEPS, "settings": settings, "runs": runs, "environment": environment()}
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    output = arguments.output or RESULTS / "new_tokens_lm.json"
+    output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
