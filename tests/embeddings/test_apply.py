@@ -93,3 +93,12 @@ def test_a_rebuild_with_pictures_and_a_monitor_copy_the_table_once(
         assert monitor.measure(model)["defemb/drift/all"] > 0
         monitor.snapshot(model, watched=torch.tensor([5]))
     assert copies.found == [torch.float32]
+
+
+def test_the_table_is_shown_once_before_rows_are_written(tokenizer: Any, model: PreTrainedModel) -> None:
+    ready, before, shown = embeddings(tokenizer, step=2), read_table(model), []
+    report = ready.apply(model, look=lambda table, metrics: shown.append((table.clone(), metrics)))
+    ((table, metrics),) = shown
+    assert torch.equal(table, before)
+    assert metrics == report.before
+    assert not torch.equal(read_table(model), before)

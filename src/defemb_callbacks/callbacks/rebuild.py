@@ -17,7 +17,6 @@ from defemb_callbacks.callbacks.monitor import EmbeddingMonitorCallback
 from defemb_callbacks.callbacks.new_tokens import NewTokens
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
-from defemb_callbacks.embeddings.apply import apply_embeddings
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.build import build_definition_embeddings
 from defemb_callbacks.new_tokens.terms import TermSource
@@ -201,8 +200,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
         # Pictures show the input table.
         pictured = self.config.plots and self.config.table == INPUT and state.is_world_process_zero
-        self.report = apply_embeddings(
-            embeddings, model, self.config, counts=counts, force=self.force, look=picture if pictured else None
+        self.report = embeddings.apply(
+            model, self.config, counts=counts, force=self.force, look=picture if pictured else None
         )
         self._snapshots.rebuilt_ids = ids
         self.embeddings = embeddings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +98,7 @@ class DefinitionEmbeddings(HubArtifact, library_name="defemb_callbacks", tags=["
         *,
         counts: Tensor | None = None,
         force: bool = False,
+        look: Callable[[Tensor, dict[str, float]], None] | None = None,
     ) -> RebuildReport:
         """Write the rows into a model's table: by default the input table and an output table that is tied to it.
 
@@ -109,6 +111,8 @@ class DefinitionEmbeddings(HubArtifact, library_name="defemb_callbacks", tags=["
             counts: (vocabulary,) int64, token counts of the training data, for `frequency="training_data"` and
                 `only_training_tokens=True`.
             force: Whether to rebuild a model that was rebuilt before.
+            look: Called with the table and its metrics before any row is written, for example to draw it. The table
+                must not be kept: it is the model's own.
 
         Returns:
             The rebuilt and the skipped tokens, and the metrics before and after.
@@ -118,7 +122,7 @@ class DefinitionEmbeddings(HubArtifact, library_name="defemb_callbacks", tags=["
                 another table, or counts are missing.
             TypeError: If the model has no floating-point embedding table.
         """
-        return apply_embeddings(self, model, config or DefinitionEMBConfig(), counts=counts, force=force)
+        return apply_embeddings(self, model, config or DefinitionEMBConfig(), counts=counts, force=force, look=look)
 
     def chosen(self, config: DefinitionEMBConfig, counts: Tensor | None = None) -> Tensor:
         """Return the tokens whose rows `apply` writes with this config: (m,) int64, in the order of `ids`.
