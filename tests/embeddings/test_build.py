@@ -188,6 +188,39 @@ def test_merged_dictionaries_have_equal_weight(model, tokenizer, monkeypatch) ->
     torch.testing.assert_close(merged, (first + second) / 2)
 
 
+def test_the_map_is_fitted_on_the_models_device_or_on_the_cpu_if_that_is_full(
+    model: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = build_definition_embeddings(
+        model, tokenizer, tiny_glossary(), DefinitionEMBConfig(cache_dir=str(tmp_path / "expected"))
+    )
+    cuda, devices = torch.device("cuda", 1), []
+
+    def full(features: Tensor, targets: Tensor, *, device: torch.device, **settings: Any) -> Any:
+        devices.append(device)
+        if device == cuda:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return cross_fitted_rows(features, targets, device=device, **settings)
+
+    encode = module.word_features
+
+    def encoded(*args: Any, **settings: Any) -> Tensor:
+        features = encode(*args, **settings)
+        # From here on, the model says that it is on a GPU.
+        monkeypatch.setattr(type(model), "device", cuda)
+        return features
+
+    monkeypatch.setattr(module, "cross_fitted_rows", full)
+    monkeypatch.setattr(module, "word_features", encoded)
+    with caplog.at_level(logging.INFO, "defemb_callbacks"):
+        built = build_definition_embeddings(
+            model, tokenizer, tiny_glossary(), DefinitionEMBConfig(cache_dir=str(tmp_path / "full"))
+        )
+    assert devices == [cuda, torch.device("cpu")]
+    assert torch.equal(built.rows, expected.rows)
+    assert "does not fit into the memory of cuda:1; it is computed on the CPU" in caplog.text
+
+
 def test_related_tokens_are_those_of_the_dictionary(tokenizer) -> None:
     words = ("dog", "animal", "cat", "violin")
     lexicon = Lexicon.from_definitions(

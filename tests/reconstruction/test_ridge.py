@@ -333,27 +333,31 @@ def test_the_number_of_threads_does_not_change_the_result() -> None:
 
 
 def test_a_device_without_float64_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = torch.zeros
+    zeros, mps, cpu = torch.zeros, torch.device("mps"), torch.device("cpu")
 
-    def without_float64(*size: int, device: torch.device, **settings: object) -> Tensor:
+    def without_float64(*size: int, device: torch.device = cpu, **settings: object) -> Tensor:
         if device.type == "mps":
             raise TypeError("Cannot convert a MPS Tensor to float64 dtype.")
         return zeros(*size, device=device, **settings)
 
     monkeypatch.setattr(torch, "zeros", without_float64)
-    assert float64_device(torch.device("mps")).type == "cpu"
-    assert float64_device(torch.device("cpu")).type == "cpu"
+    assert float64_device(mps).type == "cpu"
+    assert float64_device(cpu).type == "cpu"
+    x, y = planted(60, 5, 4, noise=1.0)
+    assert torch.equal(cross_fitted_rows(x, y, device=mps).rows, cross_fitted_rows(x, y).rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_result() -> None:
     x, y = planted(300, 50, 100, noise=5.0)
     groups = uneven_groups(300)
-    expected, found = (cross_fitted_rows(x.to(device), y, groups=groups) for device in ("cpu", "cuda"))
-    assert found.rows.device.type == found.weights.device.type == "cpu"
-    assert found.strength == expected.strength
-    torch.testing.assert_close(found.rows, expected.rows, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(found.weights, expected.weights, rtol=1e-5, atol=1e-4)
+    expected = cross_fitted_rows(x, y, groups=groups)
+    for features, device in ((x.to("cuda"), None), (x, torch.device("cuda"))):
+        found = cross_fitted_rows(features, y, groups=groups, device=device)
+        assert found.rows.device.type == found.weights.device.type == "cpu"
+        assert found.strength == expected.strength
+        torch.testing.assert_close(found.rows, expected.rows, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(found.weights, expected.weights, rtol=1e-5, atol=1e-4)
 
 
 def test_refuses_features_and_targets_that_are_not_paired() -> None:

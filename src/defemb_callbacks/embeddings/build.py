@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,6 +29,7 @@ from defemb_callbacks.reconstruction import (
     word_features,
 )
 from defemb_callbacks.reconstruction.prompts import mask_text
+from defemb_callbacks.reconstruction.ridge import RidgeRows
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups, single_words
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
@@ -37,9 +39,9 @@ from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_
 
 logger = logging.getLogger(__name__)
 
-# Part of every cache key. Increase it when the same input gives other rows than before.
 PROBE_TEXTS = 256  # definitions on which the predictions of a language model are measured
 
+# Part of every cache key. Increase it when the same input gives other rows than before.
 BUILD_VERSION = "7"
 
 
@@ -215,7 +217,7 @@ def _build(
             )
         targets = read_rows(model, ids, config.table)
         groups = lemma_groups(list(found.values()))
-        fitted = on_main_process(lambda: cross_fitted_rows(features, targets, groups=groups))
+        fitted = on_main_process(lambda: _fitted(features, targets, groups, model.device))
         rows, feature_map = fitted.rows, fitted.weights
         details = {
             "features": config.features,
@@ -238,6 +240,16 @@ def _build(
     return DefinitionEmbeddings(
         ids, rows, vocabulary, pairs, info, feature_map, probe_texts(words, list(found.values()), tokenizer)
     )
+
+
+def _fitted(features: Tensor, targets: Tensor, groups: Tensor, device: torch.device) -> RidgeRows:
+    """The ridge regression on the model's device, or on the CPU if the model leaves too little memory there."""
+    try:
+        return cross_fitted_rows(features, targets, groups=groups, device=device)
+    except torch.OutOfMemoryError:
+        logger.info("The ridge regression does not fit into the memory of %s; it is computed on the CPU.", device)
+    # After the exception is gone, which keeps tensors on the device.
+    return cross_fitted_rows(features, targets, groups=groups, device=torch.device("cpu"))
 
 
 def probe_texts(

@@ -62,11 +62,12 @@ class NormalEquations:
         x: (n, F) features.
         y: (n, d) targets.
         block: The number of rows converted to float64 at once.
+        device: The device of the computation, by default that of `x`; the CPU if it has no float64.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, block: int) -> None:
+    def __init__(self, x: Tensor, y: Tensor, block: int, device: torch.device | None = None) -> None:
         self.count, features = x.shape
-        self.device = float64_device(x.device)
+        self.device = float64_device(device or x.device)
         self.x, self.y = Float64Rows(x, self.device), Float64Rows(y, self.device)
         self.mean = self.x.mean("features", block)
         self.target_mean = self.y.mean("targets", block)
@@ -167,7 +168,7 @@ class RidgeFit:
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """Return this device, or the CPU if the device has no float64, as Apple's GPUs."""
+    """Return this device, or the CPU if the device has no float64, as Apple's GPUs. Apple's CPUs have fast float64."""
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):

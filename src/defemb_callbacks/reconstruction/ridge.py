@@ -45,6 +45,7 @@ def cross_fitted_rows(
     groups: Tensor | None = None,
     strengths: Sequence[float] = STRENGTHS,
     block: int = 4096,
+    device: torch.device | None = None,
 ) -> RidgeRows:
     """Predict each row of `y` from `x` with a linear map fitted on the rows of all other groups.
 
@@ -55,9 +56,8 @@ def cross_fitted_rows(
     The strength is the one with the smallest left-out error on an evenly spaced sample of the groups. The search starts
     in the middle of `strengths` and follows the decreasing error. Nothing depends on the random state.
 
-    The computation runs on the device of `x`, or on the CPU if that device has no float64. The fit is in float64;
-    left-out predictions are computed in float32 where this agrees with float64. Besides the result, at most two F × F
-    matrices, three F × d matrices and a few blocks of rows are in memory.
+    The fit is in float64; left-out predictions are computed in float32 where this agrees with float64. Besides the
+    result, at most two F × F matrices, three F × d matrices and a few blocks of rows are in memory.
 
     Args:
         x: (n, F) features, of any floating-point type.
@@ -67,6 +67,8 @@ def cross_fitted_rows(
         strengths: The strengths to choose from. Those below 1e-8 · F are raised to this value, so that left-out
             predictions are not dominated by rounding errors if there are more features than rows.
         block: The number of rows converted to float64 at once; it does not change the result.
+        device: The device of the computation, to which blocks of rows are copied; by default that of `x`. If it has no
+            float64, the CPU is used.
 
     Returns:
         The left-out predictions, and the map fitted on all rows.
@@ -86,7 +88,7 @@ def cross_fitted_rows(
     x, y = x.detach(), y.detach()
     _check(x, y, groups, strengths)
     batches = _batches_of_groups(groups.cpu())
-    equations = NormalEquations(x, y, block)
+    equations = NormalEquations(x, y, block, device)
 
     sample = _parts(_sample(batches, max(1, len(x) // SAMPLE_ROWS)), block)
     sketch = _sketch(y.shape[1]).to(equations.device)
