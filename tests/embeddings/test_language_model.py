@@ -222,6 +222,16 @@ class TestApply:
         assert "The predictions of LlamaForCausalLM cannot be measured: needs pixel_values" in caplog.text
         assert "could not be measured" in str(report)
 
+    def test_a_model_with_infinite_states_is_unchanged(self, embeddings, caplog):
+        model = causal(tie_word_embeddings=True)
+        with torch.no_grad():
+            model.model.norm.weight[0] = torch.inf
+        before = read_table(model)
+        with caplog.at_level(logging.WARNING, "defemb_callbacks"):
+            embeddings.apply(model)
+        assert torch.equal(read_table(model), before)
+        assert "cannot be measured: its states or losses on definitions are not finite" in caplog.text
+
     def test_two_pretraining_heads_are_read_by_their_token_predictions(self):
         tokenizer = wordpiece_tokenizer()
         model = tiny_model(BertForPreTraining, tokenizer)

@@ -88,6 +88,9 @@ class LanguageModelProbe:
         texts: Token ids of each text.
         table: The table whose rows are replaced.
         mask_token_id: Id of the mask token, for masked language models and encoder-decoders.
+
+    Raises:
+        ValueError: If states or losses are not finite, or if the output layer reads states of another width.
     """
 
     def __init__(
@@ -107,6 +110,11 @@ class LanguageModelProbe:
             if hook is not None:
                 hook.remove()
         self.second_moment /= max(self._states, 1)
+        losses = torch.stack(self._losses)
+        if not (losses.isfinite().all() and self.second_moment.isfinite().all()):
+            raise ValueError("its states or losses on definitions are not finite.")
+        if serves_as_output(self._model, table) and not self.second_moment.any():
+            raise ValueError(f"its output layer does not read states of width {width}, the width of the table.")
 
     def measure(self, ids: Tensor, old: Tensor, new: Tensor) -> Measurement:
         """Measure the model with new rows, and restore the old ones.
