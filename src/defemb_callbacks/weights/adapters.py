@@ -104,6 +104,24 @@ def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
     )
 
 
+def advice_on_ties(layer: Any, head: Any) -> str | None:
+    """A warning if a tied output table does not get the written rows because PEFT has untied it; otherwise `None`.
+
+    Args:
+        layer: The input embedding layer, adapted or not.
+        head: The output layer, adapted or not; `None` if there is none.
+    """
+    if head is None or not hasattr(layer, "modules_to_save"):
+        return None
+    originals = [getattr(table, "original_module", table).weight for table in (layer, head)]
+    if originals[0] is not originals[1] or base_layer(head).weight is base_layer(layer).weight:
+        return None
+    return (
+        "The input and output tables were tied, but modules_to_save has untied them, so the rows were written to the "
+        "input table only. Set ensure_weight_tying=True in the adapter's config."
+    )
+
+
 @contextlib.contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
     """Disable all adapters of a model within the context; `requires_grad` of all parameters is restored afterwards."""

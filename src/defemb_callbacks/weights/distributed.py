@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 T = TypeVar("T")
 
@@ -65,3 +65,16 @@ def on_main_process(function: Callable[[], T]) -> T:
     if raised is not None:
         raise raised
     return value
+
+
+def on_any_process(answer: bool) -> bool:
+    """Return whether the answer of any process is yes. All processes must call this.
+
+    Args:
+        answer: The answer of this process.
+
+    Example:
+        >>> on_any_process(True)
+        True
+    """
+    return answer if this_process().num_processes == 1 else any(gather_object([answer]))

@@ -12,12 +12,12 @@ import torch
 from accelerate.utils import broadcast
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from defemb_callbacks.cache import cached
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.definitions import Definition
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import evaluating
 from defemb_callbacks.reconstruction.batching import equal_length_batches, spread
 from defemb_callbacks.reconstruction.constructor.data import (
@@ -237,14 +237,14 @@ def predict_rows(
     word, weight = torch.as_tensor(rows["word"]), torch.as_tensor(rows["weight"])
     lengths = [len(ids) for ids in rows["input_ids"]]
     result = torch.zeros(words, model.definition_head.out_features)
-    progress = tqdm(total=sum(lengths), desc="Reading definitions", unit="token", unit_scale=True, disable=None)
-    with progress, evaluating(model), torch.inference_mode():
+    progress = ProgressBar(sum(lengths), "Reading definitions", "token")
+    with progress, evaluating(model), torch.no_grad():
         for batch in equal_length_batches(lengths, batch_size):
             inputs = {name: tensor.to(model.device) for name, tensor in collator(list(rows.select(batch))).items()}
             predicted = model.reconstruct(inputs).float().cpu()
             result.index_add_(0, word[batch], predicted * weight[batch, None])
             progress.update(len(batch) * lengths[batch[0]])
-    return result.clone()  # an ordinary tensor, not an inference tensor
+    return result
 
 
 def held_out_words(count: int, share: float) -> Tensor:
