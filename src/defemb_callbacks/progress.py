@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -94,7 +95,8 @@ class ProgressBar:
         self._shown = time.monotonic()
         # transformers' bar respects `disable_progress_bar()`.
         self._bar = None
-        if self._display.bar and sys.stderr.isatty():
+        is_main_process = os.environ.get("RANK", "0") == "0"
+        if self._display.bar and is_main_process and sys.stderr.isatty():
             self._bar = transformers_logging.tqdm(total=total, desc=title, unit=unit, unit_scale=True)
 
     def __enter__(self) -> ProgressBar:
@@ -103,6 +105,10 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 

@@ -174,17 +174,24 @@ def test_tied_tables_are_written_with_their_adapter() -> None:
 
 
 @pytest.mark.parametrize("ensure", [False, True])
-@pytest.mark.parametrize("modules", [[EMBEDDINGS], [EMBEDDINGS, "decoder"]], ids=["input", "both"])
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"]], ids=["input", "both"])
 def test_a_copy_of_a_tied_table_is_a_warning_unless_it_is_tied_again(modules, ensure, caplog) -> None:
+    tokenizer = unigram_tokenizer()
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=modules, ensure_weight_tying=ensure)
+    model = peft.get_peft_model(tiny_model(LlamaForCausalLM, tokenizer, tie_word_embeddings=True), config)
+    embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    embeddings.apply(model, DefinitionEMBConfig(blend=0.3))
+    assert torch.equal(base_layer(model.get_output_embeddings()).weight, read_table(model)) is ensure
+    assert ("Set ensure_weight_tying=True" in caplog.text) is not ensure
+
+
+def test_where_peft_cannot_tie_the_copy_the_warning_names_another_adapter(caplog) -> None:
     from transformers import BertForMaskedLM
 
-    settings = {"ensure_weight_tying": True} if ensure else {}
-    config = peft.LoraConfig(target_modules=["query"], modules_to_save=modules, **settings)
+    config = peft.LoraConfig(target_modules=["query"], modules_to_save=[EMBEDDINGS])
     model = peft.get_peft_model(tiny_bert(TOKENIZER, BertForMaskedLM, tie_word_embeddings=True), config)
     build_definition_embeddings(model, TOKENIZER, tiny_glossary()).apply(model, DefinitionEMBConfig(blend=0.3))
-    head = base_layer(model.get_output_embeddings()).weight
-    assert torch.equal(head, read_table(model)) is ensure
-    assert ("Set ensure_weight_tying=True" in caplog.text) is not ensure
+    assert "Use trainable_token_indices instead in the adapter's config" in caplog.text
 
 
 def test_a_resumed_run_continues_with_the_rows_that_its_adapter_lacks(rebuilt, tmp_path) -> None:

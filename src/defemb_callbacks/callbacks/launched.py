@@ -21,7 +21,7 @@ from defemb_callbacks.weights.rows import NoTokenEmbeddings
 SWITCH = "DEFEMB_RUN"
 
 # Trainers and models of this package that train a constructor or a flow.
-INTERNAL = ("defemb_callbacks.reconstruction.", "defemb_callbacks.sentence.")
+INTERNAL = ("defemb_callbacks.reconstruction.constructor.", "defemb_callbacks.sentence.")
 
 
 class LaunchedCallback(DefinitionEMBCallback):

@@ -189,6 +189,6 @@ def _warn_about_adapters(model: nn.Module, ids: Tensor, table: TableName) -> Non
         return
     layer = embedding_layer(model, table)
     name = next(name for name, module in inner.named_modules() if module is layer).rpartition(".")[2]
-    for advice in (advice_on_saving(layer, name, ids), advice_on_ties(layer, inner.get_output_embeddings())):
+    for advice in (advice_on_saving(layer, name, ids), advice_on_ties(layer, name, inner.get_output_embeddings())):
         if advice:
             logger.warning("This is a PEFT model: %s", advice)

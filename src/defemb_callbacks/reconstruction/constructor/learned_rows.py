@@ -40,6 +40,7 @@ from defemb_callbacks.reconstruction.constructor.training import (
     early_stopping,
     isolated_training,
     last_checkpoint,
+    show_only_progress,
     trains_in_bfloat16,
 )
 from defemb_callbacks.weights.rows import INPUT, TableName, read_rows
@@ -156,6 +157,7 @@ def learned_rows(
                 eval_dataset=evaluation if len(evaluation) else None,
                 callbacks=[*callbacks, *early_stopping(settings, len(evaluation) > 0)],
             )
+            show_only_progress(trainer)
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "run"))
             if settings.save_to is not None:
                 trainer.save_model(settings.save_to)
