@@ -35,7 +35,8 @@ def losses(trainer: Trainer) -> list[tuple[int, float]]:
 
 
 def measured_steps(trainer: Trainer) -> list[int]:
-    return [row["step"] for row in trainer.state.log_history if "defemb/isotropy/all" in row]
+    """The steps with metrics after the start of training."""
+    return [row["step"] for row in trainer.state.log_history if "defemb/isotropy/all" in row and row["step"] > 0]
 
 
 @contextmanager

@@ -17,9 +17,12 @@ from typing import TypeVar
 from filelock import FileLock
 from huggingface_hub.constants import HF_HOME
 
+from defemb_callbacks.attempt import Attempt
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+UNREADABLE = "it cannot be read"
 REMEMBERED_FROM = 1 << 26  # bytes; smaller files are read in a moment
 SETTLED_AFTER = 2 * 10**9  # nanoseconds; file systems record times at most this coarsely
 
@@ -102,13 +105,11 @@ def remembered_fingerprint(path: Path) -> str:
     # A file written a moment ago may be written again without a visible change of its times.
     settled = started - max(before["modified"], before["changed"]) > SETTLED_AFTER
     if settled and _state(path) == before:
-        try:
+        with Attempt(f"The fingerprint of {path} is not cached, so the file is read again next time"):
             entry.parent.mkdir(parents=True, exist_ok=True)
             partial = entry.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps({"file": str(path), "state": before, "fingerprint": found}), encoding="utf-8")
             os.replace(partial, entry)
-        except OSError as error:
-            logger.warning("The fingerprint of %s is not cached (%s). The file is read again next time.", path, error)
     return found
 
 
@@ -128,8 +129,8 @@ def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None]
 
     Only one of several concurrent processes builds the value; the others wait for a lock file next to the folder. An
     entry is used only if its files are unchanged since they were written; otherwise it is deleted with a warning and
-    built again. Reading takes no lock and needs no write access. If the folder cannot be written, the value is built
-    and returned with a warning.
+    built again. Reading takes no lock and needs no write access. Whatever fails in the cache, the value is built and
+    returned with a warning.
 
     Args:
         folder: The folder of the value. Its name must include a fingerprint of everything that the value depends on.
@@ -147,36 +148,36 @@ def cached(folder: Path, build: Callable[[], T], save: Callable[[T, Path], None]
         >>> first, second
         ('built', 'built')
     """
-    if verify_manifest(folder) is None:
-        try:
-            return load(folder)
-        # The files are intact, but not in the format that `load` expects; the error depends on the format.
-        except Exception:
-            logger.warning("The cache entry %s is intact but cannot be read. It is built again.", folder, exc_info=True)
-            unreadable: str | None = "it cannot be read"
-    else:
-        unreadable = None
+    found, problem = _read(folder, load)
+    if found:
+        return found[0]
     lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
+    not_cached = f"The cache entry {folder} cannot be written, so the value is not cached"
+    with Attempt(not_cached) as locking:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    # filelock raises NotImplementedError on file systems without locks.
-    except (OSError, NotImplementedError) as error:
-        logger.warning("The cache entry %s cannot be written (%s). The value is not cached.", folder, error)
+    if locking.failed:
         return build()
     try:
-        problem = unreadable or verify_manifest(folder)
-        if problem is None:  # another process has built it in the meantime
-            return load(folder)
+        if problem != UNREADABLE:  # another process may have built it in the meantime
+            found, problem = _read(folder, load)
+        if found:
+            return found[0]
         value = build()
-        try:
+        with Attempt(not_cached):
             _discard_damaged(folder, problem)
             _store(value, save, folder)
-        except OSError as error:
-            logger.warning("The cache entry %s cannot be written (%s). The value is not cached.", folder, error)
         return value
     finally:
         lock.release()
+
+
+def _read(folder: Path, load: Callable[[Path], T]) -> tuple[list[T], str]:
+    """The value, if the folder is intact and can be read, or an empty list and the problem."""
+    with Attempt(f"The cache entry {folder} cannot be read, so the value is built again"):
+        problem = verify_manifest(folder)
+        return ([load(folder)], "") if problem is None else ([], problem)
+    return [], UNREADABLE
 
 
 def write_manifest(folder: Path) -> None:

@@ -15,10 +15,11 @@ import tiny
 
 pytest.importorskip("sentence_transformers", reason="the extra sentence is not installed")
 
+from accelerate.state import AcceleratorState
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
 from defemb_callbacks.callbacks.calibration import CalibrationCallback
-from defemb_callbacks.sentence import encode_texts, fit_whitening
+from defemb_callbacks.sentence import EmbeddingFlowConfig, encode_texts, fit_whitening
 
 WORDS = [word for word in tiny.WORDS if "'" not in word]
 TEXTS = [" ".join(WORDS[(7 * i + j * j) % len(WORDS)] for j in range(2 + i % 9)) for i in range(160)]
@@ -118,3 +119,33 @@ def test_sharded_model_is_an_error(tokenizer: PreTrainedTokenizerBase, tmp_path:
     args.fsdp = True
     with pytest.raises(ValueError, match=r"sharded.*Remove the callback and run `defemb calibrate`"):
         CalibrationCallback(TEXTS).on_train_begin(args, None, None, model=tiny.tiny_bert(tokenizer))  # type: ignore[arg-type]
+
+
+def test_a_failure_does_not_lose_the_trained_model(tokenizer, tmp_path, monkeypatch, caplog) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("defemb_callbacks.sentence.calibrate.calibrate", fail)
+    callback = CalibrationCallback(TEXTS)
+    trained(tokenizer, tmp_path, callback)
+    assert callback.result is None
+    assert (
+        "were not calibrated; run `defemb calibrate` on the saved model. OutOfMemoryError: out of memory" in caplog.text
+    )
+
+
+def test_a_model_that_the_launch_has_sharded_is_an_error_before_training(tokenizer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("defemb_callbacks.callbacks.calibration.is_sharded", lambda weight: True)
+    with pytest.raises(ValueError, match="needs a complete model on each process"):
+        trained(tokenizer, tmp_path, CalibrationCallback(TEXTS))
+
+
+def test_a_flow_keeps_the_precision_and_the_random_state_of_the_run(tokenizer, tmp_path) -> None:
+    states = []
+    for method, settings in (("standardization", {}), ("flow", {"config": EmbeddingFlowConfig(32, width=8)})):
+        callback = CalibrationCallback(TEXTS, method, force=True, **settings)
+        trained(tokenizer, tmp_path / method, callback, bf16=True)
+        assert callback.result is not None
+        assert AcceleratorState().mixed_precision == "bf16"
+        states.append(torch.random.get_rng_state())
+    assert torch.equal(*states)

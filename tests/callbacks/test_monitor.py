@@ -93,13 +93,16 @@ def logged_run(request: pytest.FixtureRequest, trainer, tmp_path, any_cost) -> T
 def test_metrics_are_in_the_rows_of_the_loss(logged_run, trainer) -> None:
     plain = trainer(eval_strategy="steps", eval_steps=4)
     plain.train()
-    history = logged_run.state.log_history
+    start, *history = logged_run.state.log_history
+    assert start["step"] == start["epoch"] == 0
+    assert start.keys() - {"step", "epoch"} == KEYS
     assert [row["step"] for row in history] == [row["step"] for row in plain.state.log_history]
     for row in history:
         found = {key for key in row if key.startswith("defemb/")}
         assert found == (KEYS if "loss" in row else set())
         assert all(type(row[key]) is float for key in found)
     saved = json.loads(Path(logged_run.args.output_dir, "checkpoint-8", "trainer_state.json").read_text())
+    assert saved["log_history"][0] == start
     assert [row for row in saved["log_history"] if "loss" in row] == [row for row in history if "loss" in row]
 
 
@@ -138,7 +141,7 @@ def test_the_progress_bar_shows_only_the_headlines(trainer, any_cost) -> None:
 
 
 @pytest.mark.parametrize("attached", [False, True])
-def test_start_metrics_go_to_trackers_at_step_0_and_not_to_the_history(trainer, tmp_path, attached) -> None:
+def test_start_metrics_go_to_trackers_and_history_at_step_0(trainer, tmp_path, attached) -> None:
     callback = EmbeddingMonitorCallback(None, monitor_steps=4, plots=False)
     run = trainer(callback, report_to=["tensorboard"])
     if attached:
@@ -150,7 +153,8 @@ def test_start_metrics_go_to_trackers_at_step_0_and_not_to_the_history(trainer, 
     values = scalars(tmp_path / "run", "train/defemb/isotropy/all")
     assert [step for step, _ in values] == [0, 4, 8]
     assert values[0][1] == pytest.approx(start, rel=1e-6)
-    assert [row["step"] for row in run.state.log_history] == [*range(1, 9), 8]
+    assert [row["step"] for row in run.state.log_history] == [*range(9), 8]
+    assert run.state.log_history[0]["defemb/isotropy/all"] == pytest.approx(start, rel=1e-6)
 
 
 def test_a_resumed_run_does_not_send_start_metrics_again(trainer, tmp_path) -> None:
@@ -412,7 +416,7 @@ def test_the_history_of_a_resumed_run_is_in_order(trainer, monkeypatch) -> None:
     trainer(EmbeddingMonitorCallback(None, monitor_steps=2), StopAtStep4, **saving).train()
     trainer(EmbeddingMonitorCallback(None, monitor_steps=2), **saving).train(resume_from_checkpoint=True)
     assert [row["step"] for row in records[0].history] == [0, 2, 4]
-    assert [row["step"] for row in records[1].history] == [2, 4, 4, 6, 8]
+    assert [row["step"] for row in records[1].history] == [0, 2, 4, 4, 6, 8]
 
 
 # Files

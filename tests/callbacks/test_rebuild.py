@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,15 @@ def test_the_rows_equal_those_of_build_and_apply(trainer, model, tokenizer) -> N
 
 def test_missing_tokenizer_is_an_error(trainer, model) -> None:
     before = read_table(model)
+    run = trainer(glossary_callback(), model=model, processing_class=None)
     with pytest.raises(ValueError, match=r"DefinitionEMBCallback needs a tokenizer\. Pass processing_class=tokenizer"):
-        trainer(glossary_callback(), model=model, processing_class=None)
+        run.train()
+    assert run.state.global_step == 0
     assert torch.equal(read_table(model), before)
     with pytest.raises(ValueError, match="EmbeddingMonitorCallback needs a tokenizer"):
-        trainer(EmbeddingMonitorCallback(None), model=model, processing_class=None)
+        trainer(EmbeddingMonitorCallback(None), model=model, processing_class=None).train()
+    with pytest.raises(ValueError, match="DefinitionEMBCallback needs a tokenizer"):
+        trainer(glossary_callback(new_tokens={"lynx": "a wild cat"}), model=model, processing_class=None)
 
 
 def test_tokenizer_as_an_argument(trainer, model, tokenizer) -> None:
@@ -413,3 +418,14 @@ def test_a_second_trainer_brings_its_own_tokenizer(trainer) -> None:
     trainer(callback, model=model, processing_class=other)
     ids = torch.tensor(sorted(other.convert_tokens_to_ids(f"Ġ{word}") for word in tiny_glossary()))
     assert torch.isin(ids, changed_rows(before, read_table(model))).all()
+
+
+def test_a_callback_can_be_pickled_before_and_after_a_run(trainer) -> None:
+    """A hyper-parameter search with Ray sends the Trainer to its workers."""
+    callback = DefinitionEMBCallback(tiny_glossary(), new_tokens={"lynx": "a wild cat"}, monitor_steps=1, plots=False)
+    run = trainer(callback)
+    sent = pickle.loads(pickle.dumps(callback))
+    assert sent.report == callback.report
+    run.train()
+    fresh = trainer(pickle.loads(pickle.dumps(callback)))
+    assert fresh.model.config.definition_emb["rebuilt"] == 66

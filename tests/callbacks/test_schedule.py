@@ -62,6 +62,13 @@ def test_a_short_run_is_measured_only_at_its_end(clock) -> None:
     assert run(MeasuringSchedule(None, 10), clock, 10, step_seconds=1.0, measure_seconds=3.0) == [10]
 
 
+def test_a_short_run_has_a_curve_within_one_second(clock) -> None:
+    schedule = MeasuringSchedule(None, 10)
+    measured = run(schedule, clock, 10, step_seconds=1.0, measure_seconds=0.15)
+    assert measured == [1, 2, 3, 4, 5, 10]
+    assert schedule.seconds - 0.15 <= 1.0  # without the end, which is always measured
+
+
 def test_the_users_steps_ignore_the_budget(clock) -> None:
     assert run(MeasuringSchedule(3, 10), clock, 10, step_seconds=1.0, measure_seconds=60.0) == [3, 6, 9]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import (
     BertForSequenceClassification,
     PreTrainedTokenizerBase,
@@ -80,3 +82,21 @@ def test_monitor_does_not_measure_before_training(tokenizer: PreTrainedTokenizer
     assert callback.dictionary is None
     trainer.train()
     assert callback.dictionary is not None
+
+
+def test_a_failure_is_one_warning_and_training_goes_on(tokenizer, tmp_path, monkeypatch, caplog) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("defemb_callbacks.callbacks.senses.build_from_states", fail)
+    trainer = Trainer(
+        tiny.tiny_bert(tokenizer, BertForSequenceClassification),
+        tiny.training_args(tmp_path, eval_strategy="steps", eval_steps=3),
+        train_dataset=tiny.tiny_dataset(tokenizer),
+        eval_dataset=tiny.tiny_dataset(tokenizer, 8),
+        processing_class=tokenizer,
+        callbacks=[SenseMonitorCallback(TEXTS, senses=3)],
+    )
+    trainer.train()
+    assert trainer.state.global_step == 8
+    assert caplog.messages.count("The senses are not measured from step 3 on. OutOfMemoryError: out of memory") == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertForMaskedLM, BertForSequenceClassification, GPT2Model, PreTrainedModel
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel, GPT2Model, PreTrainedModel
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, Lexicon, build_definition_embeddings
 from defemb_callbacks.definitions import Relation, load_definitions
@@ -307,6 +307,45 @@ def test_other_weights_are_built_again(model, tokenizer, builds, part) -> None:
         model.get_parameter(part).view(-1)[-1] += 1e-6
     build_definition_embeddings(model, tokenizer, tiny_glossary())
     assert len(builds) == 2
+
+
+@pytest.mark.parametrize("settings", [{"num_attention_heads": 2}, {"hidden_act": "relu"}, {"layer_norm_eps": 1e-3}])
+def test_the_same_weights_in_another_architecture_are_built_again(model, tokenizer, builds, settings) -> None:
+    first = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    other = tiny_bert(tokenizer, type(model), **settings)
+    other.load_state_dict(model.state_dict())
+    second = build_definition_embeddings(other, tokenizer, tiny_glossary())
+    assert len(builds) == 2
+    assert not torch.equal(first.rows, second.rows)
+
+
+def test_settings_of_the_training_use_the_cache(model, tokenizer, builds) -> None:
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    model.config.use_cache = False
+    model.config.hidden_dropout_prob = 0.3
+    model.config.num_labels = 7
+    build_definition_embeddings(model, tokenizer, tiny_glossary())
+    assert len(builds) == 1
+
+
+def test_tables_that_the_model_caches_while_it_is_read_can_be_trained_with(tokenizer) -> None:
+    """As positions that are computed in the first forward pass."""
+
+    class Caching(BertModel):
+        scale: Any = None
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(*args, **kwargs)
+            if self.scale is None:
+                self.scale = torch.linspace(0.5, 1.5, output.last_hidden_state.shape[-1])
+            output.last_hidden_state = output.last_hidden_state * self.scale
+            return output
+
+    model = tiny_bert(tokenizer, Caching)
+    build_definition_embeddings(model, tokenizer, {"dog": "an animal", "cat": "a small animal"})
+    assert model.scale is not None
+    model(torch.tensor([[6, 7, 8]])).last_hidden_state.sum().backward()
+    assert model.get_input_embeddings().weight.grad is not None
 
 
 def test_heads_and_poolers_are_ignored(tokenizer, builds) -> None:

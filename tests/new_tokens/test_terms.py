@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
-from defemb_callbacks.new_tokens.terms import Term, read_terms
+from defemb_callbacks.new_tokens.terms import Term, clean_term, read_terms
 
 DICTIONARY = load_definitions({"cat": ["a small feline", "a gossip"], "CAR": "chimeric antigen receptor"})
 
@@ -76,6 +76,8 @@ def test_synonyms_are_read_with_their_definition(tmp_path: Path):
         (["ly\u0007nx"], ValueError, r"control character '\\x07'"),
         (["ly\nnx"], ValueError, "control character"),
         (["ly\u200bnx"], ValueError, "control character"),
+        (["lynx 5\u200d5"], ValueError, r"control character '\\u200d'"),
+        (["\u200clynx \u200c"], ValueError, "control character"),
         ([3], TypeError, "Terms must be strings, got 3"),
         ({"lynx": 3}, TypeError, "'lynx' has the definition 3"),
         (3, TypeError, "got 3"),
@@ -84,6 +86,11 @@ def test_synonyms_are_read_with_their_definition(tmp_path: Path):
 def test_errors_name_the_term(source, error, match):
     with pytest.raises(error, match=match):
         read_terms(source, DICTIONARY)
+
+
+@pytest.mark.parametrize("term", ["می\u200cخواهم", "ශ්\u200dරී", "क्\u200dष"], ids=["Persian", "Sinhala", "Hindi"])
+def test_joiners_inside_words_belong_to_their_spelling(term):
+    assert clean_term(term) == term
 
 
 def test_a_missing_file_raises():

@@ -466,3 +466,10 @@ def test_command_line_on_two_processes(tmp_path):
 
 if __name__ == "__main__":
     worker(Path(sys.argv[1]), int(sys.argv[2]))
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_the_training_prints_nothing(tmp_path, capsys, disable_tqdm):
+    """The standard output belongs to the outer run."""
+    learn(tmp_path, settings(2, training={"disable_tqdm": disable_tqdm}), tiny_bert(wordpiece_tokenizer()))
+    assert capsys.readouterr().out == ""

@@ -275,3 +275,10 @@ def test_integer_vectors() -> None:
 def test_default_number_of_directions(width: int, directions: int) -> None:
     fitter = fitted(anisotropic(300, width))
     assert torch.equal(fitter.top_removal().transform, fitter.top_removal(directions).transform)
+
+
+def test_the_advice_does_not_repeat_what_was_given() -> None:
+    with pytest.raises(ValueError, match=r'Use components=1 or fewer, shrinkage="auto", or more vectors\.$'):
+        fit_whitening(torch.eye(3, 12), components=12, shrinkage=0.0)
+    with pytest.raises(ValueError, match=r"vary along 0 directions, fewer than 1\. Use more vectors\.$"):
+        fit_whitening(torch.ones(50, 4), components=1, shrinkage="auto")

@@ -314,3 +314,11 @@ def test_refuses_ids_beyond_the_table():
 def test_refuses_an_object_that_is_not_a_tokenizer():
     with pytest.raises(TypeError, match=r"must be a tokenizer with get_vocab\(\), got dict"):
         read_vocabulary({"cat": 1})  # type: ignore[arg-type]
+
+
+def test_vocabularies_with_line_breaks_have_different_fingerprints() -> None:
+    one, other = (
+        Vocabulary(("a\nb", "c"), (None, None), (None, None), True),
+        Vocabulary(("a", "b\nc"), (None, None), (None, None), True),
+    )
+    assert one.fingerprint != other.fingerprint

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import BertForSequenceClassification, LlamaForCausalLM, Trainer
 
-from defemb_callbacks import build_definition_embeddings
+from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
+from defemb_callbacks.weights.adapters import base_layer
 from defemb_callbacks.weights.rows import embedding_weight, read_table, write_rows
 from runs import defined_ids, glossary_callback
 from tiny import (
@@ -170,6 +171,27 @@ def test_tied_tables_are_written_with_their_adapter() -> None:
     write_rows(model, IDS, torch.ones(len(IDS), 32))
     assert torch.equal(reads(model)[IDS], torch.ones(len(IDS), 32))
     assert torch.equal(read_table(model.merge_and_unload())[IDS], torch.ones(len(IDS), 32))
+
+
+@pytest.mark.parametrize("ensure", [False, True])
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"]], ids=["input", "both"])
+def test_a_copy_of_a_tied_table_is_a_warning_unless_it_is_tied_again(modules, ensure, caplog) -> None:
+    tokenizer = unigram_tokenizer()
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=modules, ensure_weight_tying=ensure)
+    model = peft.get_peft_model(tiny_model(LlamaForCausalLM, tokenizer, tie_word_embeddings=True), config)
+    embeddings = build_definition_embeddings(model, tokenizer, tiny_glossary())
+    embeddings.apply(model, DefinitionEMBConfig(blend=0.3))
+    assert torch.equal(base_layer(model.get_output_embeddings()).weight, read_table(model)) is ensure
+    assert ("Set ensure_weight_tying=True" in caplog.text) is not ensure
+
+
+def test_where_peft_cannot_tie_the_copy_the_warning_names_another_adapter(caplog) -> None:
+    from transformers import BertForMaskedLM
+
+    config = peft.LoraConfig(target_modules=["query"], modules_to_save=[EMBEDDINGS])
+    model = peft.get_peft_model(tiny_bert(TOKENIZER, BertForMaskedLM, tie_word_embeddings=True), config)
+    build_definition_embeddings(model, TOKENIZER, tiny_glossary()).apply(model, DefinitionEMBConfig(blend=0.3))
+    assert "Use trainable_token_indices instead in the adapter's config" in caplog.text
 
 
 def test_a_resumed_run_continues_with_the_rows_that_its_adapter_lacks(rebuilt, tmp_path) -> None:

@@ -17,7 +17,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from defemb_callbacks.attempt import Attempt
 from defemb_callbacks.weights.rows import bare_model
+from defemb_callbacks.weights.sharding import is_sharded
 
 # `sentence.modules` and `sentence.calibrate` need the extra `sentence`, so they are imported inside functions.
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ class CalibrationCallback(TrainerCallback):
         """Fail early if calibration would be impossible at the end."""
         from defemb_callbacks.sentence.modules import SentenceTransformer
 
-        if args.fsdp or args.deepspeed:
+        # `accelerate launch` shards models without an entry in the arguments.
+        if args.fsdp or args.deepspeed or any(map(is_sharded, kwargs["model"].parameters())):
             raise ValueError(
                 "CalibrationCallback needs a complete model on each process, but this one is sharded (FSDP or "
                 "DeepSpeed). Remove the callback and run `defemb calibrate` on the saved checkpoint."
@@ -94,14 +97,16 @@ class CalibrationCallback(TrainerCallback):
         from defemb_callbacks.sentence.modules import SentenceTransformer
 
         model: Any = bare_model(kwargs["model"])
-        encoder = model if isinstance(model, SentenceTransformer) else _encoder(model, kwargs["processing_class"])
-        try:
-            self.result = calibrate(encoder, self.texts, self.method, **self.settings)
-        except CalibrationRefused as refusal:
-            logger.warning("The sentence embeddings were not calibrated. %s", refusal)
-            return
-        if state.is_world_process_zero:
-            self.result.model.save_pretrained(str(Path(args.output_dir or ".", self.folder)))
+        # The model is trained: nothing may prevent the script from saving it.
+        with Attempt("The sentence embeddings were not calibrated; run `defemb calibrate` on the saved model"):
+            encoder = model if isinstance(model, SentenceTransformer) else _encoder(model, kwargs["processing_class"])
+            try:
+                self.result = calibrate(encoder, self.texts, self.method, **self.settings)
+            except CalibrationRefused as refusal:
+                logger.warning("The sentence embeddings were not calibrated. %s", refusal)
+                return
+            if state.is_world_process_zero:
+                self.result.model.save_pretrained(str(Path(args.output_dir or ".", self.folder)))
 
 
 def _encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> SentenceTransformer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.callbacks.reporters import ForwardingReporters, insert_headline_filter
+from defemb_callbacks.attempt import Attempt
+from defemb_callbacks.callbacks.console import show
+from defemb_callbacks.callbacks.events import stops_measuring
+from defemb_callbacks.callbacks.reporters import ForwardingReporters, move_to_front
 from defemb_callbacks.callbacks.schedule import MeasuringSchedule
 from defemb_callbacks.callbacks.snapshots import RunSnapshots
+from defemb_callbacks.callbacks.tokenizer_search import find_tokenizer, require_tokenizer
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.metrics.catalog import HEADLINES
@@ -28,9 +31,11 @@ from defemb_callbacks.reporting.page import save_pictures
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.frequency import training_counts
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
+from defemb_callbacks.weights.distributed import on_any_process
 from defemb_callbacks.weights.rows import table_shape
 
-logger = logging.getLogger(__name__)
+# Errors before the first step that the user has to correct; other failures only disable the monitoring.
+SETTINGS_ERRORS = (ValueError, TypeError, ImportError, FileNotFoundError)
 
 
 class EmbeddingMonitorCallback(TrainerCallback):
@@ -47,7 +52,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
     - At the end of training, pictures and an HTML page are saved in `output_dir/defemb/`.
 
     If `monitor_steps` is `None`, the embeddings are measured at the start, at the end, and in at most 20 log rows in
-    between, within 0.5 % of the run time.
+    between, within 0.5 % of the run time or, in short runs, one second.
 
     Args:
         definitions: Dictionary whose relations between words are used for `relation_auc`, in any form accepted by
@@ -85,26 +90,20 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self.report: RebuildReport | None = None
 
         # Internal state; on_train_begin sets the rest
-        self._is_measuring = False
+        self._tokenizer: Any = None
+        self._is_measuring, self._saves_files = False, True
+        self._best_metric: str | None = None
         self._lexicon_cache: Lexicon | None = None
         self._trainer_callbacks: list[TrainerCallback] | None = None  # set by attach
         self._reporters: ForwardingReporters | None = None
         self._snapshots = RunSnapshots()
 
     def attach(self, trainer: Trainer) -> EmbeddingMonitorCallback:
-        """Run before the Trainer's reporters, so that trackers get metrics and loss in one row.
+        """Run before the Trainer's reporters, so that trackers get metrics and loss in one row instead of two.
 
-        Call this after creating the Trainer and before `trainer.train()`. Otherwise, the same trackers get the metrics
-        at the same step in a second row.
+        Call this after creating the Trainer and before `trainer.train()`.
         """
-        callbacks = trainer.callback_handler.callbacks
-        if self not in callbacks:
-            trainer.add_callback(self)
-        callbacks.remove(self)
-        callbacks.insert(0, self)
-        if self._trainer_callbacks is not callbacks:
-            insert_headline_filter(callbacks)
-        self._trainer_callbacks = callbacks
+        self._trainer_callbacks = move_to_front(self, trainer, self._trainer_callbacks)
         return self
 
     def on_init_end(
@@ -113,12 +112,16 @@ class EmbeddingMonitorCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         processing_class: Any = None,
+        model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Find the tokenizer, so that a missing one is an error before anything is loaded or trained."""
+        """Look for the tokenizer. If there is none yet, the data collator may have one when training begins."""
         # Those of an earlier Trainer do not apply.
         self._trainer_callbacks, self._snapshots = None, RunSnapshots()
-        self._tokenizer = find_tokenizer(self, processing_class)
+        self._saves_files = True
+        self._tokenizer, place = find_tokenizer(self, processing_class, model)
+        if self._tokenizer is not None and place:
+            show(args, state, f"The Trainer has no tokenizer, so that of {place} is used to read the vocabulary.")
 
     def on_train_begin(
         self,
@@ -131,7 +134,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
     ) -> None:
         """Measure the embeddings at the start of training, the reference of `drift`."""
         # A callback added with add_callback has not seen on_init_end.
-        self._tokenizer = find_tokenizer(self, kwargs.get("processing_class"))
+        self._tokenizer = require_tokenizer(self, kwargs.get("processing_class"), model, train_dataloader)
         counts = training_counts(model, train_dataloader, self.config)
         self._before_training(args, state, model, counts)
         self._is_measuring, self._reporters = False, None
@@ -148,22 +151,30 @@ class EmbeddingMonitorCallback(TrainerCallback):
         self._start_step = self._logged_step = state.global_step
         self._evaluated_step = -1
         self._evaluated: dict[str, float] = {}
-        with self._schedule.measuring(state.global_step):
-            self._vocabulary, pairs = self._vocabulary_and_pairs(model)
-            self.monitor = EmbeddingMonitor(model, self._vocabulary, self.config, pairs, counts)
-            if self.config.plots and state.is_world_process_zero:
-                self._latest_metrics = self._snapshots.take_start(model, self.monitor, self._vocabulary)
-            else:
-                self._latest_metrics = self.monitor.measure(model)
-        self._is_measuring = True
+        # Nothing is lost yet: wrong settings are errors, and so is any failure if the best checkpoint depends on it.
+        fatal = (Exception,) if self._best_metric else SETTINGS_ERRORS
+        attempt = Attempt("The embeddings are not measured in this run", *fatal)
+        with attempt, self._schedule.measuring(state.global_step):
+            self._measure_start(state, model, counts)
+        self._is_measuring = not on_any_process(attempt.failed)
         if self._best_metric and self._best_metric not in self._latest_metrics:
             raise ValueError(
                 f"metric_for_best_model={args.metric_for_best_model!r} is not measured. Choose one of: "
                 f"{', '.join(sorted(self._latest_metrics))}."
             )
+        if self._is_measuring and state.global_step == 0:  # a resumed run has this row
+            state.log_history.append({"epoch": 0.0, "step": 0, **self._latest_metrics})
 
     def _before_training(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         """Hook for subclasses, called before the first measurement."""
+
+    def _measure_start(self, state: TrainerState, model: Any, counts: Tensor | None) -> None:
+        self._vocabulary, pairs = self._vocabulary_and_pairs(model)
+        self.monitor = EmbeddingMonitor(model, self._vocabulary, self.config, pairs, counts)
+        if self.config.plots and state.is_world_process_zero:
+            self._latest_metrics = self._snapshots.take_start(model, self.monitor, self._vocabulary)
+        else:
+            self._latest_metrics = self.monitor.measure(model)
 
     def _vocabulary_and_pairs(self, model: Any) -> tuple[Vocabulary, Tensor | None]:
         vocabulary, lexicon = read_vocabulary(self._tokenizer, table_shape(model)[0]), self._lexicon()
@@ -174,6 +185,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
             self._lexicon_cache = load_definitions(self.definitions)
         return self._lexicon_cache
 
+    @stops_measuring
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
@@ -192,6 +204,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
             control.should_log = True
         return control
 
+    @stops_measuring
     def on_log(
         self,
         args: TrainingArguments,
@@ -205,8 +218,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
         if logs is None or not self._is_measuring:
             return
         if any(key.startswith("eval_") for key in logs):
-            metrics = self._at_evaluation(state, model)
-            shown = metrics
+            metrics = shown = self._at_evaluation(state, model)
         elif self._is_due(state, logs):
             self._logged_step = state.global_step
             metrics = self._measure(state, model)
@@ -229,13 +241,12 @@ class EmbeddingMonitorCallback(TrainerCallback):
     def _measure(self, state: TrainerState, model: Any) -> dict[str, float]:
         assert self.monitor is not None
         if state.global_step > self._schedule.last_step:
-            try:
-                with self._schedule.measuring(state.global_step):
-                    self._latest_metrics = self.monitor.measure(model)
-            except ValueError as error:  # NaN; monitoring must never fail training
-                logger.warning("Embedding metrics stop at step %d: %s", state.global_step, error)
-                self._is_measuring, self._latest_metrics = False, {}
-        return self._latest_metrics
+            attempt = Attempt(f"Embedding metrics stop at step {state.global_step}")
+            with attempt, self._schedule.measuring(state.global_step):
+                self._latest_metrics = self.monitor.measure(model)
+            # All processes stop together, because reading a sharded table takes all of them.
+            self._is_measuring = not on_any_process(attempt.failed)
+        return self._latest_metrics if self._is_measuring else {}
 
     def _at_evaluation(self, state: TrainerState, model: Any) -> dict[str, float]:
         """Return the headline metrics for the first row of an evaluation. Each data set has its own row."""
@@ -249,6 +260,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
             self._evaluated = {f"eval_{key}": measured[key] for key in wanted if key in measured}
         return self._evaluated
 
+    @stops_measuring
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -260,40 +272,29 @@ class EmbeddingMonitorCallback(TrainerCallback):
         """Add the metrics logged with the evaluation, so that `metric_for_best_model` can use them."""
         if metrics is not None and self._is_measuring and state.global_step == self._evaluated_step:
             metrics.update(self._evaluated)
+        elif metrics is not None and self._best_metric:  # measuring has failed; no later checkpoint is better
+            metrics.setdefault(f"eval_{self._best_metric}", self._latest_metrics[self._best_metric])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Save the pictures and the HTML page."""
-        finished, self._is_measuring = self._is_measuring, False
+        finished, self._is_measuring, self._best_metric = self._is_measuring, False, None
         if self._reporters is not None:
             self._reporters.close()
         if not (finished and self.config.plots):
             return
         assert self.monitor is not None
-        if not state.is_world_process_zero:
-            self.monitor.take_part(model)
-            return
-        # If the best checkpoint was loaded, the last metrics do not describe the current weights.
-        known = self._latest_metrics if not args.load_best_model_at_end else None
-        try:
+        page = Path(str(args.output_dir), "defemb", "index.html")
+        with Attempt("The page of this run is not saved"):
+            if not state.is_world_process_zero or not self._saves_files:
+                self.monitor.take_part(model)
+                return
+            # If the best checkpoint was loaded, the last metrics do not describe the current weights.
+            known = self._latest_metrics if not args.load_best_model_at_end else None
             self._snapshots.take_end(model, self.monitor, known)
-        except ValueError as error:  # NaN; monitoring must never fail training
-            logger.warning("No pictures are saved because the embeddings cannot be measured: %s", error)
-            return
-        record = self._snapshots.record(
-            model, self._vocabulary, self._lexicon(), state.log_history, self._start_step, self.report
-        )
-        save_pictures(Path(str(args.output_dir), "defemb"), record)
-
-
-def find_tokenizer(callback: Any, processing_class: Any) -> PreTrainedTokenizerBase:
-    """Return the callback's own tokenizer, or else the Trainer's, which may be part of a processor."""
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    found = tokenizer if callback.tokenizer is None else callback.tokenizer
-    if found is None:
-        name = type(callback).__name__
-        raise ValueError(
-            f"{name} needs a tokenizer. Pass processing_class=tokenizer to the Trainer, or tokenizer= to the callback."
-        )
-    return found
+            record = self._snapshots.record(
+                model, self._vocabulary, self._lexicon(), state.log_history, self._start_step, self.report
+            )
+            if save_pictures(page.parent, record):
+                show(args, state, f"Metrics and pictures of the token embeddings in this run: {page}")

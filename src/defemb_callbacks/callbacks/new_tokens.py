@@ -48,6 +48,9 @@ class NewTokens:
         self._written: weakref.ref[PreTrainedModel] | None = None
         self._embeddings: DefinitionEmbeddings | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_written": None}
+
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the terms to a tokenizer, unless it was extended before."""
         if self._extended is not tokenizer:

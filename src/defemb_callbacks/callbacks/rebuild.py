@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import weakref
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from transformers.utils import CONFIG_NAME
 
+from defemb_callbacks.attempt import Attempt
+from defemb_callbacks.callbacks.console import show, shown_operations
 from defemb_callbacks.callbacks.monitor import EmbeddingMonitorCallback
 from defemb_callbacks.callbacks.new_tokens import NewTokens
+from defemb_callbacks.callbacks.tokenizer_search import require_tokenizer
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
@@ -37,8 +41,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
     When rows are written:
 
     - when the Trainer is created, before the optimizer and distributed wrappers see the weights;
-    - when training begins, if the model is created by then (`model_init`), or if token counts of the training data are
-      needed (`frequency="training_data"`, `only_training_tokens=True`).
+    - when training begins, if the model is created by then (`model_init`), if token counts of the training data are
+      needed (`frequency="training_data"`, `only_training_tokens=True`), or if only the data collator has a tokenizer;
+    - never in a run that only evaluates: with `do_eval` or `do_predict`, but without `do_train`.
 
     A model is rebuilt only once: the rebuild is recorded in its config, also for models loaded from a checkpoint. A
     resumed run keeps the rows of its checkpoint.
@@ -93,9 +98,14 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self._ready_embeddings = embeddings  # those of the user; self.embeddings may be built later
         self._rebuilt_model: weakref.ref[Any] | None = None
         self._built_for: weakref.ref[Any] | None = None
+        self._untrained = False  # whether the model was rebuilt, but not trained since
 
         if self.new_tokens is not None and tokenizer is not None:
             self.new_tokens.extend(tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for pickling, as a hyper-parameter search with Ray does, without references to models."""
+        return {**self.__dict__, "_rebuilt_model": None, "_built_for": None}
 
     def on_init_end(
         self,
@@ -109,20 +119,30 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         """Rebuild now: optimizers and shards are created from the current weights."""
         same_model = _refers_to(self._rebuilt_model, model)
         snapshots = self._snapshots
-        super().on_init_end(args, state, control, processing_class=processing_class, **kwargs)
+        super().on_init_end(args, state, control, processing_class=processing_class, model=model, **kwargs)
         if same_model:  # a second Trainer for one model: the rebuild is still valid
             self._snapshots = snapshots
         else:
-            self.embeddings, self.report = self._ready_embeddings, None
+            self.embeddings, self.report, self._untrained = self._ready_embeddings, None, False
         if self.new_tokens is not None:
+            self._tokenizer = require_tokenizer(self, processing_class, model)
             self.new_tokens.extend(self._tokenizer)
-            if self.new_tokens.write(model, self._ready_embeddings):
+            with shown_operations(args, state):
+                written = self.new_tokens.write(model, self._ready_embeddings)
+            if written:
                 self._save_report(args, state, self.new_tokens_report, "new_tokens.json")
+        if self._tokenizer is None:
+            show(args, state, "The Trainer has no tokenizer. The data collator may have one when training begins.")
+            return
         needs_data = self.config.frequency == "training_data" or self.config.only_training_tokens
-        if not needs_data:
+        if _only_evaluates(args):
+            text = "The token embeddings are left as they are, because the model is only evaluated (without do_train)."
+            show(args, state, text)
+        elif not needs_data:
             self._rebuild(args, state, model, counts=None)
         elif not self._is_rebuilt(model):  # build while each process still has the whole model
-            self.embeddings = self._embeddings_for(model)
+            with shown_operations(args, state):
+                self.embeddings = self._embeddings_for(model)
 
     @property
     def new_tokens_report(self) -> RebuildReport | None:
@@ -143,20 +163,35 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             self.new_tokens.check(model, getattr(train_dataloader, "dataset", None))
         super().on_train_begin(args, state, control, model=model, train_dataloader=train_dataloader, **kwargs)
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Warn once if the model is evaluated that was rebuilt but not trained since."""
+        if self._untrained and _refers_to(self._rebuilt_model, model):
+            self._untrained = False
+            logger.warning(
+                "The model is evaluated with rebuilt token embeddings, but it has not been trained since. To evaluate "
+                "the original model, set do_eval=True or do_predict=True without do_train, or remove the callback."
+            )
+
     def _before_training(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         """Rebuild the model unless the run is resumed."""
-        if state.global_step == 0:
-            self._rebuild(args, state, model, counts)
-        else:
+        if state.global_step > 0:
             self._on_resume(args, state, model)
+        elif not self._is_rebuilt(model):
+            self._rebuild(args, state, model, counts)
+        self._untrained = False
 
     def _on_resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Copy the record of the rebuild from the config of the checkpoint; its rows are kept as they are."""
+        show(args, state, f"The token embeddings are left as in the checkpoint of step {state.global_step}.")
         saved = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / CONFIG_NAME
         if not saved.is_file():  # resumed from another folder, or from a checkpoint without a config
             return
-        applied = json.loads(saved.read_text(encoding="utf-8")).get("definition_emb")
-        restore_records(model, applied)
+        with Attempt("The record of the rebuild is not restored from the checkpoint") as attempt:
+            restore_records(model, json.loads(saved.read_text(encoding="utf-8")).get("definition_emb"))
+        if attempt.failed:
+            return
         if read_record(model, self.config.table) is None:
             self.report = None
             logger.warning("The checkpoint to resume from was not rebuilt. Its embeddings are kept as they are.")
@@ -191,29 +226,55 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
     def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         if self._is_rebuilt(model):
             logger.info("The embeddings were rebuilt before. They are kept as they are.")
+            show(args, state, "The token embeddings were rebuilt before and are kept as they are.")
             return
-        embeddings = self._embeddings_for(model)
+        start = time.perf_counter()
+        with shown_operations(args, state) as display:
+            embeddings = self._embeddings_for(model)
         ids = embeddings.chosen(self.config, counts)
 
         def picture(table: Tensor, metrics: dict[str, float]) -> None:
-            self._snapshots.take_before_rebuild(table, embeddings.vocabulary, ids, self.config, counts, metrics)
+            with Attempt("The pictures do not show the embeddings before the rebuild"):
+                self._snapshots.take_before_rebuild(table, embeddings.vocabulary, ids, self.config, counts, metrics)
 
         # Pictures show the input table.
         pictured = self.config.plots and self.config.table == INPUT and state.is_world_process_zero
         self.report = embeddings.apply(
             model, self.config, counts=counts, force=self.force, look=picture if pictured else None
         )
+        self._untrained = True
         self._snapshots.rebuilt_ids = ids
         self.embeddings = embeddings
         self._rebuilt_model = weakref.ref(bare_model(model))
         self._save_report(args, state, self.report, "report.json")
+        self._show_report(args, state, time.perf_counter() - start, is_new=display.used)
+
+    def _show_report(self, args: TrainingArguments, state: TrainerState, seconds: float, is_new: bool) -> None:
+        assert self.report is not None
+        source = "given" if self._ready_embeddings is not None else "built now" if is_new else "from the cache"
+        text = f"{self.report.headline} It took {seconds:.1f} s (rows {source})."
+        if self.config.plots and self.config.monitor_steps != 0 and self._saves_files:
+            text += f" Metrics and pictures will be in {Path(str(args.output_dir), 'defemb', 'index.html')}."
+        show(args, state, text)
 
     def _save_report(self, args: TrainingArguments, state: TrainerState, report: Any, name: str) -> None:
-        if state.is_world_process_zero:
-            logger.info("%s", report)
-            folder = Path(str(args.output_dir), "defemb")
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(report.to_json(), encoding="utf-8")
+        if not state.is_world_process_zero:
+            return
+        logger.info("%s", report)
+        path = Path(str(args.output_dir), "defemb", name)
+        with Attempt(f"No files are saved in {path.parent}") as attempt:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(report.to_json(), encoding="utf-8")
+        self._saves_files = not attempt.failed
+
+
+def _only_evaluates(args: TrainingArguments) -> bool:
+    """Whether the flags of a script ask for evaluation or prediction without training.
+
+    `do_train` alone is not reliable, because `Trainer.train` ignores it, and `eval_strategy` sets `do_eval`.
+    """
+    asked = args.do_predict or (args.do_eval and args.eval_strategy == IntervalStrategy.NO)
+    return bool(asked) and not args.do_train
 
 
 def _refers_to(reference: weakref.ref[Any] | None, model: Any) -> bool:

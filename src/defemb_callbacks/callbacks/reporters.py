@@ -13,6 +13,7 @@ from typing import Any
 from transformers import (
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -28,10 +29,12 @@ from transformers.integrations import (
     rewrite_logs,
 )
 
+from defemb_callbacks.attempt import Attempt
 from defemb_callbacks.metrics.catalog import HEADLINES
 
 logger = logging.getLogger(__name__)
 EVENT_FILES = "events.out.tfevents.*"
+NOT_SENT = "The embedding metrics are not sent to the trackers of this run"
 
 
 class HeadlineFilter(TrainerCallback):
@@ -45,14 +48,29 @@ class HeadlineFilter(TrainerCallback):
             del logs[key]
 
 
-def insert_headline_filter(callbacks: list[TrainerCallback]) -> None:
-    """Insert a `HeadlineFilter` before the first callback that prints whole rows.
+def move_to_front(
+    callback: TrainerCallback, trainer: Trainer, attached_to: list[TrainerCallback] | None
+) -> list[TrainerCallback]:
+    """Move a callback before the reporters of a Trainer, and add a `HeadlineFilter` before those that print whole rows.
 
     Args:
-        callbacks: The callbacks of a Trainer in calling order, changed in place.
+        callback: The callback; added if the Trainer does not have it.
+        trainer: The Trainer.
+        attached_to: Callbacks that already have a filter.
+
+    Returns:
+        The callbacks of the Trainer in calling order.
     """
+    callbacks: list[TrainerCallback] = trainer.callback_handler.callbacks
+    if callback not in callbacks:
+        trainer.add_callback(callback)
+    callbacks.remove(callback)
+    callbacks.insert(0, callback)
+    if attached_to is callbacks:
+        return callbacks
     printers = [i for i, callback in enumerate(callbacks) if isinstance(callback, (PrinterCallback, ProgressCallback))]
     callbacks.insert(printers[0] if printers else len(callbacks), HeadlineFilter())
+    return callbacks
 
 
 class ForwardingReporters:
@@ -71,6 +89,13 @@ class ForwardingReporters:
     """
 
     def __init__(self, args: TrainingArguments, trainer_callbacks: Iterable[TrainerCallback] | None = None) -> None:
+        self._reporters: list[TrainerCallback] = []
+        with Attempt(NOT_SENT):
+            self._find_reporters(args, trainer_callbacks)
+
+    def _find_reporters(
+        self, args: TrainingArguments, trainer_callbacks: Iterable[TrainerCallback] | None = None
+    ) -> None:
         classes = get_reporting_integration_callbacks(args.report_to)
         if trainer_callbacks is not None:
             self._reporters = [callback for callback in trainer_callbacks if isinstance(callback, tuple(classes))]
@@ -92,15 +117,19 @@ class ForwardingReporters:
         metrics: dict[str, float],
         **kwargs: Any,
     ) -> None:
-        """Log metrics at `state.global_step`."""
-        for reporter in self._reporters:
-            reporter.on_log(args, state, control, logs=dict(metrics), **kwargs)
+        """Log metrics at `state.global_step`. If that fails, a warning is logged and nothing is sent any more."""
+        with Attempt(NOT_SENT) as attempt:
+            for reporter in self._reporters:
+                reporter.on_log(args, state, control, logs=dict(metrics), **kwargs)
+        if attempt.failed:
+            self._reporters = []
 
     def close(self) -> None:
         """Close the files opened here at the end of training. Logging again reopens them."""
-        for reporter in self._reporters:
-            if isinstance(reporter, _TensorBoardRun):
-                reporter.close()
+        with Attempt("The file with the embedding metrics for TensorBoard may be incomplete"):
+            for reporter in self._reporters:
+                if isinstance(reporter, _TensorBoardRun):
+                    reporter.close()
 
 
 class _TensorBoardRun(TrainerCallback):

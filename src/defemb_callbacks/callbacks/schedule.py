@@ -14,6 +14,9 @@ MAX_MEASUREMENTS = 20  # between start and end: enough for a curve
 # Maximum share of the run time. Together with start, end and pictures this stays below 1 % of a ten-minute run.
 TIME_BUDGET = 0.005
 
+# Seconds that are always allowed, so that short runs have a curve too.
+LEAST_BUDGET = 1.0
+
 
 class MeasuringSchedule:
     """Decide at which steps to measure, within a time budget.
@@ -21,7 +24,7 @@ class MeasuringSchedule:
     Args:
         every: Measure every `every` steps, whatever it costs. `None` measures at the last step and at most 20 times
             before it, evenly spaced, and skips a measurement if all measuring, including that one, would take more
-            than 0.5 % of the time since this object was created.
+            than one second and 0.5 % of the time since this object was created.
         max_steps: Total number of training steps.
 
     Attributes:
@@ -61,7 +64,7 @@ class MeasuringSchedule:
         if self.every:
             return True
         elapsed = time.perf_counter() - self._start_time
-        answer = [self.seconds + self._last_duration <= TIME_BUDGET * elapsed]
+        answer = [self.seconds + self._last_duration <= max(LEAST_BUDGET, TIME_BUDGET * elapsed)]
         if PartialState().num_processes > 1:
             broadcast_object_list(answer)
         return answer[0]

@@ -14,8 +14,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from defemb_callbacks.callbacks.monitor import find_tokenizer
+from defemb_callbacks.attempt import Attempt
 from defemb_callbacks.callbacks.reporters import ForwardingReporters
+from defemb_callbacks.callbacks.tokenizer_search import require_tokenizer
 from defemb_callbacks.senses.analysis import measure_senses
 from defemb_callbacks.senses.build import build_from_states
 from defemb_callbacks.senses.config import SenseConfig
@@ -24,7 +25,8 @@ from defemb_callbacks.senses.model import require_no_senses
 from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.rows import bare_model, embedding_weight
+from defemb_callbacks.weights.distributed import on_any_process
+from defemb_callbacks.weights.rows import embedding_weight, transformers_model
 
 
 class SenseMonitorCallback(TrainerCallback):
@@ -81,8 +83,8 @@ class SenseMonitorCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Choose the tokens whose hidden states are read, the same in each measurement."""
-        tokenizer = find_tokenizer(self, processing_class)
-        require_no_senses(bare_model(model))  # type: ignore[arg-type]
+        tokenizer = require_tokenizer(self, processing_class, model, kwargs.get("train_dataloader"))
+        require_no_senses(transformers_model(model))
         self._vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
         self._groups = frequency_groups(frequency_rank(self._vocabulary))
         self._texts = tokenize_texts(tokenizer, self.texts, self.config.max_length)
@@ -106,7 +108,13 @@ class SenseMonitorCallback(TrainerCallback):
         if state.global_step == self._measured_step:  # already measured at this step
             return
         self._measured_step = state.global_step
-        metrics = self._measure(bare_model(model), self._plan)
+        metrics: dict[str, float] = {}
+        with Attempt(f"The senses are not measured from step {state.global_step} on") as attempt:
+            metrics = self._measure(transformers_model(model), self._plan)
+        # All processes encode the texts together, so all of them stop.
+        if on_any_process(attempt.failed):
+            self._plan = None
+            return
         state.log_history[-1].update(metrics)
         logs.update(metrics)
         if state.is_world_process_zero:

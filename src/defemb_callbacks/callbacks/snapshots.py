@@ -99,7 +99,9 @@ class RunSnapshots:
         """
         moments = [name for name in (BEFORE_REBUILD, TRAIN_START, TRAIN_END) if name in self._snapshots]
         start = {"step": start_step, **self._snapshots[TRAIN_START].metrics}
-        rows = [row for row in log_history if any(key.startswith("defemb/") for key in row)]
+        # The history of a run from its start contains the row of the start.
+        rows = [row for row in log_history if row["step"] or start_step]
+        rows = [row for row in rows if any(key.startswith("defemb/") for key in row)]
         return RunRecord(
             title=f"Token embeddings of {Path(getattr(model, 'name_or_path', '')).name or type(model).__name__}",
             snapshots={name: self._snapshots[name] for name in moments},

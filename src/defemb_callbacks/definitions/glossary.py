@@ -13,6 +13,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
@@ -32,6 +33,7 @@ PARTS = {
     **dict.fromkeys(("r", "adv", "adv.", "adverb"), "adverb"),
 }
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w"])', re.IGNORECASE)  # written by Excel
 
 
 class Entry(NamedTuple):
@@ -68,7 +70,8 @@ def read_table(path: Path) -> Lexicon:
     """Create a lexicon from a `.tsv` or `.csv` file.
 
     The columns are `word` or `token`, `definition` and, optionally, `pos` and `synonyms` (separated by `;`). Other
-    columns are ignored. A word may have several lines, with the best definition first.
+    columns, blank rows and trailing empty cells are ignored. A word may have several lines, with the best definition
+    first. Cells of a `.csv` file are separated by commas, semicolons or tabs; Excel's line `sep=;` may come first.
 
     Raises:
         ValueError: If a column is missing, a word or definition is empty, synonyms are separated by `|`, a word has the
@@ -147,6 +150,8 @@ def _table_entries(path: Path) -> Iterator[Entry]:
             header = [column.strip().lower() for column in next(rows, (1, []))[1]]
             key = _key_column(header, str(path))
             for line, row in rows:
+                while len(row) > len(header) and not row[-1].strip():
+                    row.pop()
                 if len(row) > len(header):
                     raise ValueError(
                         f"{path}, line {line} has {len(row)} cells for {len(header)} columns. Put .csv cells with a "
@@ -162,15 +167,64 @@ def _table_entries(path: Path) -> Iterator[Entry]:
 
 def _cells(file: TextIO, suffix: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the non-blank rows, each with the number of its first line."""
-    is_tsv = suffix == ".tsv"
-    # In a .csv file quotes are syntax. Most .tsv files are written without quoting, so a definition may start with a
-    # literal quote, as in `"Giga Texel Shader eXtreme" and is a type of …`.
-    rows = csv.reader(file, csv.excel_tab, quoting=csv.QUOTE_NONE) if is_tsv else csv.reader(file, strict=True)
-    line = 1
+    first = file.readline()
+    separator = _SEPARATOR_LINE.match(first)
+    lines: Iterable[str] = file if separator else chain([first], file)
+    start = 2 if separator else 1
+    if suffix == ".tsv":
+        found = _tsv_rows(list(lines), start)
+    else:
+        found = _csv_rows(lines, separator[1] if separator else _delimiter(first), start)
+    yield from ((line, row) for line, row in found if any(cell.strip() for cell in row))
+
+
+def _csv_rows(lines: Iterable[str], delimiter: str, start: int) -> Iterator[tuple[int, list[str]]]:
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    line = start
     for row in rows:
-        if row:
-            yield line, [_unquoted(cell) for cell in row] if is_tsv else row
-        line = rows.line_num + 1
+        yield line, row
+        line = start + rows.line_num
+
+
+def _delimiter(header: str) -> str:
+    """The separator that gives the required columns; a comma if none does."""
+    for delimiter in ",;\t":
+        columns = [column.strip().lower() for column in next(csv.reader([header], delimiter=delimiter), [])]
+        if "definition" in columns and not {"word", "token"}.isdisjoint(columns):
+            return delimiter
+    return ","
+
+
+def _tsv_rows(lines: Sequence[str], start: int) -> Iterator[tuple[int, list[str]]]:
+    """Split lines at tabs.
+
+    Most .tsv files are written without quoting, so a definition may start with a literal quote, as in
+    `"Giga Texel Shader eXtreme" and is a type of …`. Spreadsheets quote cells that contain quotes or line breaks.
+    """
+    number = 0
+    while number < len(lines):
+        end = _end_of_row(lines, number)
+        text = "".join(lines[number:end]).rstrip("\r\n")
+        yield start + number, [_unquoted(cell) for cell in text.split("\t")]
+        number = end
+
+
+def _end_of_row(lines: Sequence[str], number: int) -> int:
+    """The number of the line after a row: its last cell may be quoted and end in a later line."""
+    end = number + 1
+    opening = lines[number].rstrip("\r\n").rpartition("\t")[2]
+    while opening.startswith('"') and opening.count('"') % 2:
+        # The first line with an odd number of quotes before its first tab, which must be the end of the cell
+        for closing in range(end, len(lines)):
+            first, tab, rest = lines[closing].rstrip("\r\n").partition("\t")
+            if first.count('"') % 2 and first.endswith('"'):
+                break
+            if tab or first.count('"') % 2:
+                return end  # a new row, so the quote is literal
+        else:
+            return end
+        end, opening = closing + 1, rest.rpartition("\t")[2]
+    return end
 
 
 def _unquoted(cell: str) -> str:
@@ -187,6 +241,7 @@ def _object_entries(content: list[Any], path: Path) -> Iterator[Entry]:
 
 
 def _object_entry(item: Mapping[str, Any], place: str) -> Entry:
+    item = {column: value for column, value in item.items() if value is not None}  # as exported from tables
     key = _key_column(list(item), place)
     for column in (key, "definition", "pos"):
         if not isinstance(item.get(column, ""), str):

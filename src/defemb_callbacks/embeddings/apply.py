@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from defemb_callbacks.attempt import Attempt
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import APPLY_FIELDS, DefinitionEMBConfig
 from defemb_callbacks.embeddings.blending import choose_tokens
@@ -17,7 +18,7 @@ from defemb_callbacks.embeddings.rows_to_write import rows_to_write
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups
-from defemb_callbacks.weights.adapters import advice_on_saving
+from defemb_callbacks.weights.adapters import advice_on_saving, advice_on_ties
 from defemb_callbacks.weights.config_record import read_record, write_record
 from defemb_callbacks.weights.rows import (
     INPUT,
@@ -83,12 +84,17 @@ def apply_embeddings(
         )
         ids, rows, weights = ids[:0], rows[:0], weights[:0]
     measure = TableMeasure(groups, pairs=embeddings.pairs)
-    metrics_before = measure.measure(before)
+    metrics_before: dict[str, float] = {}
+    metrics_after: dict[str, float] = {}
+    with Attempt("The metrics of the report are missing", ValueError):  # ValueError: the table contains NaN
+        metrics_before = measure.measure(before)
     if look is not None:
         look(before, metrics_before)
     del before  # a gathered table would be in memory while the next one is gathered
     write_rows(model, ids, rows, table)
-    metrics_after = measure.measure(whole_table(model, table))
+    if metrics_before:
+        with Attempt("The metrics of the report are missing"):
+            metrics_after = measure.measure(whole_table(model, table))
     _warn_about_adapters(model, ids, table)
 
     settings = {name: getattr(config, name) for name in APPLY_FIELDS}
@@ -189,5 +195,6 @@ def _warn_about_adapters(model: nn.Module, ids: Tensor, table: TableName) -> Non
         return
     layer = embedding_layer(model, table)
     name = next(name for name, module in inner.named_modules() if module is layer).rpartition(".")[2]
-    if advice := advice_on_saving(layer, name, ids):
-        logger.warning("This is a PEFT model: %s", advice)
+    for advice in (advice_on_saving(layer, name, ids), advice_on_ties(layer, name, inner.get_output_embeddings())):
+        if advice:
+            logger.warning("This is a PEFT model: %s", advice)

@@ -18,8 +18,14 @@ from defemb_callbacks.cache import cache_root, cached, fingerprint, verify_manif
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
-from defemb_callbacks.embeddings.fingerprints import fingerprint_tokenizer, fingerprint_weights, learning_conditions
+from defemb_callbacks.embeddings.fingerprints import (
+    fingerprint_tokenizer,
+    fingerprint_weights,
+    learning_conditions,
+    reading_conditions,
+)
 from defemb_callbacks.metrics.pairs import related_tokens
+from defemb_callbacks.progress import show_status
 from defemb_callbacks.reconstruction import (
     cross_fitted_rows,
     definition_texts,
@@ -121,7 +127,7 @@ def _load_or_build(
         lexicon.fingerprint,
         *lexicon.sources,
         config.build_fingerprint,
-        *(learning_conditions(model, config, process.num_processes) if learned else []),
+        *(learning_conditions(model, config, process.num_processes) if learned else [reading_conditions(model)]),
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
     folder = root / "embeddings" / key
@@ -155,7 +161,7 @@ def _load_cached(folder: Path) -> DefinitionEmbeddings | None:
         return None
     try:
         return DefinitionEmbeddings.from_pretrained(folder)
-    except ValueError:  # another format, which `cached` reports
+    except (ValueError, OSError):  # another format, which `cached` reports
         return None
 
 
@@ -187,6 +193,10 @@ def _build(
     _check_readable(model, config)
     feature_map = None
     if config.method == "learned":
+        show_status(
+            f"Training a constructor of token embeddings for {model.name_or_path or type(model).__name__} on the "
+            f"definitions of {len(words):,} tokens in {lexicon.name}. The result is kept for the next run."
+        )
         learned = learned_rows(
             model,
             tokenizer,
@@ -204,7 +214,11 @@ def _build(
     else:
         style = prompt_style(model)
         texts = definition_texts(words, list(found.values()), tokenizer, max_length, style)
-        logger.info("Encoding %d definitions of %d tokens.", len(texts.input_ids), len(words))
+        show_status(
+            f"Rebuilding the token embeddings of {model.name_or_path or type(model).__name__} from {lexicon.name}: "
+            f"{len(texts.input_ids):,} definitions of {len(words):,} tokens are encoded. The result is kept for the "
+            "next run."
+        )
         with gathered(model):
             features = word_features(
                 model,

@@ -24,6 +24,30 @@ IGNORED = (
 )
 
 
+# Entries that do not affect the hidden states of a model in evaluation mode.
+TRAINING_ONLY = (
+    *("dtype", "torch_dtype", "use_cache", "tie_word_embeddings", "gradient_checkpointing"),
+    *("output_attentions", "output_hidden_states", "return_dict", "initializer_range", "init_std"),
+)
+
+
+def reading_conditions(model: PreTrainedModel) -> str:
+    """Return what the hidden states of a model depend on besides its weights, for the cache key of its rows.
+
+    These are the backbone's entries in the model's config: models with the same weights may have another number of
+    attention heads, another activation or another scaling of positions.
+
+    Args:
+        model: The model that reads the definitions.
+    """
+    settings = {
+        name: value
+        for name, value in model.config.to_dict().items()
+        if name not in IGNORED and name not in TRAINING_ONLY and "drop" not in name
+    }
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
 def learning_conditions(model: PreTrainedModel, config: DefinitionEMBConfig, processes: int) -> list[str]:
     """Return what a learned constructor depends on besides weights and settings, for the cache key of its rows.
 

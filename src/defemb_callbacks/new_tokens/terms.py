@@ -11,6 +11,9 @@ from typing import TypeAlias
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.definitions.glossary import Gloss
 
+# The zero-width non-joiner and joiner, which belong to the spelling of Persian, Hindi or Sinhala words
+JOINERS = "\u200c\u200d"
+
 TermSource: TypeAlias = Mapping[str, Gloss | Sequence[Gloss] | None] | Sequence[str] | str | os.PathLike[str] | Lexicon
 
 
@@ -98,7 +101,17 @@ def clean_term(name: object) -> str:
     if not text:
         raise ValueError(f"The term {name!r} is empty or only white space. Delete it.")
     # Cc: control characters, including line breaks; Cf: invisible formatting characters; Cs: unpaired surrogates.
-    control = next((char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs")), None)
+    kinds = [unicodedata.category(char) for char in text]
+    control = None
+    for place, (char, kind) in enumerate(zip(text, kinds, strict=True)):
+        if kind in ("Cc", "Cf", "Cs") and not (char in JOINERS and _is_inside_word(kinds, place)):
+            control = control or char
     if control is not None:
         raise ValueError(f"The term {name!r} contains the control character {control!r}. Remove it.")
     return text
+
+
+def _is_inside_word(kinds: Sequence[str], place: int) -> bool:
+    """Whether the characters before and after a place are letters or marks, such as vowel signs."""
+    around = (*kinds[max(place - 1, 0) : place], *kinds[place + 1 : place + 2])
+    return len(around) == 2 and all(kind[0] in "LM" for kind in around)

@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import (
     backbone_of,
     evaluating,
@@ -113,14 +113,14 @@ def word_features(
     uses = torch.bincount(texts.text, minlength=len(texts.input_ids))
     first_use = uses.cumsum(0) - uses
     result: Tensor | None = None
-    with evaluating(model), torch.inference_mode():
+    # Not inference_mode: tables that the model caches in its first forward pass are used in training later.
+    with evaluating(model), torch.no_grad():
         batches = equal_length_batches([len(ids) for ids in texts.input_ids], batch_size)
         own = batches if readers is None else _share(batches, readers)
         reader = _TextReader(model, tokenizer, features, texts.input_ids[batches[0][0]]) if own else None
         weights = _lower_precision(reader, texts, batches, precision) if reader else None
         total = sum(len(texts.input_ids[index]) for batch in own for index in batch)
-        progress = tqdm(total=total, desc="Encoding definitions", unit="token", unit_scale=True, disable=None)
-        with progress:
+        with ProgressBar(total, "Encoding definitions", "token") as progress:
             for batch in own:
                 assert reader is not None
                 input_ids = torch.tensor([texts.input_ids[index] for index in batch], device=model.device)
@@ -137,7 +137,7 @@ def word_features(
     if readers is not None:
         result = _sum_over_processes(result, words)
     assert result is not None
-    return result.float()  # an ordinary tensor, not an inference tensor
+    return result.float()
 
 
 def _share(batches: list[list[int]], readers: Sequence[int]) -> list[list[int]]:
@@ -148,7 +148,7 @@ def _share(batches: list[list[int]], readers: Sequence[int]) -> list[list[int]]:
 
 def _sum_over_processes(own: Tensor | None, words: int) -> Tensor:
     width = max(gather_object([0 if own is None else own.shape[1]]))
-    own = torch.zeros(words, width, dtype=torch.float64) if own is None else own.clone()  # no inference tensor
+    own = torch.zeros(words, width, dtype=torch.float64) if own is None else own
     return reduce(own.to(this_process().device), reduction="sum").cpu()
 
 

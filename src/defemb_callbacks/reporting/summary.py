@@ -114,7 +114,7 @@ class RebuildReport:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
 
     def __str__(self) -> str:
-        lines = self._term_lines() if self.terms or "new_tokens" in self.info else [self._first_line()]
+        lines = self._term_lines() if self.terms or "new_tokens" in self.info else [self.headline]
         if self.info.get("r_squared") is not None:
             lines.append(f"Held-out R² of rows predicted from definitions: {self.info['r_squared']:.3f}.")
         lines += self._language_model_lines() + self._other_text_lines()
@@ -128,7 +128,9 @@ class RebuildReport:
             lines.append(textwrap.indent(text_table(reasons, align="<><"), "  "))
         return "\n".join(lines)
 
-    def _first_line(self) -> str:
+    @property
+    def headline(self) -> str:
+        """The first line of the report."""
         total = self.groups["all"]
         source = f" ({self.info['definitions']})" if "definitions" in self.info else ""
         return f"Rebuilt {total.rebuilt:,} of {total.tokens:,} token embeddings from definitions{source}."

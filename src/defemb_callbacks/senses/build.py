@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.senses.clustering import kmeans, markov_number, silhouette_number, silhouette_score
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
@@ -140,8 +140,7 @@ def cluster_states(
         for token in ((sizes > 0) & ~clustered).nonzero().flatten().tolist():
             rows = states[offsets[token] : offsets[token + 1]]
             found[token] = rows, torch.ones(len(rows), dtype=torch.int64)
-    progress = tqdm(total=int(clustered.sum()), desc="Clustering", unit="token", disable=None)
-    with progress:
+    with ProgressBar(int(clustered.sum()), "Clustering the states of tokens", "token") as progress:
         for tokens in _batches(sizes, clustered, states.shape[1], config):
             most = int(sizes[tokens].max())
             rows = offsets[tokens][:, None] + torch.arange(most)

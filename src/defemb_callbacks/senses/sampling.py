@@ -9,9 +9,9 @@ from itertools import accumulate
 import torch
 from accelerate.utils import reduce
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating, last_states
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.senses.model import require_no_senses, state_width
@@ -169,7 +169,7 @@ def sampled_states(
     starts = [0, *accumulate(texts.lengths.tolist())]
     batches = equal_length_batches(texts.lengths.tolist(), batch_size)
     kept = torch.zeros(int(plan.offsets[-1]), state_width(model))
-    progress = tqdm(total=len(texts.ids), desc="Reading texts", unit="token", unit_scale=True, disable=None)
+    progress = ProgressBar(len(texts.ids), "Reading texts", "token")
     with evaluating(model), torch.no_grad(), progress:
         for batch in batches[process.process_index :: process.num_processes]:
             length = starts[batch[0] + 1] - starts[batch[0]]

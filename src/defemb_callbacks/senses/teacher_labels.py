@@ -13,11 +13,11 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.cache import cache_root, cached, fingerprint
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating
 from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.model import check_model, require_no_senses
@@ -121,8 +121,7 @@ def _choose(
     lengths = [len(ids) for ids in rows["input_ids"]]
     by_length: Sequence[int] = np.argsort(lengths, kind="stable")[::-1].tolist()  # to reduce padding
     labels: list[Tensor] = [torch.zeros(0, dtype=torch.int32)] * len(rows)
-    progress = tqdm(total=len(rows), desc="Selecting the teacher's senses", unit="row", disable=None)
-    with progress:
+    with ProgressBar(len(rows), "Selecting the teacher's senses", "row") as progress:
         for start in range(0, len(rows), batch_size):
             batch = by_length[start : start + batch_size]
             inputs = collator([rows[row] for row in batch])

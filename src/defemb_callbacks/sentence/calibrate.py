@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from defemb_callbacks.metrics import average_cosine, effective_rank, isoscore
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.sentence.advice import MIN_VECTORS, CalibrationAdvice, calibration_advice, uniformity
 from defemb_callbacks.sentence.fit import fit_flow
 from defemb_callbacks.sentence.flow import EmbeddingFlow
@@ -172,7 +172,7 @@ def _like(encoder: SentenceTransformer, modules: list[Any]) -> SentenceTransform
 
 def _encoded(encoder: SentenceTransformer, texts: Sequence[str], batch_size: int) -> Iterator[Tensor]:
     """Sentence embeddings, float32 on the CPU, chunk by chunk."""
-    with tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=None) as progress:
+    with ProgressBar(len(texts), "Encoding texts", "text") as progress:
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
             # A calibration is applied before vectors are truncated.

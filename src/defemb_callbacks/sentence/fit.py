@@ -21,6 +21,7 @@ from transformers import (
 
 from defemb_callbacks.reconstruction.backbone import backbone_of
 from defemb_callbacks.reconstruction.batching import spread
+from defemb_callbacks.reconstruction.constructor.training import isolated_training
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig, check_vectors
 from defemb_callbacks.sentence.pooling import STATIC, encode_texts, pool
 
@@ -99,7 +100,7 @@ def fit_flow(
     rows = _rows(vectors)
     eval_rows = None if eval_vectors is None else _rows(eval_vectors)
     flow = _initialized(config, rows[spread(len(rows), INITIAL_ROWS)][COLUMN])
-    with _arguments_or_default(args) as arguments:
+    with isolated_training(), _arguments_or_default(args) as arguments:
         trainer = Trainer(
             _Likelihood(flow), arguments, train_dataset=rows, eval_dataset=eval_rows, callbacks=list(callbacks)
         )
@@ -153,7 +154,7 @@ def fit_flow_on_texts(
         model, tokenizer, [texts[row] for row in spread(len(texts), INITIAL_ROWS)], pooling, max_length=max_length
     )
     flow = _initialized(config, first)
-    with _arguments_or_default(args) as arguments, _training_mode(model):
+    with isolated_training(), _arguments_or_default(args) as arguments, _training_mode(model):
         trainer = _TextTrainer(
             _Likelihood(flow),
             arguments,

@@ -8,9 +8,9 @@ from typing import overload
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.weights.rows import embedding_weight
@@ -207,7 +207,7 @@ def encode_texts(
     with (
         evaluating(model),
         torch.no_grad(),
-        tqdm(total=len(texts), desc="Encoding texts", unit="text", disable=None) as progress,
+        ProgressBar(len(texts), "Encoding texts", "text") as progress,
     ):
         for batch in equal_length_batches([len(ids) for ids in encoded], batch_size):
             input_ids = torch.tensor([encoded[position] for position in batch], device=model.device)

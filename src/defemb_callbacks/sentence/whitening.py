@@ -110,9 +110,11 @@ class WhiteningFitter:
         usable = int((variances > moments.rounding()).sum())
         kept = components or (usable if moments.count > dim or strength else dim)
         if kept > usable or not kept:
+            cures = [f"components={usable // 2} or fewer, "] if usable > 1 else []
+            cures += ['shrinkage="auto", '] if shrinkage != "auto" else []
             raise ValueError(
                 f"{moments.count} vectors vary along {usable} directions, fewer than {kept}. "
-                f'Use components={max(1, usable // 2)} or fewer, shrinkage="auto", or more vectors.'
+                f"Use {''.join(cures)}{'or ' if cures else ''}more vectors."
             )
         if not strength and moments.count < 2 * kept:
             logger.warning(

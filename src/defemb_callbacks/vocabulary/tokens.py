@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Vocabulary:
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of the tokens and their ids."""
-        return fingerprint("\n".join(self.tokens), str(len(self.tokens)))
+        return fingerprint(json.dumps(self.tokens))  # tokens may contain any character, also line breaks
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int | None = None) -> Vocabulary:

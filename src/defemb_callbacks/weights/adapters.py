@@ -104,6 +104,29 @@ def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
     )
 
 
+def advice_on_ties(layer: Any, name: str, head: Any) -> str | None:
+    """A warning if a tied output table does not get the written rows because PEFT has untied it; otherwise `None`.
+
+    Args:
+        layer: The input embedding layer, adapted or not.
+        name: The name of that layer in its parent module.
+        head: The output layer, adapted or not; `None` if there is none.
+    """
+    if head is None or not hasattr(layer, "modules_to_save"):
+        return None
+    originals = [getattr(table, "original_module", table).weight for table in (layer, head)]
+    if originals[0] is not originals[1] or base_layer(head).weight is base_layer(layer).weight:
+        return None
+    from peft.utils.constants import EMBEDDING_LAYER_NAMES
+
+    # PEFT ties only layers with these names again.
+    cure = "Set ensure_weight_tying=True" if name in EMBEDDING_LAYER_NAMES else "Use trainable_token_indices instead"
+    return (
+        "the input and output tables were tied, but modules_to_save has untied them, so the rows were written to the "
+        f"input table only. {cure} in the adapter's config."
+    )
+
+
 @contextlib.contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
     """Disable all adapters of a model within the context; `requires_grad` of all parameters is restored afterwards."""

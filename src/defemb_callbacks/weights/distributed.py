@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 
 T = TypeVar("T")
@@ -117,3 +117,16 @@ def _fields(value: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
     tensors = {name: part for name, part in fields.items() if isinstance(part, Tensor)}
     return tensors, {name: part for name, part in fields.items() if name not in tensors}
+
+
+def on_any_process(answer: bool) -> bool:
+    """Return whether the answer of any process is yes. All processes must call this.
+
+    Args:
+        answer: The answer of this process.
+
+    Example:
+        >>> on_any_process(True)
+        True
+    """
+    return answer if this_process().num_processes == 1 else any(gather_object([answer]))

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 
 from defemb_callbacks import cache
 from defemb_callbacks.definitions import Definition, Lexicon, Relation, load_definitions
-from defemb_callbacks.definitions.wiktionary import extract as wiktionary
 from defemb_callbacks.definitions.wiktionary import tables as wiktionary_tables
 from defemb_callbacks.definitions.wiktionary.extract import load_wiktionary, read_wiktionary
 from defemb_callbacks.definitions.wordnet import CLOSED_CLASS_WORDS
@@ -303,8 +303,7 @@ def test_a_damaged_gzip_file(tmp_path: Path, damage: Callable[[bytes], bytes]) -
 def test_the_progress_bar_counts_bytes_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = wiktionary.tqdm
-    monkeypatch.setattr(wiktionary, "tqdm", lambda **options: shown(**{**options, "disable": False, "mininterval": 0}))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     path = tmp_path / "e.jsonl.gz"
     path.write_bytes(gzip.compress(lines_of(5000, {}).encode()))
     read_wiktionary(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
 from defemb_callbacks.definitions.wiktionary.record import parse_record
 
 Entry = dict[str, Any]
@@ -99,3 +101,22 @@ def test_any_structure_is_parsed_or_refused() -> None:
         assert all(sense.gloss or sense.lemmas for sense in record.senses)
         assert all(isinstance(word, str) and word for _, word in record.relations)
     assert 200 < read < 2000
+
+
+@pytest.mark.parametrize(
+    "notice",
+    [
+        "Wiktionary does not have any English dictionary entry for this term.",
+        "This term needs a definition. Please help out and add a definition, then remove the text {{rfdef}}.",
+        "This entry is here for translation purposes only.",
+        "No entry for this sense exists yet.",
+        "There is no English entry for this term.",
+    ],
+)
+def test_notices_are_not_definitions(notice: str) -> None:
+    assert senses_of({"glosses": [notice]}, {"glosses": ["An animal.", notice]}) == []
+
+
+@pytest.mark.parametrize("gloss", ["No entry sign.", "A definition is what explains a word.", "This term is a title."])
+def test_definitions_that_resemble_notices_are_kept(gloss: str) -> None:
+    assert senses_of({"glosses": [gloss]}) == [gloss]

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from defemb_callbacks.cache import cache_root, cached, fingerprint, remembered_fingerprint
 from defemb_callbacks.definitions.lexicon import Lexicon
 from defemb_callbacks.definitions.morphology import Morphology
 from defemb_callbacks.definitions.wiktionary.record import parse_record
 from defemb_callbacks.definitions.wiktionary.tables import WiktionaryTables
+from defemb_callbacks.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +108,7 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
         total = path.stat().st_size
-        with tqdm(total=total, desc=f"Reading {path.name}", unit="B", unit_scale=True, disable=None) as progress:
+        with ProgressBar(total, f"Reading {path.name}", "byte") as progress:
             stream = gzip.GzipFile(fileobj=file) if is_gzip else file
             try:
                 for number, line in enumerate(stream, start=1):

@@ -63,6 +63,13 @@ _ALTERNATIVE = re.compile(
     r"acronym|clipping|ellipsis|synonym) (?:of|for)\b",
     re.IGNORECASE,
 )
+# Notices of Wiktionary's templates instead of a definition: `no entry`, `rfdef`, `translation only`
+NOTICE = re.compile(
+    r"Wiktionary does not (?:currently )?have an?y? |There is no (?:\w+ )?entry |No entry(?: (?:for|exists|is)\b|\.?$)|"
+    r"This (?:term|entry|word|sense) (?:needs a (?:definition|translation)|is (?:here )?for translation)|"
+    r"A definition is (?:needed|missing)",
+    re.IGNORECASE,
+)
 _QUOTES = "\"'“”‘’ "
 
 # A period after "Dr" or "U.S" marks an abbreviation, not the end of the lemma.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from defemb_callbacks.definitions.wiktionary.gloss import DEMOTED_LABELS, clean_gloss, parse_reference
+from defemb_callbacks.definitions.wiktionary.gloss import DEMOTED_LABELS, NOTICE, clean_gloss, parse_reference
 
 # From wiktextract's parts of speech to those of a lexicon; all others become "".
 PARTS = {"noun": "noun", "name": "noun", "verb": "verb", "adj": "adjective", "adv": "adverb"}
@@ -110,7 +110,7 @@ def _sense(raw: Mapping[str, Any], word: str, is_sign: bool, shared: list[str]) 
     inflections, alternatives = _linked(raw, "form_of"), _linked(raw, "alt_of")
     if (inflections or alternatives) and tags.isdisjoint(DERIVED):
         return Sense(gloss, demoted, lemmas=tuple(inflections + alternatives), inflected=not alternatives)
-    if not gloss:
+    if not gloss or NOTICE.match(texts[-1]):
         return None
     # The last gloss belongs to the sense itself; those before it belong to the senses above it.
     lemma, inflected = parse_reference(texts[-1])

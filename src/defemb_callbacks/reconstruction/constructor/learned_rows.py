@@ -12,12 +12,12 @@ import torch
 from accelerate.utils import broadcast
 from datasets import Dataset, concatenate_datasets, load_from_disk
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from defemb_callbacks.cache import cached
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.definitions import Definition
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import evaluating
 from defemb_callbacks.reconstruction.batching import equal_length_batches, spread
 from defemb_callbacks.reconstruction.constructor.data import (
@@ -40,6 +40,7 @@ from defemb_callbacks.reconstruction.constructor.training import (
     early_stopping,
     isolated_training,
     last_checkpoint,
+    show_only_progress,
     trains_in_bfloat16,
 )
 from defemb_callbacks.weights.rows import INPUT, TableName, read_rows
@@ -156,6 +157,7 @@ def learned_rows(
                 eval_dataset=evaluation if len(evaluation) else None,
                 callbacks=[*callbacks, *early_stopping(settings, len(evaluation) > 0)],
             )
+            show_only_progress(trainer)
             trainer.train(resume_from_checkpoint=last_checkpoint(folder / "run"))
             if settings.save_to is not None:
                 trainer.save_model(settings.save_to)
@@ -237,14 +239,14 @@ def predict_rows(
     word, weight = torch.as_tensor(rows["word"]), torch.as_tensor(rows["weight"])
     lengths = [len(ids) for ids in rows["input_ids"]]
     result = torch.zeros(words, model.definition_head.out_features)
-    progress = tqdm(total=sum(lengths), desc="Reading definitions", unit="token", unit_scale=True, disable=None)
-    with progress, evaluating(model), torch.inference_mode():
+    progress = ProgressBar(sum(lengths), "Reading definitions", "token")
+    with progress, evaluating(model), torch.no_grad():
         for batch in equal_length_batches(lengths, batch_size):
             inputs = {name: tensor.to(model.device) for name, tensor in collator(list(rows.select(batch))).items()}
             predicted = model.reconstruct(inputs).float().cpu()
             result.index_add_(0, word[batch], predicted * weight[batch, None])
             progress.update(len(batch) * lengths[batch[0]])
-    return result.clone()  # an ordinary tensor, not an inference tensor
+    return result
 
 
 def held_out_words(count: int, share: float) -> Tensor:

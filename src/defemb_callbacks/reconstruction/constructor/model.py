@@ -165,7 +165,7 @@ def solve_head(constructor: Any, rows: Dataset, collator: DefinitionCollator, ba
     moment = torch.zeros(weight.shape[1], weight.shape[0], dtype=torch.float64)
     # Sorted by length to minimize padding.
     sample = sorted(rows.select(spread(len(rows), HEAD_ROWS)), key=lambda row: len(row["input_ids"]))
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(sample), batch_size):
             batch = collator([{**row, "redrawn": False} for row in sample[start : start + batch_size]])
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}

@@ -15,9 +15,17 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from defemb_callbacks.constructor_config import ConstructorConfig
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import has_fast_bfloat16
 from defemb_callbacks.reconstruction.batching import TokenBatchSampler
 
@@ -160,6 +168,32 @@ def isolated_training() -> Iterator[None]:
             # In place, because existing accelerators refer to this dict.
             state._shared_state.clear()
             state._shared_state.update(values)
+
+
+class ShownProgress(TrainerCallback):
+    """Shows the progress of a training inside another run, on the main process."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress = ProgressBar(state.max_steps, "Training the constructor", "step")
+        self._progress.update(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._progress.update(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._progress.close()
+
+
+def show_only_progress(trainer: Trainer) -> None:
+    """Show the progress of a Trainer instead of its log rows, which it prints to the standard output of the outer run.
+
+    Args:
+        trainer: The Trainer.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(ShownProgress())
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassifi
 
 from defemb_callbacks import DefinitionEMBConfig, DefinitionEmbeddings, build_definition_embeddings, measure_embeddings
 from defemb_callbacks.cli import main
+from defemb_callbacks.cli.models import echo, read_lines
 from defemb_callbacks.reporting.model_card import model_card_section
 from defemb_callbacks.weights.rows import read_table
 from tiny import WORDS, tiny_bert, tiny_glossary, wordpiece_tokenizer
@@ -261,6 +263,50 @@ def test_errors_are_one_line(refused, checkpoint, glossary, tmp_path) -> None:
     }.items():
         assert word in refused(*arguments)
     assert not (tmp_path / "out").exists()
+
+
+def raise_error(error: Exception) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_bugs_keep_their_traceback(checkpoint, monkeypatch) -> None:
+    monkeypatch.setattr("defemb_callbacks.cli.embeddings.load_definitions", raise_error(TypeError("a bug")))
+    with pytest.raises(TypeError, match="a bug"):
+        main(["inspect", str(checkpoint)])
+    monkeypatch.setattr("defemb_callbacks.cli.embeddings.load_definitions", lambda source: len(3))
+    with pytest.raises(TypeError, match="has no len"):
+        main(["inspect", str(checkpoint)])
+
+
+def test_type_errors_that_the_package_raises_are_one_line(refused, checkpoint, tmp_path) -> None:
+    glossary = tmp_path / "numbers.json"
+    glossary.write_text('{"cat": 3}')
+    assert "'cat' has the definition 3" in refused("inspect", checkpoint, "--definitions", glossary)
+
+
+def test_debug_shows_the_traceback_of_a_user_error(checkpoint) -> None:
+    with pytest.raises(ValueError, match="--projector requires"):
+        main(["--debug", "inspect", str(checkpoint), "--projector"])
+
+
+def test_lines_of_a_text_file_end_with_a_line_feed_only(tmp_path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffone\u2028a\r\ntwo\x85b\n\nfour\x0bd\nfive".encode())
+    assert read_lines(path) == ["one\u2028a", "two\x85b", "", "four\x0bd", "five"]
+    path.write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"texts\.txt is not UTF-8 text.*Save it as UTF-8"):
+        read_lines(path)
+
+
+def test_a_console_without_unicode_shows_replacements(monkeypatch) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    echo("isotropy 0.1 → 0.2 ± Ġthe")
+    console.flush()
+    assert console.buffer.getvalue() == "isotropy 0.1 ? 0.2 ± ?the\n".encode("cp1252")
 
 
 def test_missing_matplotlib_is_a_one_line_error(refused, checkpoint, glossary, tmp_path, monkeypatch) -> None:

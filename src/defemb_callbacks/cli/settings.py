@@ -15,6 +15,8 @@ from defemb_callbacks.config import DefinitionEMBConfig
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command with one option per config field. The command gets the resulting `config` as a keyword.
 
+    A command with a parameter `context` gets the context of typer, too.
+
     Args:
         *names: Names of fields of `DefinitionEMBConfig`.
     """
@@ -35,7 +37,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
-        parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "config"]
+        given = ("config", "context")
+        parameters = [parameter for parameter in signature.parameters.values() if parameter.name not in given]
 
         def run(context: typer.Context, **values: Any) -> None:
             settings = {name: values.pop(name) for name in names}
@@ -47,6 +50,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
                     name: value for name, value in settings.items() if getattr(sources[name], "name", "") != "DEFAULT"
                 }
                 config = DefinitionEMBConfig.paper(values["paper"], **explicit)
+            if "context" in signature.parameters:
+                values["context"] = context
             command(config=config, **values)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__

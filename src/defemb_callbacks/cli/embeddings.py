@@ -1,0 +1,171 @@
+"""Commands that inspect, build and write token embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defemb_callbacks.cli.models import (
+    Model,
+    OutputFolder,
+    ReportFile,
+    Revision,
+    Sources,
+    TrustRemoteCode,
+    check_output,
+    echo,
+    load_model,
+    save_model,
+)
+from defemb_callbacks.cli.settings import with_settings
+from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.constructor_config import PAPER_SETTINGS
+from defemb_callbacks.definitions import load_definitions
+from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
+from defemb_callbacks.embeddings.build import build_definition_embeddings
+from defemb_callbacks.new_tokens import define_new_tokens
+from defemb_callbacks.reporting.inspection import as_text, inspect_embeddings, save_inspections
+from defemb_callbacks.vocabulary.tokens import read_vocabulary
+from defemb_callbacks.weights.distributed import this_process
+from defemb_callbacks.weights.rows import table_shape
+
+BUILD_SETTINGS = (
+    "method",
+    "constructor",
+    "table",
+    "features",
+    "definitions_per_token",
+    "max_length",
+    "precision",
+    "batch_size",
+    "cache_dir",
+)
+# How the rows of new tokens and of terms that are already tokens are written
+DEFINE_SETTINGS = (
+    "strategy",
+    "blend",
+    "blend_floor",
+    "rescale",
+    "frequency",
+    "group_edges",
+    "new_token_group",
+    "distil",
+)
+APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
+
+
+def inspect_models(
+    model: Model,
+    other: Annotated[list[str] | None, typer.Argument(help="More checkpoints to compare with MODEL.")] = None,
+    definitions: Sources = None,
+    output: Annotated[Path | None, typer.Option(help="Save an HTML page and pictures in this folder.")] = None,
+    projector: Annotated[
+        bool,
+        typer.Option("--projector", help="With --output: also save files for TensorBoard's projector."),
+    ] = False,
+    ratings: Annotated[
+        Path | None, typer.Option(help="File of human similarity ratings (word, word, score) to correlate with.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Show vocabulary, dictionary coverage and embedding metrics of a model, or compare several models."""
+    if projector and output is None:
+        raise ValueError("--projector requires an output folder. Add --output DIR.")
+    config = DefinitionEMBConfig(ratings=None if ratings is None else str(ratings))
+    lexicon = load_definitions(definitions or "wordnet")
+    inspections = []
+    for name in [model, *(other or [])]:
+        network, tokenizer = load_model(name, revision if name == model else None, trust_remote_code)
+        inspections.append(inspect_embeddings(name, network, tokenizer, lexicon, config))
+    if output is not None and this_process().is_main_process:
+        save_inspections(output, inspections, projector=projector)
+    if as_json:
+        found = [inspection.to_dict() for inspection in inspections]
+        echo(json.dumps(found if other else found[0], ensure_ascii=False, indent=1))
+    else:
+        saved = "" if output is None else f"\n\nSaved in {output}. Open {output / 'index.html'} in a browser."
+        echo(as_text(inspections) + saved)
+
+
+@with_settings(*BUILD_SETTINGS)
+def build(
+    model: Model,
+    output: OutputFolder,
+    definitions: Sources = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(PAPER_SETTINGS), help="Start from the paper's settings for one of its models."),
+    ] = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    *,
+    config: DefinitionEMBConfig,
+) -> None:
+    """Reconstruct token embeddings from definitions and save them for `defemb apply`."""
+    network, tokenizer = load_model(model, revision, trust_remote_code)
+    state = this_process()
+    network.to(state.device)
+    embeddings = build_definition_embeddings(network, tokenizer, definitions or "wordnet", config)
+    if state.is_main_process:
+        embeddings.save_pretrained(output)
+    info = embeddings.info
+    # A learned constructor without held-out words has no R².
+    explained = f"; held-out R²: {info['r_squared']:.3f}" if info["r_squared"] else ""
+    table = "" if config.table == "input" else f" --table {config.table}"
+    strategy = "" if paper is None else " --strategy replace --no-rescale"
+    echo(
+        f"{len(embeddings.ids):,} of {len(embeddings.vocabulary):,} tokens rebuilt from "
+        f"{info['definitions_read']:,} definitions ({info['definitions']}){explained}.\n"
+        f"Saved in {output}. Next: defemb apply {model} {output} --output DIR{table}{strategy}"
+    )
+
+
+@with_settings(*APPLY_SETTINGS)
+def apply(
+    model: Model,
+    embeddings: Annotated[str, typer.Argument(help="Folder saved by `defemb build`, or Hub id.")],
+    output: OutputFolder,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild a model even if it was rebuilt before.")] = False,
+    report: ReportFile = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    *,
+    config: DefinitionEMBConfig,
+) -> None:
+    """Write reconstructed embeddings into a model and save it, with its task head, as an ordinary checkpoint."""
+    check_output(model, output)
+    network, tokenizer = load_model(model, revision, trust_remote_code)
+    ready = DefinitionEmbeddings.from_pretrained(embeddings)
+    ready.check_tokenizer(read_vocabulary(tokenizer, table_shape(network, config.table)[0]))
+    done = ready.apply(network, config, force=force)
+    save_model(network, tokenizer, output, done, report)
+    echo(f"{done}\n\nSaved in {output}.")
+
+
+@with_settings(*BUILD_SETTINGS, *DEFINE_SETTINGS)
+def define(
+    model: Model,
+    terms: Annotated[Path, typer.Argument(help="Glossary of the new terms (.tsv, .csv, .json).")],
+    output: OutputFolder,
+    definitions: Sources = None,
+    report: ReportFile = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    *,
+    config: DefinitionEMBConfig,
+) -> None:
+    """Add new terms to a model and its tokenizer, with embeddings built from their definitions, and save both.
+
+    Terms that are already tokens are rebuilt.
+    """
+    check_output(model, output)
+    network, tokenizer = load_model(model, revision, trust_remote_code)
+    network.to(this_process().device)
+    done = define_new_tokens(network, tokenizer, terms, definitions or "wordnet", config)
+    save_model(network, tokenizer, output, done, report)
+    echo(f"{done}\n\nSaved in {output}.")
