@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import PreTrainedModel
 
 from defemb_callbacks.weights.adapters import base_layer, with_adapters, write_into_adapters
 from defemb_callbacks.weights.sharding import (
@@ -95,9 +96,10 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
     layer = embedding_layer(model, table)
     weight = getattr(base_layer(layer), "weight", None)
     if not isinstance(weight, Tensor) or len(whole_shape(weight)) != 2:
+        inner = transformers_model(model)
         raise TypeError(
-            f"{type(transformers_model(model)).__name__} has no token embeddings to rebuild: get_input_embeddings() "
-            f"gives {type(layer).__name__}. Pass the transformers model itself."
+            f"{type(inner).__name__} has no token embeddings to rebuild: get_input_embeddings() gives "
+            f"{type(layer).__name__}. {_advice(inner)}"
         )
     if not weight.is_floating_point():
         raise TypeError(
@@ -111,6 +113,24 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
             "offload other layers."
         )
     return weight  # type: ignore[return-value]
+
+
+def _advice(model: nn.Module) -> str:
+    """What to pass instead of a model without token embeddings: its outermost parts that have them, if any."""
+    if not isinstance(model, PreTrainedModel):
+        return "Pass the transformers model itself."
+    parts: list[str] = []
+    for name, part in model.named_modules():
+        if name and isinstance(part, PreTrainedModel) and not name.startswith(tuple(f"{outer}." for outer in parts)):
+            try:
+                table = part.get_input_embeddings()
+            except NotImplementedError:  # raised by transformers for models without token inputs
+                continue
+            if isinstance(base_layer(table), nn.Embedding):
+                parts.append(name)
+    if parts:
+        return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
+    return "Pass a model that reads tokens through one embedding table."
 
 
 def output_weight(model: nn.Module) -> nn.Parameter | None:
