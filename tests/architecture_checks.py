@@ -42,13 +42,15 @@ WORKS, REFUSED, FAILS, UNKNOWN = "yes", "no", "fails", "unknown"
 # Expected refusals: part of the message, and what it means in `docs/architectures.md`.
 REFUSALS: dict[str, str] = {
     r"Pass the part that reads text": "a joint model of text and another modality: pass its text model",
+    r"Load its text model instead": "a joint model of text and another modality: load its text model alone",
     r"Pass a model that reads tokens through one embedding table": "has no table with a row for each token",
     r"vocabulary has no words": "its tokens are bytes or characters, so none is a word with a definition",
     r"the input table has \d+\. New tokens need a row in both": "some input rows have no output row",
     r"tables cannot grow|tables of \w+ cannot grow": "transformers cannot resize its tables",
     r"does not depend on the hidden states|cannot be run on text alone": "its output needs more than text, or does not "
     "depend on these states",
-    r"cannot read text by itself|features=\['bag'\]": "it cannot read a text without images, audio or boxes",
+    r"cannot read text by itself": "it cannot read a text without images, audio or boxes",
+    r"does not return one hidden state per token": "its hidden states are those of groups of tokens",
 }
 
 
@@ -67,10 +69,14 @@ class OneStep(Trainer):
         """Loss of a batch; of its embeddings alone if the model needs more than text."""
         ids = inputs["input_ids"]
         output = run(model, ids, labels=ids) or run(model, ids)
-        if output is None:
-            return embedding_layer(model)(ids).float().pow(2).mean()
         loss = getattr(output, "loss", None)
-        return output[0].float().pow(2).mean() if loss is None else loss
+        if loss is None and output is not None:
+            loss = output[0].float().pow(2).mean()
+        if loss is None:
+            loss = embedding_layer(model)(ids).float().pow(2).mean()
+        if not loss.requires_grad:  # Idefics freezes its table
+            loss = sum(weight.float().pow(2).mean() for weight in model.parameters() if weight.requires_grad)
+        return loss
 
 
 def run(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Any:
@@ -243,7 +249,8 @@ class unchanged:
         modules = list(self.model.modules())
         return {
             "config": copy.deepcopy(self.model.config.to_dict()),
-            "class": [type(module) for module in modules],
+            # BigBird changes the class of its attention layers for short texts.
+            "class": [type(module) for module in modules if isinstance(module, PreTrainedModel)],
             "mode": [module.training for module in modules],
             # transformers leaves its own, to collect hidden states.
             "hooks": [hook for module in modules for hook in module._forward_hooks.values() if of_package(hook)],
@@ -267,8 +274,11 @@ def check_reloads(model: Any, folder: Path, ids: Tensor) -> None:
     model.save_pretrained(folder)
     loaded = type(model).from_pretrained(folder)
     for table in tables_of(model):
-        saved = read_table(loaded, table).nan_to_num()
-        assert torch.equal(saved, read_table(model, table).nan_to_num()), f"the {table} table was not saved"
+        saved, expected = read_table(loaded, table), read_table(model, table)
+        # Funnel zeroes the padding row when it is loaded.
+        differ = (saved != expected).any(dim=1).nonzero().flatten().tolist()
+        padding = getattr(embedding_layer(model, table), "padding_idx", None)
+        assert set(differ) <= {padding}, f"the {table} table was not saved"
     before, after = first_output(model, ids), first_output(loaded, ids)
     if before is not None:
         assert after is not None

@@ -116,6 +116,8 @@ _SIZES = {name: size for size, names in _NAMED_SIZES for name in names.split()} 
     "rotary_dim": WIDTH // HEADS,
     "attention_window": 16,
     "encoder_hash_byte_group_vocab": 64,
+    "coordinate_size": 6,
+    "shape_size": 4,
     # of the towers for images and sound
     "base_channels": 32,
     "num_blocks": 1,
@@ -152,6 +154,12 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "speech-encoder-decoder": _CROSS_ATTENTION,
     "vision-encoder-decoder": _CROSS_ATTENTION,
     "perceiver": {"d_latents": WIDTH, "num_latents": 8, "num_self_attends_per_block": 1},
+    "reformer": {
+        "attention_head_size": WIDTH // HEADS,
+        "attn_layers": ["local", "lsh"],
+        "axial_pos_embds_dim": [WIDTH // 2, WIDTH // 2],
+        "axial_pos_shape": [16, 16],
+    },
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -242,6 +250,8 @@ def _small(
         if isinstance(value, PreTrainedConfig):
             part = _small(value, tokenizer, exceptions.get(name, {}))
             values[name] = {"model_type": value.model_type, **part}
+        elif value is None and name in ("pad_token_id", "mask_token_id"):
+            values[name] = getattr(tokenizer, name, None)
         elif name == "rope_parameters" and _has_mrope(default):
             values[name] = dict(_MROPE)
         elif name == "depths" and isinstance(value, (list, tuple)):

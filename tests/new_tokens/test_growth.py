@@ -17,13 +17,17 @@ from tiny import tiny_bert, tiny_glossary, wordpiece_tokenizer
 TERMS = {"lynx": "a wild cat"}
 
 
-# Nested configs; another signature; a class that leaves it to its parts.
+# Nested configs; another signature; classes that leave it to their parts; a bias that transformers does not resize; an
+# initialization that changes old rows.
 @pytest.mark.parametrize(
     ("family", "name"),
     [
         ("t5gemma2", "T5Gemma2ForConditionalGeneration"),
         ("mobilebert", "MobileBertForMaskedLM"),
         ("encoder-decoder", "EncoderDecoderModel"),
+        ("vision-encoder-decoder", "VisionEncoderDecoderModel"),
+        ("esm", "EsmForMaskedLM"),
+        ("xlstm", "xLSTMModel"),
     ],
 )
 def test_a_grown_model_is_saved_and_loaded(family: str, name: str, tmp_path: Path) -> None:

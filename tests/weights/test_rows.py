@@ -26,6 +26,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from architectures import Architecture
 from defemb_callbacks.weights.rows import bare_model, check_rows, embedding_weight, read_rows, read_table, write_rows
 from tiny import tiny_bert, wordpiece_tokenizer
 
@@ -285,6 +286,14 @@ def test_a_joint_model_is_refused_with_its_text_model():
     with pytest.raises(TypeError, match=r"CLIPModel has no token embeddings.*Pass the part.*: `model\.text_model`\.$"):
         embedding_weight(model)
     assert embedding_weight(model.text_model).shape == (9, 16)
+
+
+def test_a_text_model_that_is_not_a_model_of_its_own_is_named_by_its_class():
+    case = Architecture("owlvit", "OwlViTModel")
+    with pytest.raises(
+        TypeError, match=r"Load its text model instead, with `OwlViTTextModel\.from_pretrained\(\.\.\.\)`"
+    ):
+        embedding_weight(case.model(case.tokenizer()))
 
 
 @pytest.mark.parametrize(

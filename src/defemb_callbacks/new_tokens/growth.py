@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EncoderDecoderModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    EncoderDecoderModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SpeechEncoderDecoderModel,
+    VisionEncoderDecoderModel,
+)
 
 from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
 from defemb_callbacks.weights.rows import (
@@ -130,7 +136,13 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
     record, sizes = read_new_tokens_record(model), _vocabulary_sizes(model)
     try:
         if size > old_size:
-            _resize(model, size)
+            try:
+                _resize(model, size)
+            except NotImplementedError as error:  # raised by transformers for models whose table it cannot replace
+                raise ValueError(
+                    f"The tables of {type(model).__name__} cannot grow ({error}). Rebuild tokens that exist with "
+                    "`build_definition_embeddings`."
+                ) from error
             _check_checkpoint(model, old_size, size)
         yield
     except BaseException:
@@ -152,13 +164,30 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
 def _resize(model: PreTrainedModel, size: int) -> None:
     old_size = len(embedding_weight(model))
     for part in _resizable_parts(model):
-        # The new rows will be overwritten, so they need no initialization. MobileBERT has no such option.
-        quick = "mean_resizing" in inspect.signature(part.resize_token_embeddings).parameters
-        part.resize_token_embeddings(size, **({"mean_resizing": False} if quick else {}))
+        # The new rows will be overwritten, so they need no initialization; xLSTM's would also change the old rows.
+        part._init_weights = lambda module: None  # type: ignore[method-assign]
+        try:
+            # MobileBERT has no such option.
+            quick = "mean_resizing" in inspect.signature(part.resize_token_embeddings).parameters
+            part.resize_token_embeddings(size, **({"mean_resizing": False} if quick else {}))
+        finally:
+            del part._init_weights
+    _resize_biases(model, old_size, size)
     # transformers updates one config only: not those of T5Gemma's encoder and decoder, nor FSMT's `src_vocab_size`.
     for config, name, number in _vocabulary_sizes(model):
         if number == old_size:
             setattr(config, name, size)
+
+
+@torch.no_grad()
+def _resize_biases(model: PreTrainedModel, old_size: int, size: int) -> None:
+    """Resize output biases that transformers leaves as they were, such as ESM's; new entries are zero."""
+    for module in model.modules():
+        bias = module._parameters.get("bias")
+        if bias is not None and bias.shape == (old_size,):
+            resized_bias = bias.new_zeros(size)
+            resized_bias[: min(old_size, size)] = bias[:size]
+            module.bias = torch.nn.Parameter(resized_bias, requires_grad=bias.requires_grad)
 
 
 def _can_resize(model: PreTrainedModel) -> bool:
@@ -173,9 +202,11 @@ def _can_resize(model: PreTrainedModel) -> bool:
 
 
 def _resizable_parts(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """The models whose `resize_token_embeddings` must be called: `EncoderDecoderModel` leaves it to its two parts."""
+    """The models whose `resize_token_embeddings` must be called: composite models leave it to their parts for text."""
     if isinstance(model, EncoderDecoderModel):
         return [model.encoder, model.decoder]
+    if isinstance(model, (SpeechEncoderDecoderModel, VisionEncoderDecoderModel)):
+        return [model.decoder]
     return [model]
 
 

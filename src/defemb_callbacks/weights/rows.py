@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from defemb_callbacks.weights.adapters import base_layer, with_adapters, write_into_adapters
 from defemb_callbacks.weights.sharding import (
@@ -128,8 +128,12 @@ def _advice(model: nn.Module) -> str:
                 continue
             if isinstance(base_layer(table), nn.Embedding):
                 parts.append(name)
+    parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
     if parts:
         return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
+    text_config = getattr(model.config, "text_config", None)
+    if text_config is not model.config and type(text_config) in MODEL_MAPPING:
+        return f"Load its text model instead, with `{MODEL_MAPPING[type(text_config)].__name__}.from_pretrained(...)`."
     return "Pass a model that reads tokens through one embedding table."
 
 
