@@ -16,6 +16,7 @@ from transformers import (
 )
 
 import tiny
+from architectures import Architecture
 from defemb_callbacks.senses import build_sense_dictionary, with_senses, without_senses
 from defemb_callbacks.senses.placement import places
 
@@ -77,3 +78,21 @@ def test_a_model_that_needs_more_than_text_raises(teacher, tokenizer, dictionary
     with pytest.raises(ValueError, match=r"cannot be run on text alone.*Pass the part of it that reads text"):
         with_senses(teacher, dictionary)
     assert not any(isinstance(module, nn.Module) and hasattr(module, "senses") for module in teacher.modules())
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "match"),
+    [
+        (
+            "moonshine",
+            "MoonshineForConditionalGeneration",
+            r"cannot read text by itself \(.*Pass a model that reads text",
+        ),
+        ("funnel", "FunnelBaseModel", r"does not return one hidden state per token.*Pass a model that does"),
+    ],
+)
+def test_models_without_a_state_per_token_are_refused(family: str, name: str, match: str) -> None:
+    case = Architecture(family, name)
+    tokenizer = case.tokenizer()
+    with pytest.raises(ValueError, match=match):
+        build_sense_dictionary(case.model(tokenizer), tokenizer, TEXTS, senses=3)

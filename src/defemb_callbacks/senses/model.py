@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
-from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating, last_states
+from defemb_callbacks.reconstruction.backbone import backbone_of, reading_of
 from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.placement import Place, all_changed, places, returned_states, task_outputs, with_states
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
@@ -126,12 +126,29 @@ def check_tokenizer(dictionary: SenseDictionary, tokenizer: PreTrainedTokenizerB
         )
 
 
+def require_states(model: PreTrainedModel) -> None:
+    """Check that a model has a hidden state of its own for each token of a text.
+
+    Raises:
+        ValueError: If the model cannot read text alone, returns fewer states than tokens, or `with_senses` was applied.
+    """
+    require_no_senses(model)
+    reading, kind = reading_of(model), type(model).__name__
+    if not reading.reads:
+        raise ValueError(
+            f"{kind} cannot read text by itself ({reading.problem}), so its tokens have no hidden states to cluster. "
+            "Pass a model that reads text alone."
+        )
+    if not reading.per_token:
+        raise ValueError(
+            f"{kind} does not return one hidden state per token, so they cannot be senses of tokens. Pass a model that "
+            "does."
+        )
+
+
 def state_width(model: PreTrainedModel) -> int:
     """Width d of the hidden states of a model's backbone."""
-    # Observed, because configs name the width differently, and some models project their states.
-    with evaluating(model), torch.no_grad():
-        width: int = last_states(model, torch.zeros(1, 2, dtype=torch.int64, device=model.device)).shape[-1]
-    return width
+    return reading_of(model).width
 
 
 def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
@@ -145,7 +162,7 @@ def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         layer: SenseLayer = self.senses
         layer.input_ids = args[0] if args else kwargs.get("input_ids")
-        if layer.input_ids is None:
+        if layer.input_ids is None and not layer.probing:
             raise ValueError("A model with senses requires `input_ids`, got None. Do not pass `inputs_embeds` instead.")
         output = original.forward(self, *args, **kwargs)
         return output if layer.hook is not None else layer.replace_output(self, args, output)
