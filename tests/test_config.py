@@ -10,6 +10,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from defemb_callbacks import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import ConstructorConfig
+from tiny import tiny_bert, wordpiece_tokenizer
 
 BUILD = {
     "table": "decoder",
@@ -48,6 +49,7 @@ def parse(*arguments: str) -> tuple[DefinitionEMBConfig, TrainingArguments]:
     [
         ({"method": "magic"}, r"`method` must be one of ridge, learned, got 'magic'"),
         ({"table": "middle"}, r"`table` must be one of input, output, decoder, got 'middle'"),
+        ({"method": "learned", "reader": "a/b"}, r"`reader` requires `method='ridge'`, got .* `reader='a/b'`"),
         ({"constructor": {"lora_r": 8}}, r"`constructor` requires `method='learned'`, got `method='ridge'`"),
         ({"method": "learned", "constructor": {"lora": 8}}, r"'lora' is not a setting of the constructor"),
         ({"method": "learned", "constructor": "{8}"}, r"`constructor` must be valid JSON, got '\{8\}'"),
@@ -123,11 +125,25 @@ def test_a_command_line_sets_every_field_in_its_type():
     for name, value in flags.items():
         line += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     config, _ = parse(*line)
-    assert flags.keys() == {field.name for field in fields(DefinitionEMBConfig)}
+    # A constructor reads by itself.
+    assert flags.keys() == {field.name for field in fields(DefinitionEMBConfig)} - {"reader"}
     assert config == DefinitionEMBConfig(**flags)
     assert {name: type(value) for name, value in config.to_dict().items()} == {
         name: type(value) for name, value in flags.items()
-    } | {"constructor": dict}
+    } | {"constructor": dict, "reader": type(None)}
+
+
+def test_a_command_line_names_the_reader():
+    config, _ = parse("--reader", "sentence-transformers/all-MiniLM-L6-v2")
+    assert config == DefinitionEMBConfig(reader="sentence-transformers/all-MiniLM-L6-v2")
+
+
+def test_a_reader_that_is_a_model_is_kept_by_copies_and_named_in_json():
+    model = tiny_bert(wordpiece_tokenizer())
+    for reader, name in ((("a model", "its tokenizer"), "str"), ((model, None), "BertModel"), ("a/b", "a/b")):
+        config = DefinitionEMBConfig(reader=reader)
+        assert DefinitionEMBConfig.resolve(config, {"alpha": 0.5}).reader is reader
+        assert json.loads(json.dumps(config.to_dict()))["reader"] == name
 
 
 @pytest.mark.parametrize("in_a_file", [False, True])
@@ -201,7 +217,9 @@ def test_settings_of_the_writing_do_not_change_the_fingerprint():
 
 
 def test_every_field_is_covered_here():
-    assert {field.name for field in fields(DefinitionEMBConfig)} == {*BUILD, *WRITE, "method", "constructor"}
+    assert {field.name for field in fields(DefinitionEMBConfig)} == {
+        *(*BUILD, *WRITE, "method", "constructor", "reader")
+    }
 
 
 def test_tuples_become_lists() -> None:

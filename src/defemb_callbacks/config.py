@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -72,6 +72,15 @@ class DefinitionEMBConfig:
             "'first' state, the 'last' state, the state at the 'mask', the mean of the 'middle' layer, the means of "
             "three 'layers', and the 'bag', the mean of the definition's token embeddings. By default 'layers' and "
             "'bag' for encoders, 'last', 'middle' and 'bag' for decoders."
+        },
+    )
+    reader: Any | str | None = field(
+        default=None,
+        metadata={
+            "help": "An encoder that reads the definitions instead of the model itself: its name on the Hub or its "
+            "folder, e.g. 'sentence-transformers/all-MiniLM-L6-v2'; in Python also a SentenceTransformer, or a pair of "
+            "model and tokenizer. `features` are then its features, and the 'bag' of the model's own embeddings is "
+            "added. For models that are costly to read with, or that cannot read text by themselves."
         },
     )
     definitions_per_token: int | None = field(
@@ -182,6 +191,11 @@ class DefinitionEMBConfig:
                 raise ValueError(
                     f"`constructor` requires `method='learned'`, got `method={self.method!r}`. Set both, or neither."
                 )
+        if self.reader is not None and self.method == "learned":
+            raise ValueError(
+                f"`reader` requires `method='ridge'`, got `method='learned'` and `reader={_name_of(self.reader)!r}`. "
+                "Leave out one of them."
+            )
         self.group_edges = list(self.group_edges)  # may be a tuple
         if self.features is not None:
             self.features = distinct_choices("features", self.features, get_args(FeatureName))
@@ -215,8 +229,8 @@ class DefinitionEMBConfig:
             raise ValueError(f"`group_edges` must be two increasing shares between 0 and 1, got {self.group_edges!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as plain JSON values."""
-        return asdict(self)
+        """Return all settings as plain JSON values; a reader that is a model is represented by its name."""
+        return {**asdict(replace(self, reader=None)), "reader": _name_of(self.reader)}
 
     @property
     def blend_weight(self) -> float | None:
@@ -295,4 +309,12 @@ class DefinitionEMBConfig:
         unknown = [name for name in overrides if name not in known]
         if unknown:
             raise TypeError(f"{unknown[0]!r} is not a setting. Pass one of {', '.join(known)}.")
-        return cls(**{**(config.to_dict() if config else {}), **overrides})
+        return replace(config or cls(), **overrides)
+
+
+def _name_of(reader: Any) -> str | None:
+    if reader is None or isinstance(reader, str | Path):
+        return reader if reader is None else str(reader)
+    model = reader[0] if isinstance(reader, tuple) else getattr(reader, "model", reader)
+    model = getattr(model, "transformers_model", model)
+    return getattr(model, "name_or_path", None) or type(model).__name__

@@ -16,6 +16,8 @@ from transformers import (
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    MobileBertConfig,
+    MobileBertForMaskedLM,
     PreTrainedModel,
     T5ForConditionalGeneration,
 )
@@ -52,6 +54,28 @@ def rows_of(model: PreTrainedModel, scale: float, count: int = 50) -> tuple[Tens
 
 
 class TestProbe:
+    def test_predictions_that_are_not_finite_are_not_measured(self):
+        model = causal()
+        with torch.no_grad():
+            model.model.norm.weight[3] = float("nan")
+        with pytest.raises(ValueError, match="LlamaForCausalLM gives NaN or infinite predictions"):
+            probe(model)
+
+    def test_a_head_that_bypasses_its_output_embeddings_is_not_measured(self, caplog):
+        """MobileBERT multiplies states with two tables at once."""
+        tokenizer = wordpiece_tokenizer()
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+        widths = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}
+        model = MobileBertForMaskedLM(MobileBertConfig(vocab_size=len(tokenizer), **sizes, **widths)).eval()
+        with pytest.raises(ValueError, match="its head does not call its output embeddings"):
+            probe(model, mask_token_id=tokenizer.mask_token_id)
+        config = DefinitionEMBConfig(precision="float32")
+        before = read_table(model)
+        with caplog.at_level(logging.WARNING, "defemb_callbacks"):
+            build_definition_embeddings(model, tokenizer, tiny_glossary(), config).apply(model, config)
+        assert "predictions of MobileBertForMaskedLM cannot be measured" in caplog.text
+        assert torch.equal(read_table(model), before)
+
     def test_the_loss_is_that_of_the_model_on_each_text(self):
         model = causal()
         measured = probe(model).measure(*rows_of(model, 0.0))
@@ -230,7 +254,7 @@ class TestApply:
         with caplog.at_level(logging.WARNING, "defemb_callbacks"):
             embeddings.apply(model)
         assert torch.equal(read_table(model), before)
-        assert "cannot be measured: its states or losses on definitions are not finite" in caplog.text
+        assert "cannot be measured: LlamaForCausalLM gives NaN or infinite predictions" in caplog.text
 
     def test_two_pretraining_heads_are_read_by_their_token_predictions(self):
         tokenizer = wordpiece_tokenizer()

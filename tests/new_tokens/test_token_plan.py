@@ -15,7 +15,14 @@ from transformers import AutoTokenizer, GemmaTokenizer, LlamaTokenizer, PreTrain
 
 from defemb_callbacks.definitions import Definition
 from defemb_callbacks.new_tokens.terms import Term
-from defemb_callbacks.new_tokens.token_plan import NO_TOKEN, NOT_DEFINED, NOTHING_KNOWN, TokenPlan, plan_tokens
+from defemb_callbacks.new_tokens.token_plan import (
+    INSERTS_SPACES,
+    NO_TOKEN,
+    NOT_DEFINED,
+    NOTHING_KNOWN,
+    TokenPlan,
+    plan_tokens,
+)
 from tiny import WORDS, byte_bpe_tokenizer, gemma_tokenizer, unigram_tokenizer, wordpiece_tokenizer
 
 TERMS = ("pembrolizumab", "Röntgenium", "COVID-19", "IgG4", "β-catenin", "tokamak")
@@ -249,3 +256,12 @@ def test_added_tokens_behind_a_unigram_vocabulary_keep_their_ids():
     assert found.tokens[0].word > mask
     ids = found.after("the [MASK] lynx")["input_ids"]
     assert ids.count(mask) == ids.count(found.tokens[0].word) == 1
+
+
+def test_a_legacy_sentencepiece_tokenizer_is_refused_with_the_setting():
+    legacy = sentencepiece_bpe(partial(LlamaTokenizer, legacy=True), ("<unk>", "<s>", "</s>"))
+    assert plan(legacy, "tokamak").refused == {INSERTS_SPACES: ("tokamak",)}
+    assert "load it with `legacy=False`" in INSERTS_SPACES
+    # A phrase that no setting would allow is refused for its own reason.
+    other = sentencepiece_bpe(LlamaTokenizer, ("<unk>", "<s>", "</s>"))
+    assert not plan(other, "tokamak").refused

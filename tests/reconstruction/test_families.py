@@ -86,8 +86,8 @@ KINDS = {
     "llama": Kind(plain(LlamaForCausalLM), byte_bpe, "decoder", "<mask>", tied=False),
     "gemma": Kind(plain(GemmaForCausalLM), gemma, "decoder", "<mask>"),
     "qwen2": Kind(plain(Qwen2ForCausalLM), byte_bpe, "decoder", "<mask>"),
-    # It is bidirectional, but reads only the definition.
-    "xlnet": Kind(plain(XLNetLMHeadModel), maskless, "decoder", ""),
+    # Registered as a causal language model, but it reads in both directions.
+    "xlnet": Kind(plain(XLNetLMHeadModel), maskless, "encoder", ""),
 }
 CONSTRUCTOR: dict[str, Any] = {
     "tokens_per_batch": 256,

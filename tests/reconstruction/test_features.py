@@ -12,6 +12,8 @@ from transformers import (
     BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    FunnelBaseModel,
+    FunnelConfig,
     GPT2Model,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -224,6 +226,41 @@ def test_models_without_states_of_layers_are_read_at_the_last_layer(bert, monkey
     assert torch.equal(found, torch.cat([mean, mean], dim=1))
 
 
+@pytest.mark.parametrize("name", ["mean", "first", "last", "mask", "layers", "middle"])
+def test_states_that_are_not_one_per_token_are_averaged(name):
+    """Funnel pools its states from layer to layer."""
+    tokenizer = wordpiece_tokenizer()
+    sizes = {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64}
+    model = FunnelBaseModel(FunnelConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    texts = DefinitionTexts([[6, 50, 60, 70, 80, 90, 7]], torch.tensor([0]), torch.tensor([0]), torch.ones(1))
+    found = word_features(model, tokenizer, texts, [name], precision="float32")
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor(texts.input_ids)).last_hidden_state[0]
+    assert len(states) < 7
+    expected = {"first": states[0], "mask": states[0], "last": states[-1]}.get(name, states.mean(dim=0))
+    torch.testing.assert_close(found[0], expected)
+
+
+def test_the_bag_alone_does_not_run_the_model(bert):
+    model, tokenizer = bert
+    expected = features_of(model, tokenizer)[:, -32:]
+
+    def run(*_: Any) -> None:
+        raise AssertionError("The model was run.")
+
+    model.encoder.register_forward_pre_hook(run)
+    for precision in ("auto", "bfloat16", "float32"):
+        found = features_of(model, tokenizer, features=["bag"], precision=precision)
+        assert torch.equal(found, expected)
+
+
+def test_learned_needs_a_state_per_token():
+    sizes = {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64}
+    model = FunnelBaseModel(FunnelConfig(vocab_size=100, **sizes)).eval()
+    with pytest.raises(ValueError, match=r"FunnelBaseModel does not have one state per token\. Use `method='ridge'`"):
+        resolve_settings(DefinitionEMBConfig(method="learned"), model)
+
+
 def test_decoders_build_no_cache():
     tokenizer = gemma_tokenizer()
     model = tiny_model(LlamaForCausalLM, tokenizer)
@@ -358,7 +395,11 @@ def test_the_trial_compares_the_mean_of_each_feature(bert, monkeypatch, part, sh
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("mat1 and mat2 must have the same dtype"), NotImplementedError("no kernel")]
+    "error",
+    [
+        *(RuntimeError("mat1 and mat2 must have the same dtype"), NotImplementedError("no kernel")),
+        *(TypeError("unsupported operand type"), ValueError("dtypes differ"), AssertionError("dtype")),
+    ],
 )
 def test_models_that_fail_in_bfloat16_are_read_in_float32(bert, monkeypatch, caplog, error):
     model, tokenizer = bert

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import random
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import BertForSequenceClassification, BertModel, Trainer, TrainerCallback
+from transformers import BertForSequenceClassification, BertModel, RwkvConfig, RwkvModel, Trainer, TrainerCallback
 
 from defemb_callbacks import (
     Definition,
@@ -27,7 +28,8 @@ from defemb_callbacks import (
 )
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.embeddings.build import learning_conditions
-from defemb_callbacks.reconstruction import LearnedRows, learned_rows, with_definition_head
+from defemb_callbacks.reconstruction import LearnedRows, learned_rows, read_definitions, with_definition_head
+from defemb_callbacks.reconstruction.constructor import training
 from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words
 from defemb_callbacks.reconstruction.constructor.training import isolated_training, last_checkpoint
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
@@ -55,7 +57,8 @@ def learn(folder: Path, config: ConstructorConfig, model: Any = None, **options:
     found = definitions_of_tokens(vocabulary, load_definitions(tiny_glossary()), 8)
     defined = [(vocabulary.words[index] or "", definitions) for index, definitions in found.items()]
     return learned_rows(
-        model, tokenizer, torch.tensor(list(found)), defined, folder, precision="float32", settings=config, **options
+        *(model, tokenizer, torch.tensor(list(found)), defined, folder),
+        **{"precision": "float32", "settings": config} | options,
     )
 
 
@@ -159,6 +162,50 @@ def test_autocast_ends_with_the_constructors_training(tmp_path, model_class):
     """A model without a head is its own backbone; a recursive call would leave autocast on."""
     learn(tmp_path, settings(2, training={"bf16": True}), tiny_bert(wordpiece_tokenizer(), model_class))
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_constructor_that_fails_in_bfloat16_is_trained_in_float32(tmp_path, monkeypatch, caplog, fails):
+    """As FNet does: its Fourier transform has no bfloat16."""
+    monkeypatch.setattr(training, "has_fast_bfloat16", lambda device: True)
+    model, seen = tiny_bert(wordpiece_tokenizer()), set()
+
+    def no_bfloat16(module: Any, inputs: Any, output: Any) -> None:
+        seen.add(output.dtype)
+        if fails and output.dtype == torch.bfloat16:
+            raise RuntimeError("Unsupported dtype BFloat16")
+
+    model.encoder.layer[0].attention.self.query.register_forward_hook(no_bfloat16)
+    quick = {name: value for name, value in QUICK.items() if name != "bf16"}
+    config = ConstructorConfig(tokens_per_batch=256, patience=None, training={**quick, "max_steps": 2})
+    with caplog.at_level(logging.INFO, "defemb_callbacks"):
+        rows = learn(tmp_path, config, model, precision="auto").rows
+    assert torch.isfinite(rows).all()
+    assert seen == {torch.bfloat16, torch.float32}
+    assert ("cannot be trained in bfloat16 (Unsupported dtype BFloat16); float32 is used" in caplog.text) == fails
+    if fails:
+        with pytest.raises(RuntimeError, match="Unsupported dtype BFloat16"):
+            learn(tmp_path / "explicit", config, model, precision="bfloat16")
+
+
+def test_rwkv_is_trained_from_its_own_weights(tmp_path):
+    """It divides weights by powers of two in eval mode."""
+    tokenizer = wordpiece_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "rescale_every": 1}
+    model = RwkvModel(RwkvConfig(vocab_size=len(tokenizer), **sizes)).eval()
+    state = {name: weight.clone() for name, weight in model.state_dict().items()}
+    config = settings(3, save_to=str(tmp_path / "kept"), training={"eval_steps": 1, "save_steps": 1})
+    rows = learn(tmp_path / "run", config, model).rows
+    assert all(torch.equal(weight, state[name]) for name, weight in model.state_dict().items())
+    assert model.config.rescale_every == 1
+    # What was saved predicts what was returned.
+    defined = [(word, [Definition(word, gloss)]) for word, gloss in tiny_glossary().items()]
+    words, found = [word for word, _ in defined], [definitions for _, definitions in defined]
+    again = read_definitions(model, tokenizer, tmp_path / "kept", words, found)
+    vocabulary = read_vocabulary(tokenizer)
+    ids = list(definitions_of_tokens(vocabulary, load_definitions(tiny_glossary()), 8))
+    position = [ids.index(vocabulary.tokens.index(word)) for word in words]
+    torch.testing.assert_close(again, rows[position], rtol=1e-4, atol=1e-5)
 
 
 def test_the_constructor_is_not_sharded_by_the_launch(monkeypatch):

@@ -125,6 +125,21 @@ def test_the_mask_is_the_tokenizers_own_or_its_sentinels_or_none(make, slots):
     assert mask_text(tokenizer) == (slots[0] if slots else "")
 
 
+def test_a_mask_that_is_split_in_text_is_not_used(monkeypatch):
+    """As TapasTokenizer does, which reads tables."""
+    tokenizer = wordpiece_tokenizer()
+    call = type(tokenizer).__call__
+
+    def split(self: Any, text: Any, **options: Any) -> Any:
+        pieces = text.replace("[MASK]", "mask") if isinstance(text, str) else text
+        return call(self, pieces, **options)
+
+    assert mask_text(tokenizer) == "[MASK]"
+    monkeypatch.setattr(type(tokenizer), "__call__", split)
+    assert slot_tokens(tokenizer) == ()
+    assert mask_text(tokenizer) == ""
+
+
 @pytest.mark.parametrize(
     ("name", "slots"),
     [("roberta-base", ("<mask>",)), ("t5-small", tuple(f"<extra_id_{number}>" for number in range(4)))],

@@ -8,9 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import ByT5Tokenizer, PerceiverTokenizer
 
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, first_glosses, lemma_groups, single_words
+from defemb_callbacks.vocabulary.lookup import (
+    definitions_of_tokens,
+    first_glosses,
+    lemma_groups,
+    single_words,
+    why_none_is_defined,
+)
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from tiny import byte_bpe_tokenizer, wordpiece_tokenizer
 
@@ -82,3 +89,18 @@ def test_tokens_are_grouped_if_a_chain_of_shared_words_connects_them(words: list
             assert bool(groups[i] == groups[j]) == (i == j or bool(one & other))
     # Numbered in order of first appearance.
     assert list(dict.fromkeys(groups.tolist())) == list(range(len(groups.unique())))
+
+
+@pytest.mark.parametrize("make", [ByT5Tokenizer, PerceiverTokenizer])
+def test_a_vocabulary_of_bytes_has_no_words(make: Any) -> None:
+    vocabulary, lexicon = read_vocabulary(make()), load_definitions({"cat": "a pet"})
+    assert not definitions_of_tokens(vocabulary, lexicon, max_definitions=8)
+    assert why_none_is_defined(vocabulary, lexicon).startswith(
+        f"The vocabulary has no words: its {len(vocabulary)} tok"
+    )
+
+
+def test_a_dictionary_of_another_language_defines_nothing() -> None:
+    lexicon = load_definitions({"Katze": "ein Haustier"})
+    found = why_none_is_defined(read_vocabulary(wordpiece_tokenizer()), lexicon)
+    assert found.endswith("Pass a dictionary in the tokenizer's language, with one word per entry.")

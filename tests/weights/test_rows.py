@@ -15,8 +15,18 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BertForMaskedLM, BertModel, ViTConfig, ViTModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    BertForMaskedLM,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    ViTConfig,
+    ViTModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
+from architectures import Architecture
 from defemb_callbacks.weights.rows import bare_model, check_rows, embedding_weight, read_rows, read_table, write_rows
 from tiny import tiny_bert, wordpiece_tokenizer
 
@@ -265,4 +275,34 @@ def test_refuses_a_table_on_the_meta_device():
 )
 def test_refuses_a_model_without_token_embeddings(make, message):
     with pytest.raises(TypeError, match=message):
+        embedding_weight(make())
+
+
+def test_a_joint_model_is_refused_with_its_text_model():
+    config = CLIPConfig(
+        text_config={**SMALL, "vocab_size": 9}, vision_config={**SMALL, "image_size": 16, "patch_size": 8}
+    )
+    model = CLIPModel(config)
+    with pytest.raises(TypeError, match=r"CLIPModel has no token embeddings.*Pass the part.*: `model\.text_model`\.$"):
+        embedding_weight(model)
+    assert embedding_weight(model.text_model).shape == (9, 16)
+
+
+def test_a_text_model_that_is_not_a_model_of_its_own_is_named_by_its_class():
+    case = Architecture("owlvit", "OwlViTModel")
+    with pytest.raises(
+        TypeError, match=r"Load its text model instead, with `OwlViTTextModel\.from_pretrained\(\.\.\.\)`"
+    ):
+        embedding_weight(case.model(case.tokenizer()))
+
+
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [
+        (lambda: nn.Linear(3, 3), r"Pass the transformers model itself\.$"),
+        (lambda: ViTModel(ViTConfig(**SMALL)), r"Pass a model that reads tokens through one embedding table\.$"),
+    ],
+)
+def test_a_model_without_tokens_is_refused_with_the_cure(make, cure):
+    with pytest.raises(TypeError, match=cure):
         embedding_weight(make())

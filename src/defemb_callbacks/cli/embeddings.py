@@ -37,6 +37,7 @@ BUILD_SETTINGS = (
     "constructor",
     "table",
     "features",
+    "reader",
     "definitions_per_token",
     "max_length",
     "precision",

@@ -28,7 +28,7 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
         choices = None
         if get_origin(kind) is Literal:
             kind, choices = str, "|".join(get_args(kind))
-        elif field.name == "constructor":  # JSON text or a JSON file instead of a dict
+        elif field.name in ("constructor", "reader"):  # JSON text or a JSON file instead of a dict; a name, not a model
             kind = str | None
         option = Annotated[kind, typer.Option(metavar=choices, help=field.metadata["help"])]
         default = getattr(defaults, field.name)

@@ -19,6 +19,7 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.fingerprints import (
+    fingerprint_tables,
     fingerprint_tokenizer,
     fingerprint_weights,
     learning_conditions,
@@ -27,20 +28,29 @@ from defemb_callbacks.embeddings.fingerprints import (
 from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.progress import show_status
 from defemb_callbacks.reconstruction import (
+    DefinitionReader,
     cross_fitted_rows,
     definition_texts,
     learned_rows,
+    own_bag,
     prompt_style,
     resolve_settings,
     word_features,
 )
+from defemb_callbacks.reconstruction.backbone import reading_of
+from defemb_callbacks.reconstruction.distinct import check_distinct
 from defemb_callbacks.reconstruction.prompts import mask_text
 from defemb_callbacks.reconstruction.ridge import RidgeRows
-from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups, single_words
+from defemb_callbacks.vocabulary.lookup import (
+    definitions_of_tokens,
+    lemma_groups,
+    single_words,
+    why_none_is_defined,
+)
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
-from defemb_callbacks.weights.rows import read_rows, table_shape, transformers_model
+from defemb_callbacks.weights.rows import embedding_layer, embedding_weight, read_rows, table_shape, transformers_model
 from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_sharded
 
 logger = logging.getLogger(__name__)
@@ -48,7 +58,7 @@ logger = logging.getLogger(__name__)
 PROBE_TEXTS = 256  # definitions on which the predictions of a language model are measured
 
 # Part of every cache key. Increase it when the same input gives other rows than before.
-BUILD_VERSION = "7"
+BUILD_VERSION = "8"
 
 
 def build_definition_embeddings(
@@ -73,15 +83,16 @@ def build_definition_embeddings(
             gathered while definitions are encoded.
         tokenizer: The model's tokenizer.
         definitions: Any source that `load_definitions` accepts.
-        config: Settings of the build; settings of `DefinitionEmbeddings.apply` are ignored.
+        config: Settings of the build; settings of `DefinitionEmbeddings.apply` are ignored. With `reader`, another
+            encoder reads the definitions.
 
     Returns:
         Embeddings of the tokens that have definitions.
 
     Raises:
         FileNotFoundError: If WordNet or the dictionary file is not found.
-        ValueError: If no token of the vocabulary is in the dictionary, the tokenizer does not fit the model, or the
-            model is offloaded or sharded by FSDP2.
+        ValueError: If no token of the vocabulary is in the dictionary, the tokenizer does not fit the model, the model
+            is offloaded or sharded by FSDP2, or the settings need hidden states of text that it does not have.
         TypeError: If the model has no floating-point embedding table.
 
     Example:
@@ -100,7 +111,16 @@ def build_definition_embeddings(
     outer = transformers_model(model)
     # Without PEFT's adapters: definitions are encoded by the pretrained model.
     inner: PreTrainedModel = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
-    config = resolve_settings(config or DefinitionEMBConfig(), inner)
+    with gathered(inner):
+        config = resolve_settings(config or DefinitionEMBConfig(), inner)
+    if config.reader is None and (problem := reading_of(inner).problem):
+        logger.warning(
+            "%s cannot read text by itself (%s). Definitions are represented by the mean of their token embeddings "
+            "only, which predicts rows less well. Let another encoder read them with `reader`, e.g. "
+            "'sentence-transformers/all-MiniLM-L6-v2'.",
+            type(inner).__name__,
+            problem,
+        )
     lexicon = main_process_first(lambda: load_definitions(definitions))
     vocabulary = read_vocabulary(tokenizer, table_shape(inner, config.table)[0])
     with adapters_off(outer):
@@ -116,7 +136,10 @@ def _load_or_build(
 ) -> DefinitionEmbeddings:
     process = this_process()
     learned = config.method == "learned"
-    weights = gather_object([fingerprint_weights(model, config.table)])
+    if config.reader is None:
+        weights = gather_object([fingerprint_weights(model, config.table)])
+    else:  # the model itself is not run
+        weights = gather_object([fingerprint_tables(model, config.table)])
     # Other processes may still wait for the main process's weights, or hold different ones, until it broadcasts them.
     readers = [number for number, found in enumerate(weights) if found == weights[0]]
     key = fingerprint(
@@ -127,6 +150,7 @@ def _load_or_build(
         lexicon.fingerprint,
         *lexicon.sources,
         config.build_fingerprint,
+        *([] if config.reader is None else _fingerprints(config.reader)),
         *(learning_conditions(model, config, process.num_processes) if learned else [reading_conditions(model)]),
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
@@ -156,6 +180,10 @@ def _load_or_build(
     return embeddings
 
 
+def _fingerprints(reader: DefinitionReader) -> list[str]:
+    return [fingerprint_weights(reader.model), fingerprint_tokenizer(reader.tokenizer)]
+
+
 def _load_cached(folder: Path) -> DefinitionEmbeddings | None:
     if verify_manifest(folder) is not None:
         return None
@@ -183,10 +211,7 @@ def _build(
     most = config.definitions_per_token
     found = definitions_of_tokens(vocabulary, lexicon, most)
     if not found:
-        raise ValueError(
-            f"None of the {len(vocabulary):,} tokens has a definition in {lexicon.name} ({len(lexicon):,} words). "
-            "Pass a dictionary in the tokenizer's language, with one word per entry."
-        )
+        raise ValueError(why_none_is_defined(vocabulary, lexicon))
     ids = torch.tensor(list(found))
     words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
     max_length = min(config.max_length, tokenizer.model_max_length)
@@ -210,25 +235,31 @@ def _build(
             settings=config.constructor_config,
             table=config.table,
         )
+        check_distinct(
+            learned.rows,
+            lambda: definition_texts(words, list(found.values()), tokenizer, max_length),
+            "Use `method='ridge'`.",
+        )
         rows, details = learned.rows, {**learned.info, "constructor": config.constructor_config.to_dict()}
     else:
-        style = prompt_style(model)
-        texts = definition_texts(words, list(found.values()), tokenizer, max_length, style)
+        reader = config.reader or DefinitionReader(model, tokenizer)
+        style = prompt_style(reader.model)
+        most_tokens = min(config.max_length, reader.tokenizer.model_max_length)
+        texts = definition_texts(words, list(found.values()), reader.tokenizer, most_tokens, style)
         show_status(
             f"Rebuilding the token embeddings of {model.name_or_path or type(model).__name__} from {lexicon.name}: "
             f"{len(texts.input_ids):,} definitions of {len(words):,} tokens are encoded. The result is kept for the "
             "next run."
         )
-        with gathered(model):
+        options: dict[str, Any] = {"batch_size": config.batch_size, "readers": readers}
+        with gathered(model if config.reader is None else embedding_layer(model)):
             features = word_features(
-                model,
-                tokenizer,
-                texts,
-                config.features,
-                batch_size=config.batch_size,
-                precision=config.precision,
-                readers=readers,
+                reader.model, reader.tokenizer, texts, config.features, precision=config.precision, **options
             )
+            if config.reader is not None:
+                own = own_bag(model, tokenizer, words, list(found.values()), max_length, **options)
+                features = torch.cat([features, own], dim=1)
+        check_distinct(features, lambda: texts, "Use other `features`, or let another encoder read with `reader`.")
         targets = read_rows(model, ids, config.table)
         groups = lemma_groups(list(found.values()))
         fitted = on_main_process(lambda: _fitted(features, targets, groups, model.device))
@@ -240,6 +271,7 @@ def _build(
             "r_squared": fitted.r_squared,
         }
         details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
+        details |= {} if config.reader is None else {"reader": config.to_dict()["reader"]}
     info = {
         "model": model.name_or_path,
         "method": config.method,
@@ -284,7 +316,8 @@ def probe_texts(
 
 def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None:
     """Raise on all processes if one of them holds only a part of the model, or of a constructor, in memory."""
-    weights, problem = list(model.parameters()), None
+    tables = [embedding_weight(model), embedding_weight(model, config.table)]
+    weights, problem = list(model.parameters()) if config.reader is None else tables, None
     if any(isinstance(weight, DTensor) for weight in weights):
         problem = "sharded over processes (FSDP2 or tensor parallelism)"
     elif any(weight.is_meta and not awaits_main_process(weight) for weight in weights):

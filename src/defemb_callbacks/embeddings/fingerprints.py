@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import torch
 import xxhash
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -80,14 +82,34 @@ def fingerprint_weights(model: PreTrainedModel, table: TableName = INPUT) -> str
         ValueError: If a weight is offloaded.
     """
     backbone = getattr(model, model.base_model_prefix, model)
+    reshard(model)
+    weights = [(name, weight) for name, weight in base_weights(backbone) if "pooler" not in name]
+    return _digest(backbone, weights + _targets(model, table))
+
+
+def fingerprint_tables(model: PreTrainedModel, table: TableName = INPUT) -> str:
+    """Return a hex string of the tables that a build with a reader depends on, as `fingerprint_weights` does.
+
+    Args:
+        model: The model, which does not read the definitions itself.
+        table: The table that the rows are fitted to.
+
+    Raises:
+        ValueError: If a table is offloaded.
+    """
+    reshard(model)
+    return _digest(model, [(INPUT, embedding_weight(model)), *_targets(model, table)])
+
+
+def _targets(model: PreTrainedModel, table: TableName) -> list[tuple[str, Tensor]]:
+    return [] if table == INPUT else [(table, embedding_weight(model, table))]
+
+
+def _digest(model: nn.Module, weights: Sequence[tuple[str, Tensor]]) -> str:
     digest = xxhash.xxh3_128()
     # FSDP2 adds its own class in front of the model's.
-    digest.update(repr(next(kind for kind in type(backbone).__mro__ if not issubclass(kind, FSDPModule))).encode())
-    reshard(model)
-    targets = [] if table == INPUT else [(table, embedding_weight(model, table))]
-    for name, tensor in [*base_weights(backbone), *targets]:
-        if "pooler" in name:
-            continue
+    digest.update(repr(next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))).encode())
+    for name, tensor in weights:
         if tensor.is_meta:
             if awaits_main_process(tensor):
                 return ""

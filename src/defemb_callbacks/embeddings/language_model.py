@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defemb_callbacks.reconstruction.backbone import evaluating, last_states
+from defemb_callbacks.reconstruction.backbone import causal_logits, evaluating, last_states
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import family_of
 from defemb_callbacks.weights.distributed import on_main_process
@@ -90,7 +90,7 @@ class LanguageModelProbe:
         mask_token_id: Id of the mask token, for masked language models and encoder-decoders.
 
     Raises:
-        ValueError: If states or losses are not finite, or if the output layer reads states of another width.
+        ValueError: If the predictions are not finite, or if a head does not call its output embeddings.
     """
 
     def __init__(
@@ -110,11 +110,16 @@ class LanguageModelProbe:
             if hook is not None:
                 hook.remove()
         self.second_moment /= max(self._states, 1)
-        losses = torch.stack(self._losses)
-        if not (losses.isfinite().all() and self.second_moment.isfinite().all()):
-            raise ValueError("its states or losses on definitions are not finite.")
-        if serves_as_output(self._model, table) and not self.second_moment.any():
-            raise ValueError(f"its output layer does not read states of width {width}, the width of the table.")
+        if not self._states and serves_as_output(model, table):
+            raise ValueError(
+                f"The states that {type(self._model).__name__} multiplies with its output table cannot be read: its "
+                "head does not call its output embeddings. Set `blend` to a number to write rows regardless."
+            )
+        if not (torch.isfinite(self.second_moment).all() and torch.isfinite(torch.stack(self._losses)).all()):
+            raise ValueError(
+                f"{type(self._model).__name__} gives NaN or infinite predictions. Load it in another dtype, or repair "
+                "its weights."
+            )
 
     def measure(self, ids: Tensor, old: Tensor, new: Tensor) -> Measurement:
         """Measure the model with new rows, and restore the old ones.
@@ -177,7 +182,7 @@ class LanguageModelProbe:
 
     def _causal_logits(self, ids: Tensor) -> Tensor:
         if self._model.get_output_embeddings() is not None:
-            return self._model(input_ids=ids, use_cache=False).logits
+            return causal_logits(self._model, ids)
         # The model has another head, e.g. for classification; its language modeling head was tied to the input table.
         return nn.functional.linear(last_states(self._model, ids), embedding_weight(self._model))
 
@@ -199,7 +204,11 @@ def is_measurable(model: nn.Module, table: TableName = INPUT) -> bool:
     inner = transformers_model(model)
     if inner.get_output_embeddings() is not None:
         return True
-    return table == INPUT and family_of(inner) == "decoder" and bool(inner.config.get_text_config().tie_word_embeddings)
+    return (
+        table == INPUT
+        and family_of(inner) == "decoder"
+        and getattr(inner.config.get_text_config(), "tie_word_embeddings", False)
+    )
 
 
 def is_whole(model: nn.Module) -> bool:

@@ -19,9 +19,11 @@ from defemb_callbacks.embeddings.build import build_definition_embeddings
 from defemb_callbacks.embeddings.fingerprints import fingerprint_tokenizer, fingerprint_weights, learning_conditions
 from defemb_callbacks.new_tokens.terms import Term
 from defemb_callbacks.reconstruction import (
+    DefinitionReader,
     definition_texts,
     held_out_words,
     mapped,
+    own_bag,
     read_definitions,
     resolve_settings,
     word_features,
@@ -98,7 +100,8 @@ def rows_from_definitions(
         FileNotFoundError: If they are learned and their constructor was not kept.
     """
     rows = torch.zeros(len(terms), embeddings.rows.shape[1])
-    most = resolve_settings(config, model).definitions_per_token or 0
+    config = resolve_settings(config, model)
+    most = config.definitions_per_token or 0
     best = [[definition for definition in term.definitions if definition.rank <= most] for term in terms]
     defined = [position for position, found in enumerate(best) if found]
     if not defined:
@@ -116,10 +119,14 @@ def rows_from_definitions(
         raise ValueError("These embeddings have no map for new words: an older version built them. Build them again.")
     # Earlier versions read all models with the prompt of the mask.
     style = embeddings.info.get("prompt", "mask")
-    texts = definition_texts(words, definitions, tokenizer, max_length, style)
-    features = word_features(
-        model, tokenizer, texts, embeddings.info["features"], batch_size=batch_size, precision=config.precision
-    )
+    reader = config.reader or DefinitionReader(model, tokenizer)
+    most_tokens = min(config.max_length, reader.tokenizer.model_max_length)
+    texts = definition_texts(words, definitions, reader.tokenizer, most_tokens, style)
+    names, precision = embeddings.info["features"], config.precision
+    features = word_features(reader.model, reader.tokenizer, texts, names, batch_size=batch_size, precision=precision)
+    if config.reader is not None:
+        own = own_bag(model, tokenizer, words, definitions, config.max_length, batch_size=batch_size)
+        features = torch.cat([features, own], dim=1)
     rows[defined] = mapped(features, embeddings.feature_map)
     return rows
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    EncoderDecoderModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SpeechEncoderDecoderModel,
+    VisionEncoderDecoderModel,
+)
 
 from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
 from defemb_callbacks.weights.rows import (
@@ -65,9 +72,21 @@ def check_model(model: PreTrainedModel) -> None:
             "outside of it."
         )
     if output is not None and len(output) != len(weight):
+        # Mllama, Moshi and CPM-Ant read tokens that they cannot write, whose rows follow the vocabulary.
         raise ValueError(
             f"The output table has {len(output)} rows, but the input table has {len(weight)}. New tokens need a row in "
-            "both: resize them to the same length."
+            "both: resize them to the same length, or, if the architecture reserves the last input rows, rebuild "
+            "tokens that exist with `build_definition_embeddings`."
+        )
+    if model.config.is_encoder_decoder and not isinstance(model.get_decoder(), PreTrainedModel):
+        raise ValueError(
+            f"The decoder of {type(model).__name__} gives no access to its table, so its tables cannot grow. Rebuild "
+            "tokens that exist with `build_definition_embeddings`."
+        )
+    if not _can_resize(model):
+        raise ValueError(
+            f"{type(model).__name__} does not support resize_token_embeddings(), so its tables cannot grow. Rebuild "
+            "tokens that exist with `build_definition_embeddings`."
         )
 
 
@@ -87,7 +106,7 @@ def tables_of(model: PreTrainedModel) -> list[TableName]:
     """
     tables: list[TableName] = [INPUT]
     decoder = None
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and isinstance(model.get_decoder(), PreTrainedModel):
         decoder = embedding_weight(model.get_decoder())
         if decoder.data_ptr() != embedding_weight(model).data_ptr():
             tables.append("decoder")
@@ -105,39 +124,132 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
         model: The model.
         size: Number of rows that are needed.
         written: (n,) int64, tokens whose rows and biases the block may write.
+
+    Raises:
+        ValueError: If the grown model could not be loaded from a checkpoint.
     """
     old_size = len(embedding_weight(model))
     existing = written[written < old_size]
     rows = {table: embedding_weight(model, table).detach()[existing.to(model.device)] for table in tables_of(model)}
     bias = _output_bias(model)
     biases = None if bias is None else bias.detach()[existing.to(bias.device)]
-    record = read_new_tokens_record(model)
+    record, sizes = read_new_tokens_record(model), _vocabulary_sizes(model)
     try:
         if size > old_size:
-            _resize(model, size)
+            try:
+                _resize(model, size)
+            except NotImplementedError as error:  # raised by transformers for models whose table it cannot replace
+                raise ValueError(
+                    f"The tables of {type(model).__name__} cannot grow ({error}). Rebuild tokens that exist with "
+                    "`build_definition_embeddings`."
+                ) from error
+            _check_checkpoint(model, old_size, size)
         yield
     except BaseException:
         if len(embedding_weight(model)) != old_size:
             _resize(model, old_size)
+        for config, name, number in sizes:
+            setattr(config, name, number)
         for table, old in rows.items():
             write_rows(model, existing, old, table)
         bias = _output_bias(model)
         if bias is not None and biases is not None:
             with torch.no_grad():
                 bias[existing.to(bias.device)] = biases
-        write_new_tokens_record(model, record)
+        if read_new_tokens_record(model) != record:
+            write_new_tokens_record(model, record)
         raise
 
 
 def _resize(model: PreTrainedModel, size: int) -> None:
     old_size = len(embedding_weight(model))
-    # The new rows will be overwritten, so they need no initialization.
-    model.resize_token_embeddings(size, mean_resizing=False)
-    # transformers does not update the configs of T5Gemma's encoder and decoder, and could not load the checkpoint.
-    for name in model.config.sub_configs:
-        part = getattr(model.config, name)
-        if getattr(part, "vocab_size", None) == old_size:
-            part.vocab_size = size
+    for part in _resizable_parts(model):
+        # The new rows will be overwritten, so they need no initialization; xLSTM's would also change the old rows.
+        part._init_weights = lambda module: None  # type: ignore[method-assign]
+        try:
+            # MobileBERT has no such option.
+            quick = "mean_resizing" in inspect.signature(part.resize_token_embeddings).parameters
+            part.resize_token_embeddings(size, **({"mean_resizing": False} if quick else {}))
+        finally:
+            del part._init_weights
+    _resize_biases(model, old_size, size)
+    # transformers updates one config only: not those of T5Gemma's encoder and decoder, nor FSMT's `src_vocab_size`.
+    for config, name, number in _vocabulary_sizes(model):
+        if number == old_size:
+            setattr(config, name, size)
+
+
+@torch.no_grad()
+def _resize_biases(model: PreTrainedModel, old_size: int, size: int) -> None:
+    """Resize output biases that transformers leaves as they were, such as ESM's; new entries are zero."""
+    for module in model.modules():
+        bias = module._parameters.get("bias")
+        if bias is not None and bias.shape == (old_size,):
+            resized_bias = bias.new_zeros(size)
+            resized_bias[: min(old_size, size)] = bias[:size]
+            module.bias = torch.nn.Parameter(resized_bias, requires_grad=bias.requires_grad)
+
+
+def _can_resize(model: PreTrainedModel) -> bool:
+    """Whether the tables can grow: classes that cannot raise an error even for the size that they have."""
+    try:
+        for part in _resizable_parts(model):
+            if type(part).resize_token_embeddings is not PreTrainedModel.resize_token_embeddings:
+                part.resize_token_embeddings(len(embedding_weight(model)))
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _resizable_parts(model: PreTrainedModel) -> list[PreTrainedModel]:
+    """The models whose `resize_token_embeddings` must be called: composite models leave it to their parts for text."""
+    if isinstance(model, EncoderDecoderModel):
+        return [model.encoder, model.decoder]
+    if isinstance(model, (SpeechEncoderDecoderModel, VisionEncoderDecoderModel)):
+        return [model.decoder]
+    return [model]
+
+
+def _vocabulary_sizes(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, str, int]]:
+    """Each `vocab_size`, or entry whose name ends so, of a model's configs: its own, its parts', and nested ones."""
+    pending = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    found: dict[tuple[int, str], tuple[PreTrainedConfig, str, int]] = {}
+    seen: set[int] = set()
+    while pending:
+        config = pending.pop()
+        if id(config) in seen:
+            continue
+        seen.add(id(config))
+        for name, value in vars(config).items():
+            if isinstance(value, PreTrainedConfig):
+                pending.append(value)
+            elif name.endswith("vocab_size") and isinstance(value, int):
+                found[id(config), name] = (config, name, value)
+    return list(found.values())
+
+
+def _check_checkpoint(model: PreTrainedModel, old_size: int, size: int) -> None:
+    """Raise if a model that is created from the config has tables of another size, so that it could not be loaded."""
+    kind = type(model).__name__
+    try:
+        config = type(model.config).from_dict(model.config.to_dict())
+        with torch.device("meta"):  # allocates nothing
+            created = type(model)(config)
+    except ValueError as error:
+        raise ValueError(
+            f"The tables of {kind} cannot grow, because its config would not be valid ({error}). Rebuild tokens that "
+            "exist with `build_definition_embeddings`."
+        ) from error
+    shapes = {name: tensor.shape for name, tensor in created.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        expected = shapes.get(name, tensor.shape)
+        # Other differences, such as those of quantized layers, have other causes.
+        if expected != tensor.shape and {old_size, size} & {*expected, *tensor.shape}:
+            raise ValueError(
+                f"The tables of {kind} cannot grow: {name} has shape {tuple(tensor.shape)}, but its config describes "
+                f"{tuple(expected)}, so a checkpoint could not be loaded. Rebuild tokens that exist with "
+                "`build_definition_embeddings`."
+            )
 
 
 @torch.no_grad()

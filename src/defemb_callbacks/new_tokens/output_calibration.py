@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defemb_callbacks.reconstruction.backbone import evaluating
+from defemb_callbacks.reconstruction.backbone import causal_logits, evaluating
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import family_of
 
@@ -211,4 +211,4 @@ def predictions(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Itera
     with evaluating(model):
         for batch in equal_length_batches([len(text) for text in texts], _BATCH_SIZE):
             ids = torch.tensor([texts[index] for index in batch], device=model.device)
-            yield ids, model(input_ids=ids, use_cache=False).logits
+            yield ids, causal_logits(model, ids)

@@ -131,6 +131,22 @@ def model_kind(tokenizer: PreTrainedTokenizerBase) -> str:
     return type(tokenizer.backend_tokenizer.model).__name__ if tokenizer.is_fast else ""
 
 
+def inserts_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a BPE tokenizer puts a space in front of each stretch of text between added tokens.
+
+    These are SentencePiece tokenizers with `legacy=True`.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    if model_kind(tokenizer) != "BPE":
+        return False
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    steps = [state["normalizer"] or {}, state["pre_tokenizer"] or {}]
+    steps += [step for outer in steps for name in ("normalizers", "pretokenizers") for step in outer.get(name, [])]
+    return any(step.get("type") == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
+
+
 def at_word_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """Return a text with a leading space if the tokenizer needs one to recognize the start of a word.
 

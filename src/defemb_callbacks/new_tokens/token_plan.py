@@ -15,6 +15,7 @@ from defemb_callbacks.new_tokens.token_forms import (
     add_forms,
     at_word_start,
     id_of,
+    inserts_spaces,
     known_id,
     model_kind,
 )
@@ -22,6 +23,10 @@ from defemb_callbacks.new_tokens.token_forms import (
 # Each form is checked alone, in running text, before punctuation and in brackets.
 CONTEXTS = ("{}", "the {} is", "of {}.", "({})")
 NO_TOKEN = "split by the tokenizer, or decoded to another text"
+INSERTS_SPACES = (
+    f"{NO_TOKEN}, because this tokenizer inserts a space after every added token; load it with `legacy=False` to get "
+    "`prepend_scheme='first'`"
+)
 NOT_DEFINED = "already a token, and without a definition"
 NOTHING_KNOWN = "neither a definition nor known sub-tokens"
 
@@ -154,7 +159,7 @@ def plan_tokens(tokenizer: PreTrainedTokenizerBase, terms: Sequence[Term], words
             word, bare = (ids["word"], ids.get("bare")) if "word" in ids else (ids["bare"], None)
             tokens.append(TermToken(term, word, bare, True, candidates.pieces(term.text)))
         else:
-            reasons[term.text] = NO_TOKEN
+            reasons[term.text] = INSERTS_SPACES if inserts_spaces(before) else NO_TOKEN
     refused = {
         reason: tuple(text for text, found in reasons.items() if found == reason)
         for reason in dict.fromkeys(reasons.values())

@@ -8,12 +8,14 @@ from defemb_callbacks.reconstruction.constructor.learned_rows import (
     read_definitions,
 )
 from defemb_callbacks.reconstruction.definition_head import DefinitionEMBMixin, with_definition_head
-from defemb_callbacks.reconstruction.features import resolve_settings, word_features
+from defemb_callbacks.reconstruction.features import own_bag, resolve_settings, word_features
 from defemb_callbacks.reconstruction.prompts import definition_texts, prompt_style
+from defemb_callbacks.reconstruction.reader import DefinitionReader
 from defemb_callbacks.reconstruction.ridge import cross_fitted_rows, mapped
 
 __all__ = [
     "DefinitionEMBMixin",
+    "DefinitionReader",
     "LearnedRows",
     "cross_fitted_rows",
     "definition_texts",
@@ -21,6 +23,7 @@ __all__ = [
     "last_states",
     "learned_rows",
     "mapped",
+    "own_bag",
     "prompt_style",
     "read_definitions",
     "resolve_settings",

@@ -3,21 +3,73 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, RwkvModel
+
+from defemb_callbacks.reconstruction.reading import (
+    Reading,
+    declared_reading,
+    observed_reading,
+    run,
+    states_in,
+    states_of,
+)
+from defemb_callbacks.weights.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
 
+# Observed once per model. Weights may change afterwards, but how a model reads does not depend on them.
+_OBSERVED: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
+
+
+def reading_of(model: PreTrainedModel) -> Reading:
+    """Return how a model reads text: observed on a few tokens, or from its config if its weights are elsewhere.
+
+    Args:
+        model: Any model.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> reading_of(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)))
+        Reading(part='transformer', problem='', width=4, per_token=True, ahead=False)
+    """
+    model = _without_adapters(model)
+    if model not in _OBSERVED:
+        if any(is_sharded(weight) or weight.is_meta for weight in model.parameters()):
+            return declared_reading(model)
+        devices = [model.device] if model.device.type == "cuda" else []
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
+            _OBSERVED[model] = observed_reading(model)
+    return _OBSERVED[model]
+
+
+def same_reading(model: PreTrainedModel, original: PreTrainedModel) -> None:
+    """Note that a model reads as another one with the same parts, so that it is not tried again.
+
+    Args:
+        model: The model.
+        original: The model whose parts it has.
+    """
+    reading_of(original)
+    if (known := _OBSERVED.get(_without_adapters(original))) is not None:
+        _OBSERVED[model] = known
+
+
+def _without_adapters(model: Any) -> PreTrainedModel:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
 
 def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model without its head; for an encoder-decoder, its encoder.
+    """Return the part of a model that reads text.
+
+    This is the model without its head; for an encoder-decoder, its encoder; for a model that reads images or sound as
+    well, its language model or decoder if the whole model needs more than text.
 
     Args:
         model: Any model.
@@ -28,7 +80,17 @@ def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
         >>> type(backbone_of(BertForMaskedLM(config))).__name__
         'BertModel'
     """
-    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, model.base_model_prefix, model)
+    return _without_adapters(model).get_submodule(reading_of(model).part)  # type: ignore[return-value]
+
+
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Return whether a model is an encoder-decoder whose encoder reads text.
+
+    Args:
+        model: Any model.
+    """
+    model = _without_adapters(model)
+    return model.config.is_encoder_decoder and backbone_of(model) is model.get_encoder()
 
 
 def last_states(
@@ -60,17 +122,38 @@ def last_states(
         >>> last_states(BertForMaskedLM(config), torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 4])
     """
-    states = _backbone_output(model, input_ids, attention_mask, weights, forward).last_hidden_state
+    backbone = backbone_of(model)
+    states = states_of(backbone, input_ids, attention_mask=attention_mask, weights=weights, forward=forward)
     if decoder_input_ids is None:
         return states
-    output = model.get_decoder()(
-        input_ids=decoder_input_ids,
+    return states_of(
+        _decoder_of(model),
+        decoder_input_ids,
         encoder_hidden_states=states,
         encoder_attention_mask=attention_mask,
-        use_cache=False,
-        return_dict=True,
     )
-    return output.last_hidden_state
+
+
+def causal_logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Compute the logits, (batch, length, vocabulary), of a causal language model on text.
+
+    If the whole model needs more than text, as a speech recognizer does, its decoder is read alone.
+
+    Args:
+        model: A model of family "decoder" with output embeddings.
+        input_ids: (batch, length) int64, without padding.
+    """
+    if backbone_of(model) is _without_adapters(model).base_model:
+        return model(input_ids=input_ids, use_cache=False).logits
+    return model.get_output_embeddings()(last_states(model, input_ids))
+
+
+def _decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The decoder of an encoder-decoder, without a head, also inside another model."""
+    decoder = model.get_decoder()
+    while isinstance(decoder, PreTrainedModel) and (inner := decoder.get_decoder()) is not decoder:
+        decoder = inner
+    return decoder
 
 
 def layer_states(
@@ -94,50 +177,33 @@ def layer_states(
         >>> [states.shape for states in layer_states(BertForMaskedLM(config), torch.tensor([[1, 2, 3]]))]
         [torch.Size([1, 3, 4]), torch.Size([1, 3, 4])]
     """
-    output = _backbone_output(model, input_ids, None, weights, None, output_hidden_states=True)
-    last = output.last_hidden_state
+    output = run(backbone_of(model), input_ids, weights=weights, output_hidden_states=True)
+    last = states_in(output)
     hidden = getattr(output, "hidden_states", None) or ()
     # The final entry of `hidden_states` lacks the final norm in some models.
-    if len(hidden) > 1 and all(states.shape[:2] == last.shape[:2] for states in hidden[1:]):
+    if last is not None and len(hidden) > 1 and all(states.shape[:2] == last.shape[:2] for states in hidden[1:]):
         return [*hidden[1:-1], last]
     logger.info(
         "%s does not return the hidden states of its layers; only the last hidden states are used.",
         type(model).__name__,
     )
-    return [last]
+    return [last_states(model, input_ids, weights=weights) if last is None else last]
 
 
-def _backbone_output(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    weights: Mapping[str, Tensor] | None,
-    forward: Callable[..., Any] | None,
-    **options: Any,
-) -> Any:
-    backbone = backbone_of(model)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "return_dict": True, **options}
-    if _has_cache(type(backbone)):
-        inputs["use_cache"] = False
-    if weights is not None:
-        return functional_call(backbone, dict(weights), (), inputs)
-    return (forward or backbone)(**inputs)
-
-
-def _has_cache(backbone: type[PreTrainedModel]) -> bool:
-    """Whether the forward pass of a class of models, or of one that it extends, has a `use_cache` argument."""
-    forwards = [vars(cls)["forward"] for cls in backbone.__mro__ if "forward" in vars(cls)]
-    return any("use_cache" in inspect.signature(forward).parameters for forward in forwards)
-
-
+@torch.no_grad()
 def width_of_states(model: PreTrainedModel) -> int:
-    """Return the width of a model's hidden states; for an encoder-decoder, the decoder's.
+    """Return the width of the states that a definition head reads; for an encoder-decoder, the decoder's.
 
     Args:
         model: Any model.
     """
-    config = model.config.get_text_config(decoder=True) if model.config.is_encoder_decoder else model.config
-    return config.get_text_config().hidden_size
+    if not has_decoder(model):
+        return reading_of(model).width
+    if any(is_sharded(weight) or weight.is_meta for weight in model.parameters()):
+        return model.config.get_text_config(decoder=True).hidden_size
+    with evaluating(model):
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        return last_states(model, ids, decoder_input_ids=ids).shape[-1]
 
 
 def has_fast_bfloat16(device: str) -> bool:
@@ -155,13 +221,45 @@ def has_fast_bfloat16(device: str) -> bool:
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Context manager that sets eval mode, which also disables NEFTune's noise, and restores each module's mode.
 
+    Weights stay as they are, also those of RWKV, which divides them by powers of two when it is evaluated.
+
     Args:
         model: The model.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with unscaled(model):
+            yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def unscaled(model: nn.Module) -> Iterator[None]:
+    """Context manager in which RWKV does not divide its weights in place, as it does in eval mode.
+
+    This only prevents overflows in float16, but weights that are saved or compared meanwhile would be others.
+
+    Args:
+        model: Any model.
+    """
+    parts = [module for module in model.modules() if isinstance(module, RwkvModel)]
+    before = [(part, part.layers_are_rescaled, part.config.rescale_every) for part in parts]
+    for part in parts:
+        _rescale(part, False)
+        part.config.rescale_every = 0
+    try:
+        yield
+    finally:
+        for part, rescaled, every in before:
+            part.config.rescale_every, part.layers_are_rescaled = every, False
+            _rescale(part, rescaled)
+
+
+def _rescale(model: RwkvModel, wanted: bool) -> None:
+    training = model.training
+    model.training = not wanted
+    model._rescale_layers()  # does nothing if they are already
+    model.training = training

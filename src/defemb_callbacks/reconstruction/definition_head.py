@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
-from defemb_callbacks.reconstruction.backbone import backbone_of, last_states, width_of_states
+from defemb_callbacks.reconstruction.backbone import backbone_of, last_states, same_reading, width_of_states
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight
 
 
@@ -169,6 +169,7 @@ def with_definition_head(
     wrapped.config = copy.deepcopy(model.config)  # `save_pretrained` writes the class name into it
     weight = embedding_weight(model, table)
     width, hidden = weight.shape[1], width_of_states(model)
+    same_reading(wrapped, model)
     wrapped.definition_head = nn.Linear(hidden, width, bias=False, device=weight.device, dtype=weight.dtype)
     nn.init.normal_(wrapped.definition_head.weight, std=hidden**-0.5)
     targets = None if table == INPUT else weight.detach().clone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, reduce
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.definitions import Definition
 from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import (
     backbone_of,
@@ -19,9 +21,12 @@ from defemb_callbacks.reconstruction.backbone import (
     has_fast_bfloat16,
     last_states,
     layer_states,
+    reading_of,
 )
 from defemb_callbacks.reconstruction.batching import equal_length_batches
-from defemb_callbacks.reconstruction.prompts import DefinitionTexts, family_of, mask_text
+from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, family_of, mask_text
+from defemb_callbacks.reconstruction.reader import DefinitionReader
+from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
 from defemb_callbacks.weights.distributed import this_process
 from defemb_callbacks.weights.rows import embedding_weight, table_shape
 
@@ -39,15 +44,20 @@ INTERMEDIATE = ("layers", "middle")
 
 
 def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> DefinitionEMBConfig:
-    """Replace `None` in `features` and `definitions_per_token` with the defaults for a model.
+    """Replace `None` in `features` and `definitions_per_token` with the defaults for a model, and open its reader.
 
     Encoders, also those of encoder-decoders, use 8 definitions and the features "layers" and "bag"; decoders, which
     cost more, use 2 definitions and "last", "middle" and "bag". If these have more than `MAX_WIDTH` numbers, only the
-    last layer is used: "mean" and "bag", or "last" and "bag".
+    last layer is used: "mean" and "bag", or "last" and "bag". A model that cannot read text by itself has only "bag".
+    With `reader`, the features are those of the reader.
 
     Args:
         config: Settings.
         model: Any model.
+
+    Raises:
+        ValueError: If the settings need hidden states of text that the model, or the reader, does not have.
+        TypeError: If the model has no embedding table.
 
     Example:
         >>> from transformers import GPT2Config, GPT2Model
@@ -56,10 +66,17 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
         >>> config.features, config.definitions_per_token
         (['last', 'middle', 'bag'], 2)
     """
-    decoder = family_of(model) == "decoder"
-    backbone = backbone_of(model).config.get_text_config()
-    states, bag = backbone.hidden_size, table_shape(model)[1]
-    if decoder:
+    own = table_shape(model)[1]  # raises if the model has no table
+    if config.reader is not None:
+        config = replace(config, reader=DefinitionReader.of(config.reader, model.device))
+        model = config.reader.model
+    reading = reading_of(model)
+    _check_method(config, model)
+    decoder = reading.reads and family_of(model) == "decoder"
+    states, bag = reading.width, own + (0 if config.reader is None else table_shape(model)[1])
+    if not reading.reads:
+        features = ["bag"]
+    elif decoder:
         features = ["last", "middle", "bag"] if 2 * states + bag <= MAX_WIDTH else ["last", "bag"]
     else:
         features = ["layers", "bag"] if 3 * states + bag <= MAX_WIDTH else ["mean", "bag"]
@@ -70,6 +87,27 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
         features=config.features or features,
         definitions_per_token=config.definitions_per_token or definitions,
     )
+
+
+def _check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
+    """Raise if the settings need states that the model does not have."""
+    reading, name = reading_of(model), type(model).__name__
+    if config.method == "learned" and not reading.reads:
+        raise ValueError(
+            f"`method='learned'` trains a copy of the model to read definitions, but {name} cannot read text by "
+            f"itself ({reading.problem}). Use `method='ridge'`, with `reader` if another encoder should read."
+        )
+    if config.method == "learned" and not reading.per_token:
+        raise ValueError(
+            f"`method='learned'` reads the state of one token, but {name} does not have one state per token. "
+            "Use `method='ridge'`."
+        )
+    unread = [] if reading.reads else [feature for feature in config.features or [] if feature != "bag"]
+    if unread:
+        raise ValueError(
+            f"{name} cannot read text by itself ({reading.problem}), so it has no feature {unread[0]!r}. Use "
+            "`features=['bag']`, or let another encoder read with `reader`."
+        )
 
 
 def word_features(
@@ -96,7 +134,9 @@ def word_features(
             "middle" (the same mean of the middle layer), "first" and "last" (last hidden state of the first token and
             of the last token that is not special), "mask" (last hidden state of the mask, or of the first token
             without a mask) and "bag" (mean of the input embeddings without special tokens and mask). "layers" and
-            "middle" are read from the last layer if the model does not return the hidden states of its layers.
+            "middle" are read from the last layer if the model does not return the hidden states of its layers. If it
+            has fewer or more states than tokens, means are taken over all states. With "bag" alone, the model is not
+            run.
         batch_size: Number of texts per batch.
         precision: "float32", "bfloat16", or "auto": bfloat16 where it is fast and gives the same features.
         readers: Indices of the processes that share the encoding. All processes of the launch must then call this
@@ -171,12 +211,15 @@ class _TextReader:
         self.mask_id = tokenizer.get_vocab()[mask] if mask else -1
         self.table = embedding_weight(model).detach()
         # Decided once, so that the features of all texts, on all processes, have the same width.
+        self.needs_states = any(name != "bag" for name in features)
         needs_layers = any(name in INTERMEDIATE for name in features)
         self.layers = len(layer_states(model, torch.tensor([longest], device=model.device))) if needs_layers else 1
 
     def parts(self, input_ids: Tensor, weights: dict[str, Tensor] | None = None) -> list[Tensor]:
         """Compute each feature of a batch of texts, (batch, width) float32."""
-        if self.layers > 1:
+        if not self.needs_states:
+            layers = [self.table[input_ids]]
+        elif self.layers > 1:
             layers = layer_states(self.model, input_ids, weights=weights)
         else:
             layers = [last_states(self.model, input_ids, weights=weights)]
@@ -187,22 +230,51 @@ class _TextReader:
         content = ~torch.isin(input_ids, self.special)
         # A text that consists of special tokens only is averaged as a whole.
         content |= ~content.any(dim=1, keepdim=True)
-        last_content = content.shape[1] - 1 - content.flip(1).int().argmax(dim=1)
+        if last.shape[1] == input_ids.shape[1]:
+            read_states, at_mask = content | is_mask, is_mask.int().argmax(dim=1)
+            at_last = content.shape[1] - 1 - content.flip(1).int().argmax(dim=1)
+        else:  # which states belong to which tokens is unknown
+            read_states = torch.ones(last.shape[:2], dtype=torch.bool, device=last.device)
+            at_mask, at_last = torch.zeros_like(text), torch.full_like(text, last.shape[1] - 1)
 
         def mean(layer: int) -> Tensor:
             states = last if layer == self.layers else layers[layer - 1].float().to(input_ids.device)
-            return _mean(states, content | is_mask)
+            return _mean(states, read_states)
 
         read = {
             "mean": lambda: mean(self.layers),
             "layers": lambda: torch.cat([mean(layer) for layer in _spread_layers(self.layers)], dim=1),
             "middle": lambda: mean((self.layers + 1) // 2),
             "first": lambda: last[:, 0],
-            "last": lambda: last[text, last_content],
-            "mask": lambda: last[text, is_mask.int().argmax(dim=1)],
+            "last": lambda: last[text, at_last],
+            "mask": lambda: last[text, at_mask],
             "bag": lambda: _mean(self.table[input_ids].float(), content),
         }
         return [read[name]() for name in self.features]
+
+
+def own_bag(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    words: Sequence[str],
+    definitions: Sequence[Sequence[Definition]],
+    max_length: int,
+    **options: Any,
+) -> Tensor:
+    """Mean of a model's own token embeddings in the definitions of each word, for use beside a reader's features.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        words: Words, spelled as in the vocabulary.
+        definitions: Definitions of each word, at least one.
+        max_length: Maximum number of tokens of a definition.
+        **options: Further arguments of `word_features`.
+    """
+    max_length = min(max_length, tokenizer.model_max_length)
+    return word_features(
+        model, tokenizer, definition_texts(words, definitions, tokenizer, max_length), ["bag"], **options
+    )
 
 
 def _spread_layers(number: int) -> list[int]:
@@ -220,7 +292,8 @@ def _lower_precision(
 ) -> dict[str, Tensor] | None:
     """The backbone's weights in bfloat16 if requested, or if that is fast here and gives the same features."""
     model = reader.model
-    if precision == "float32" or (precision == "auto" and not has_fast_bfloat16(model.device.type)):
+    emulated = precision == "auto" and not has_fast_bfloat16(model.device.type)
+    if precision == "float32" or emulated or not reader.needs_states:
         return None
     # autocast would make the same copies, and convert every activation besides.
     backbone = backbone_of(model)
@@ -234,7 +307,9 @@ def _lower_precision(
         exact = reader.parts(input_ids)
         try:
             rounded = reader.parts(input_ids, weights)
-        except Exception as error:  # noqa: BLE001 - models that mix dtypes fail in different ways
+        except torch.OutOfMemoryError:
+            raise
+        except FORWARD_ERRORS as error:  # only parameters are in bfloat16, not buffers and constants
             logger.info("The model cannot be read in bfloat16 (%s); float32 is used.", error)
             return None
         cosines.append(torch.stack([torch.cosine_similarity(a, b) for a, b in zip(exact, rounded, strict=True)]))

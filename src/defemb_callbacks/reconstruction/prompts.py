@@ -10,14 +10,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.definitions import Definition
+from defemb_callbacks.reconstruction.backbone import has_decoder, reading_of
 
 Family = Literal["encoder", "encoder-decoder", "decoder"]
 PromptStyle = Literal["mask", "synonyms"]
@@ -32,7 +28,8 @@ _SENTINELS = tuple(f"<extra_id_{number}>" for number in range(4))
 def family_of(model: PreTrainedModel) -> Family:
     """Family of a model: bidirectional ("encoder"), left to right ("decoder"), or "encoder-decoder".
 
-    It is determined from the model's config and transformers' registry of model types.
+    It is what the model does, not what it is called: a model is bidirectional if a later token changes the state of an
+    earlier one. Only where its weights are elsewhere (sharded, offloaded), transformers' registry is asked.
 
     Args:
         model: Any model.
@@ -44,18 +41,17 @@ def family_of(model: PreTrainedModel) -> Family:
         >>> family_of(GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)))
         'decoder'
     """
-    config = type(model.config)
-    if model.config.is_encoder_decoder:
+    if has_decoder(model):
         return "encoder-decoder"
-    only_causal = config in MODEL_FOR_CAUSAL_LM_MAPPING and config not in MODEL_FOR_MASKED_LM_MAPPING
-    return "decoder" if only_causal or getattr(model.config, "is_decoder", False) else "encoder"
+    return "encoder" if reading_of(model).ahead else "decoder"
 
 
 def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """Return the tokens that replace the first, second, … sub-token of the defined word; `()` if there are none.
 
     This is the mask token; otherwise T5's sentinels, one per sub-token, the fourth for all further ones; otherwise an
-    entry that is spelled like a mask token (Gemma has one that its tokenizer does not declare).
+    entry that is spelled like a mask token (Gemma has one that its tokenizer does not declare). A token that the
+    tokenizer splits in text is not used.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -67,11 +63,17 @@ def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         >>> slot_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]"))
         ('[MASK]',)
     """
-    if tokenizer.mask_token is not None:
-        return (tokenizer.mask_token,)
     known = tokenizer.get_vocab()
-    sentinels = tuple(token for token in _SENTINELS if token in known)
-    return sentinels or tuple(token for token in ("<mask>", "[MASK]") if token in known)[:1]
+    own = () if tokenizer.mask_token is None else (tokenizer.mask_token,)
+    for names, most in ((own, 1), (_SENTINELS, len(_SENTINELS)), (("<mask>", "[MASK]"), 1)):
+        if found := tuple(name for name in names if name in known and _is_read_whole(name, tokenizer))[:most]:
+            return found
+    return ()
+
+
+def _is_read_whole(token: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    ids = tokenizer(f"{token}: a", return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    return ids.count(tokenizer.get_vocab()[token]) == 1
 
 
 def mask_text(tokenizer: PreTrainedTokenizerBase) -> str:

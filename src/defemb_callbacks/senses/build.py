@@ -16,7 +16,7 @@ from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.senses.clustering import kmeans, markov_number, silhouette_number, silhouette_score
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.model import require_no_senses, state_width
+from defemb_callbacks.senses.model import require_states, state_width
 from defemb_callbacks.senses.sampling import plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.distributed import broadcast_tensors
@@ -54,8 +54,8 @@ def build_sense_dictionary(
 
     Raises:
         TypeError: If `texts` is a single string or a stream.
-        ValueError: If a setting is out of range, `texts` is empty, the tokenizer does not match the model, or the
-            states of the model are replaced with senses.
+        ValueError: If a setting is out of range, `texts` is empty, the tokenizer does not match the model, the
+            states of the model are replaced with senses, or it does not have one state per token.
         ImportError: If `rule="silhouette"` and scikit-learn is not installed.
 
     Example:
@@ -65,7 +65,7 @@ def build_sense_dictionary(
     config = SenseConfig.resolve(config, overrides)
     if config.rule == "silhouette":
         silhouette_score()  # fail before the texts are read
-    require_no_senses(model)
+    require_states(model)
     vocabulary = read_vocabulary(tokenizer, len(embedding_weight(model)))
     tokenized = tokenize_texts(tokenizer, texts, config.max_length)
     plan = plan_samples(tokenized.ids, len(vocabulary), config.samples, config.seed)

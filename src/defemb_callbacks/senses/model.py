@@ -7,13 +7,15 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
-from defemb_callbacks.reconstruction.backbone import backbone_of
+from defemb_callbacks.reconstruction.backbone import backbone_of, reading_of
 from defemb_callbacks.senses.dictionary import SenseDictionary
+from defemb_callbacks.senses.placement import Place, all_changed, places, returned_states, task_outputs, with_states
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import bare_model, embedding_weight
 
@@ -28,6 +30,7 @@ class SenseLayer(nn.Module):
         dictionary: The senses.
         input_ids: Token ids of the current forward pass.
         recorded: A list that collects token ids and original states of each forward pass, or `None`.
+        probing: Whether states are replaced with arbitrary ones, to test whether the output depends on them.
         hook: The hook on the submodule whose output is replaced; `None` if it is the backbone's own output.
     """
 
@@ -36,27 +39,29 @@ class SenseLayer(nn.Module):
         self.dictionary = dictionary
         self.input_ids: Tensor | None = None
         self.recorded: list[tuple[Tensor, Tensor]] | None = None
+        self.probing = False
         self.hook: RemovableHandle | None = None
 
     def replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Replace the states in a module's output, which is a tuple or a `ModelOutput`."""
+        """Replace the states in a module's output, which is a tensor, a tuple or a `ModelOutput`."""
         if self.input_ids is None:
+            if self.probing:
+                return output
             raise ValueError(
                 "`backbone.forward` was bypassed, as nn.DataParallel does. Start one process per device with torchrun "
                 "or accelerate launch."
             )
-        states = output[0]
+        states = returned_states(output)
+        assert states is not None
         ids, self.input_ids = self.input_ids.to(states.device), None
+        if self.probing:
+            return with_states(output, states.flip(-1) + 1)
         if self.recorded is not None:
             self.recorded.append((ids, states))
         # The layers of a model may be distributed over several devices.
         if self.dictionary.vectors.device != states.device:
             self.dictionary.to(states.device)
-        senses = self.dictionary.lookup(states, ids)
-        if isinstance(output, tuple):
-            return (senses, *output[1:])
-        output.last_hidden_state = senses
-        return output
+        return with_states(output, self.dictionary.lookup(states, ids))
 
 
 def require_no_senses(model: PreTrainedModel) -> None:
@@ -65,7 +70,7 @@ def require_no_senses(model: PreTrainedModel) -> None:
     Raises:
         ValueError: If `with_senses` was applied to the model.
     """
-    if isinstance(getattr(backbone_of(model), "senses", None), SenseLayer):
+    if _reader_with_senses(model) is not None:
         raise ValueError("The hidden states of this model are already senses. Call without_senses(model) first.")
 
 
@@ -121,10 +126,29 @@ def check_tokenizer(dictionary: SenseDictionary, tokenizer: PreTrainedTokenizerB
         )
 
 
+def require_states(model: PreTrainedModel) -> None:
+    """Check that a model has a hidden state of its own for each token of a text.
+
+    Raises:
+        ValueError: If the model cannot read text alone, returns fewer states than tokens, or `with_senses` was applied.
+    """
+    require_no_senses(model)
+    reading, kind = reading_of(model), type(model).__name__
+    if not reading.reads:
+        raise ValueError(
+            f"{kind} cannot read text by itself ({reading.problem}), so its tokens have no hidden states to cluster. "
+            "Pass a model that reads text alone."
+        )
+    if not reading.per_token:
+        raise ValueError(
+            f"{kind} does not return one hidden state per token, so they cannot be senses of tokens. Pass a model that "
+            "does."
+        )
+
+
 def state_width(model: PreTrainedModel) -> int:
     """Width d of the hidden states of a model's backbone."""
-    width: int = backbone_of(model).config.get_text_config().hidden_size
-    return width
+    return reading_of(model).width
 
 
 def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
@@ -138,7 +162,7 @@ def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         layer: SenseLayer = self.senses
         layer.input_ids = args[0] if args else kwargs.get("input_ids")
-        if layer.input_ids is None:
+        if layer.input_ids is None and not layer.probing:
             raise ValueError("A model with senses requires `input_ids`, got None. Do not pass `inputs_embeds` instead.")
         output = original.forward(self, *args, **kwargs)
         return output if layer.hook is not None else layer.replace_output(self, args, output)
@@ -170,7 +194,8 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
 
     Raises:
         ValueError: If the dictionary belongs to another model, tokenizer, width or layer, if the model has senses
-            already, or if accelerate has prepared it for mixed precision.
+            already, if accelerate has prepared it for mixed precision, or if its output does not depend on the replaced
+            states, which is tested on a short text.
 
     Example:
         >>> model = with_senses(model, dictionary)  # doctest: +SKIP
@@ -188,11 +213,60 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
             "accelerator.unwrap_model(model, keep_fp32_wrapper=False)."
         )
     check_model(dictionary, model, force=force)
-    backbone.senses = SenseLayer(dictionary.to(model.device))
-    if getattr(backbone, "pooler", None) is not None:  # the pooler is inside the backbone, as in BERT and RoBERTa
-        backbone.senses.hook = backbone.encoder.register_forward_hook(backbone.senses.replace_output)
-    backbone.__class__ = _class_with_senses(type(backbone))
-    return model
+    dictionary.to(model.device)
+    input_ids = _probe_text(dictionary, model)
+    try:
+        before = task_outputs(model, input_ids)
+        candidates = places(model, input_ids)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be run on text alone ({error}), so senses would not reach its output. Pass "
+            "the part of it that reads text, e.g. `model.text_model` or `model.get_decoder()`, and build the "
+            "dictionary from this part."
+        ) from error
+    for place in candidates:
+        _replace_states(place, SenseLayer(dictionary))
+        reached = False
+        try:
+            reached = _reaches_output(model, input_ids, before)
+        finally:
+            if not reached:
+                without_senses(model)
+        if reached:
+            return model
+    raise ValueError(
+        f"The output of {type(model).__name__} does not depend on the hidden states that senses replace, those of its "
+        f"{type(backbone).__name__}. Pass the part whose states its head reads, e.g. `model.get_decoder()`, and build "
+        "the dictionary from this part."
+    )
+
+
+def _probe_text(dictionary: SenseDictionary, model: PreTrainedModel) -> Tensor:
+    """A text of up to 8 tokens with senses, which ends like a text: (1, length) int64."""
+    ends = getattr(getattr(backbone_of(model), "config", model.config), "eos_token_id", None)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ids = [index for index in dictionary.offsets.diff().nonzero().flatten().tolist() if index not in ends]
+    # Frequent tokens come first in most vocabularies, but so do special tokens.
+    middle = ids[len(ids) // 2 :][:8] or [0]
+    return torch.tensor([[*middle, *ends[:1]]], device=model.device)
+
+
+def _replace_states(place: Place, layer: SenseLayer) -> None:
+    reader: Any = place.reader
+    reader.senses = layer
+    if place.inside is not None:
+        layer.hook = place.inside.register_forward_hook(layer.replace_output)
+    reader.__class__ = _class_with_senses(type(reader))
+
+
+def _reaches_output(model: PreTrainedModel, input_ids: Tensor, before: list[Tensor]) -> bool:
+    """Whether the output of a model with senses depends on the replaced states."""
+    layer = sense_layer(model)
+    layer.probing = True
+    try:
+        return all_changed(before, task_outputs(model, input_ids))
+    finally:
+        layer.probing, layer.input_ids = False, None
 
 
 def without_senses(model: PreTrainedModel) -> PreTrainedModel:
@@ -202,11 +276,11 @@ def without_senses(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: If the model has no senses.
     """
     layer = sense_layer(model)
-    backbone: Any = backbone_of(model)
+    reader = _reader_with_senses(model)
     if layer.hook is not None:
         layer.hook.remove()
-    backbone.__class__ = type(backbone).__base__
-    del backbone.senses
+    reader.__class__ = type(reader).__base__
+    del reader.senses
     return model
 
 
@@ -216,10 +290,16 @@ def sense_layer(model: nn.Module) -> SenseLayer:
     Raises:
         ValueError: If the model has no senses.
     """
-    layer = getattr(backbone_of(bare_model(model)), "senses", None)  # type: ignore[arg-type]
-    if not isinstance(layer, SenseLayer):
+    reader = _reader_with_senses(bare_model(model))
+    if reader is None:
         raise ValueError("This model has no senses. Call with_senses(model, dictionary) first.")
+    layer: SenseLayer = reader.senses
     return layer
+
+
+def _reader_with_senses(model: nn.Module) -> Any:
+    """The part of a model whose states are replaced; `None` without senses."""
+    return next((part for part in model.modules() if isinstance(getattr(part, "senses", None), SenseLayer)), None)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating, last_states
 from defemb_callbacks.reconstruction.batching import equal_length_batches
-from defemb_callbacks.senses.model import require_no_senses, state_width
+from defemb_callbacks.senses.model import require_states, state_width
 from defemb_callbacks.weights.distributed import this_process
 
 # Texts tokenized per call: their ids are Python lists until then.
@@ -162,9 +162,9 @@ def sampled_states(
         Shape (rows, d), float32, on the CPU.
 
     Raises:
-        ValueError: If the states of the model are replaced with senses.
+        ValueError: If the states of the model are replaced with senses, or it does not have one state per token.
     """
-    require_no_senses(model)
+    require_states(model)
     process = this_process()
     starts = [0, *accumulate(texts.lengths.tolist())]
     batches = equal_length_batches(texts.lengths.tolist(), batch_size)

@@ -59,6 +59,31 @@ def definitions_of_tokens(
     return found
 
 
+def why_none_is_defined(vocabulary: Vocabulary, lexicon: Lexicon) -> str:
+    """Explain why a dictionary defines no token of a vocabulary, and what to do.
+
+    Args:
+        vocabulary: The tokens, none of which is defined.
+        lexicon: The dictionary.
+
+    Example:
+        >>> letters = Vocabulary(("a", "b"), (None, None), ("single letter", "single letter"), uncased=True)
+        >>> pets = Lexicon.from_definitions([Definition("cat", "a feline")], name="pets")
+        >>> print(why_none_is_defined(letters, pets))
+        The vocabulary has no words: its 2 tokens are single characters, bytes or word pieces. Use a model whose ...
+    """
+    if not len(vocabulary.word_ids):
+        return (
+            f"The vocabulary has no words: its {len(vocabulary):,} tokens are single characters, bytes or word pieces. "
+            "Use a model whose tokenizer has whole words, or pass a glossary whose entries are tokens as the tokenizer "
+            "writes them."
+        )
+    return (
+        f"None of the {len(vocabulary):,} tokens has a definition in {lexicon.name} ({len(lexicon):,} words). "
+        "Pass a dictionary in the tokenizer's language, with one word per entry."
+    )
+
+
 def lemma_groups(definitions: Sequence[Sequence[Definition]]) -> Tensor:
     """Group tokens that share a dictionary entry, such as "cat", "Cat" and "cats".
 

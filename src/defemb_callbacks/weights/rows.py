@@ -8,6 +8,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from defemb_callbacks.weights.adapters import base_layer, with_adapters, write_into_adapters
 from defemb_callbacks.weights.sharding import (
@@ -134,9 +135,10 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
     layer = embedding_layer(model, table)
     weight = getattr(base_layer(layer), "weight", None)
     if not isinstance(weight, Tensor) or len(whole_shape(weight)) != 2:
+        inner = transformers_model(model)
         raise NoTokenEmbeddings(
-            f"{type(transformers_model(model)).__name__} has no token embeddings to rebuild: get_input_embeddings() "
-            f"gives {type(layer).__name__}. Pass the transformers model itself."
+            f"{type(inner).__name__} has no token embeddings to rebuild: get_input_embeddings() gives "
+            f"{type(layer).__name__}. {_advice(inner)}"
         )
     if not weight.is_floating_point():
         raise TypeError(
@@ -150,6 +152,28 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
             "offload other layers."
         )
     return weight  # type: ignore[return-value]
+
+
+def _advice(model: nn.Module) -> str:
+    """What to pass instead of a model without token embeddings: its outermost parts that have them, if any."""
+    if not isinstance(model, PreTrainedModel):
+        return "Pass the transformers model itself."
+    parts: list[str] = []
+    for name, part in model.named_modules():
+        if name and isinstance(part, PreTrainedModel) and not name.startswith(tuple(f"{outer}." for outer in parts)):
+            try:
+                table = part.get_input_embeddings()
+            except NotImplementedError:  # raised by transformers for models without token inputs
+                continue
+            if isinstance(base_layer(table), nn.Embedding):
+                parts.append(name)
+    parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
+    if parts:
+        return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
+    text_config = getattr(model.config, "text_config", None)
+    if text_config is not model.config and type(text_config) in MODEL_MAPPING:
+        return f"Load its text model instead, with `{MODEL_MAPPING[type(text_config)].__name__}.from_pretrained(...)`."
+    return "Pass a model that reads tokens through one embedding table."
 
 
 def output_weight(model: nn.Module) -> nn.Parameter | None:

@@ -32,12 +32,14 @@ from defemb_callbacks.reconstruction.constructor.model import (
     load_constructor,
     open_constructor,
     solve_head,
+    supports_bfloat16,
     unwrap_constructor,
 )
 from defemb_callbacks.reconstruction.constructor.training import (
     ConstructorTrainer,
     constructor_arguments,
     early_stopping,
+    in_float32,
     isolated_training,
     last_checkpoint,
     show_only_progress,
@@ -145,7 +147,12 @@ def learned_rows(
         )
         torch.manual_seed(arguments.seed)
         with open_constructor(model, settings, table) as constructor:
-            freeze_unused(constructor, collator(list(train.select(spread(len(train), 64)))))
+            batch = collator(list(train.select(spread(len(train), 64))))
+            freeze_unused(constructor, batch)
+            # A precision that is set explicitly is kept, and its errors are raised.
+            chosen = precision == "auto" and "bf16" not in settings.training
+            if chosen and arguments.bf16 and not supports_bfloat16(constructor, batch):
+                arguments = in_float32(arguments)
             if settings.head == "ridge":
                 solve_head(constructor, train, collator)
             trainer = ConstructorTrainer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from defemb_callbacks.constructor_config import ConstructorConfig
-from defemb_callbacks.reconstruction.backbone import evaluating, last_states
+from defemb_callbacks.reconstruction.backbone import evaluating, last_states, unscaled
 from defemb_callbacks.reconstruction.batching import spread
 from defemb_callbacks.reconstruction.constructor.data import DefinitionCollator
 from defemb_callbacks.reconstruction.definition_head import DefinitionEMBMixin, with_definition_head
+from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight
+
+logger = logging.getLogger(__name__)
 
 # Number of definitions that the initial head is solved from. More would change it less than training does.
 HEAD_ROWS = 8192
@@ -53,7 +57,8 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
         readers = [constructor, constructor.get_decoder()] if constructor.config.is_encoder_decoder else [constructor]
         for reader in readers:
             embedding_weight(reader).requires_grad_(settings.train_embeddings)
-        yield constructor
+        with unscaled(constructor):
+            yield constructor
         return
     trained = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
@@ -61,7 +66,8 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
     try:
         constructor = _with_adapters(with_definition_head(model, table=table), settings.lora_r)
         try:
-            yield constructor
+            with unscaled(constructor):
+                yield constructor
         finally:
             constructor.unload()
     finally:
@@ -113,17 +119,18 @@ def load_constructor(model: PreTrainedModel, folder: Path, table: TableName = IN
             f"There is no trained constructor in {folder}. Train one with `save_to={str(folder)!r}`."
         )
     constructor = with_definition_head(copy.deepcopy(model).float(), table=table)
-    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    missing = set(constructor.load_state_dict(state, strict=False).missing_keys)
-    # A tied weight is saved under one of its names only.
-    saved = {tensor.data_ptr() for name, tensor in constructor.state_dict().items() if name not in missing}
-    lost = [name for name in sorted(missing) if constructor.state_dict()[name].data_ptr() not in saved]
-    if lost:
-        raise ValueError(
-            f"The constructor in {folder} was trained from another model: it has no {lost[0]!r}. "
-            "Pass the model that it was trained from."
-        )
-    yield constructor
+    with unscaled(constructor):
+        state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        missing = set(constructor.load_state_dict(state, strict=False).missing_keys)
+        # A tied weight is saved under one of its names only.
+        saved = {tensor.data_ptr() for name, tensor in constructor.state_dict().items() if name not in missing}
+        lost = [name for name in sorted(missing) if constructor.state_dict()[name].data_ptr() not in saved]
+        if lost:
+            raise ValueError(
+                f"The constructor in {folder} was trained from another model: it has no {lost[0]!r}. "
+                "Pass the model that it was trained from."
+            )
+        yield constructor
 
 
 def _with_adapters(wrapped: Any, rank: int) -> Any:
@@ -198,3 +205,26 @@ def freeze_unused(constructor: Any, batch: dict[str, Tensor]) -> None:
         if parameter.grad is None:
             parameter.requires_grad_(False)
         parameter.grad = None
+
+
+def supports_bfloat16(constructor: Any, batch: dict[str, Tensor]) -> bool:
+    """Return whether a constructor can be trained with autocast to bfloat16, which some operations do not support.
+
+    Args:
+        constructor: From `open_constructor`.
+        batch: A batch to try it with.
+    """
+    model = unwrap_constructor(constructor)
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    try:
+        with evaluating(model), torch.autocast(model.device.type, torch.bfloat16):
+            constructor(**inputs).loss.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except FORWARD_ERRORS as error:
+        logger.info("The constructor cannot be trained in bfloat16 (%s); float32 is used.", error)
+        return False
+    finally:
+        for parameter in constructor.parameters():
+            parameter.grad = None
+    return True

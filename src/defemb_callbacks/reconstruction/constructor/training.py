@@ -122,6 +122,16 @@ def trains_in_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device.type))
 
 
+def in_float32(arguments: TrainingArguments) -> TrainingArguments:
+    """Return the same arguments for training in float32.
+
+    Args:
+        arguments: From `constructor_arguments`; changed in place.
+    """
+    arguments.bf16, arguments.mixed_precision = False, "no"
+    return arguments
+
+
 def early_stopping(settings: ConstructorConfig, evaluates: bool) -> list[TrainerCallback]:
     """Return the callback for early stopping, if it is configured and there are held-out words.
 
