@@ -316,8 +316,8 @@ def smollm2(folder: str, embeddings_folder: Path | None, words: int, characters:
         variants = {
             "sub-token mean": TermRows(loud.ids, torch.cat([means, means[bare]]), loud.weights, None),
             "full length, not calibrated": loud,
-            "not distilled": term_rows(table, tokens, rows, splits, built, config, output),
-            "default": term_rows(table, tokens, rows, splits, built, config, output, distil),
+            "default": term_rows(table, tokens, rows, splits, built, config, output),
+            "distilled": term_rows(table, tokens, rows, splits, built, config, output, distil),
             **more,
         }
         passages = Passages(terms, characters)

@@ -30,7 +30,7 @@ WRITE = {
     "frequency": "training_data",
     "group_edges": [0.1, 0.2],
     "new_token_group": "medium",
-    "distil": False,
+    "distil": True,
     "monitor_steps": 5,
     "monitor_sample": 500,
     "ratings": __file__,

@@ -152,7 +152,7 @@ class DefinitionEMBConfig:
         metadata={"help": "Expected frequency of new tokens: their rows get the median length of this group."},
     )
     distil: bool = field(
-        default=True,
+        default=False,
         metadata={
             "help": "Train rows of new tokens of a causal language model until it reads them as their sub-tokens."
         },

@@ -114,9 +114,9 @@ def test_define_new_tokens_distils_rows_of_causal_language_models_only(monkeypat
         return len(calls)
 
     tokenizer = byte_bpe_tokenizer()
-    assert defined(tiny_model(GPT2LMHeadModel, tokenizer), byte_bpe_tokenizer()) == 1
-    assert defined(tiny_model(GPT2LMHeadModel, tokenizer), byte_bpe_tokenizer(), distil=False) == 0
-    assert defined(tiny_bert(wordpiece_tokenizer()), wordpiece_tokenizer()) == 0
+    assert defined(tiny_model(GPT2LMHeadModel, tokenizer), byte_bpe_tokenizer(), distil=True) == 1
+    assert defined(tiny_model(GPT2LMHeadModel, tokenizer), byte_bpe_tokenizer()) == 0
+    assert defined(tiny_bert(wordpiece_tokenizer()), wordpiece_tokenizer(), distil=True) == 0
 
 
 def test_an_untied_input_row_is_the_distilled_one():

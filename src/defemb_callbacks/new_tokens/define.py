@@ -62,10 +62,10 @@ def define_new_tokens(
     sub-tokens; the weight is the one that works best for words of the vocabulary, treated as new. Rows get the median
     length of `config.new_token_group`, in every table of the model; an untied output table has its own map.
 
-    In a causal language model, the input rows are also trained, on the definitions, until the model reads the new
-    tokens as it reads their sub-tokens (`config.distil`). In its output table, also a tied one, rows are shorter, and
-    calibrated so that the new tokens are as likely on average as frequent words; the report shows what they cost text
-    without the terms.
+    In the output table of a causal language model, also a tied one, rows are shorter, and calibrated so that the new
+    tokens are as likely on average as frequent words; the report shows what they cost text without the terms. With
+    `config.distil`, its input rows are also trained, on the definitions, until the model reads the new tokens as it
+    reads their sub-tokens.
 
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are

@@ -24,7 +24,7 @@ TEMPLATES = ("The word {term} means {gloss}.", "A {term} is {gloss}.", "It was a
 DEFINITIONS = 2  # of each term
 MAX_TOKENS = 64  # of a text
 
-EPOCHS = 6
+EPOCHS = 15
 MIN_STEPS = EPOCHS * DEFINITIONS * len(TEMPLATES)  # few terms get as many updates as each of many
 LEARNING_RATE = 0.3  # relative to the mean absolute element of the rows
 _BATCH_SIZE = 16
