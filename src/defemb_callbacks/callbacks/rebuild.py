@@ -167,7 +167,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Warn once if the model is evaluated that was rebuilt but not trained since."""
-        if self._untrained and _refers_to(self._rebuilt_model, model):
+        if self._untrained and state.is_world_process_zero and _refers_to(self._rebuilt_model, model):
             self._untrained = False
             logger.warning(
                 "The model is evaluated with rebuilt token embeddings, but it has not been trained since. To evaluate "
