@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ReformerModel
 
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition
@@ -68,8 +68,8 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
     """
     own = table_shape(model)[1]  # raises if the model has no table
     if config.reader is not None:
-        config = replace(config, reader=DefinitionReader.of(config.reader, model.device))
-        model = config.reader.model
+        reader = DefinitionReader.of(config.reader, model.device)
+        config, model = replace(config, reader=reader), reader.model
     reading = reading_of(model)
     _check_method(config, model)
     decoder = reading.reads and family_of(model) == "decoder"
@@ -96,6 +96,11 @@ def _check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
         raise ValueError(
             f"`method='learned'` trains a copy of the model to read definitions, but {name} cannot read text by "
             f"itself ({reading.problem}). Use `method='ridge'`, with `reader` if another encoder should read."
+        )
+    if config.method == "learned" and any(isinstance(module, ReformerModel) for module in model.modules()):
+        raise ValueError(
+            f"`method='learned'` cannot train {name}: its backward pass needs texts of its full training length. "
+            "Use `method='ridge'`."
         )
     if config.method == "learned" and not reading.per_token:
         raise ValueError(
