@@ -262,7 +262,9 @@ def test_a_decoder_that_is_not_a_model_is_read_with_the_whole_model():
         states = last_states(model, source, mask, decoder_input_ids=target)
         output = model.model(source, attention_mask=mask, decoder_input_ids=target, use_cache=False)
     assert family_of(model) == "encoder-decoder"
-    assert torch.equal(states, output.last_hidden_state)
+    logits = model.model.decoder.output_projection(states)
+    assert logits.shape == (2, 2, 100)
+    assert torch.equal(logits, output.last_hidden_state)
     assert width_of_states(model) == 32
 
 

@@ -123,9 +123,10 @@ def last_states(
     """
     decoder = None if decoder_input_ids is None else _decoder_of(model)
     if decoder is not None and not isinstance(decoder, PreTrainedModel):
-        # FSMT's decoder needs masks that only the whole model makes.
-        whole = _without_adapters(model).base_model
-        return states_of(whole, input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids)
+        # FSMT's decoder needs masks that only the whole model makes, and ends with the output table.
+        inputs = {"attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
+        output = run(_without_adapters(model).base_model, input_ids, **inputs, output_hidden_states=True)
+        return output.decoder_hidden_states[-1]
     backbone = backbone_of(model)
     states = states_of(backbone, input_ids, attention_mask=attention_mask, weights=weights, forward=forward)
     if decoder is None or decoder_input_ids is None:

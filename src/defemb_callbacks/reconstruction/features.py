@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ReformerModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition
@@ -27,6 +27,7 @@ from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, family_of, mask_text
 from defemb_callbacks.reconstruction.reader import DefinitionReader
 from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
+from defemb_callbacks.reconstruction.requirements import check_method
 from defemb_callbacks.weights.distributed import this_process
 from defemb_callbacks.weights.rows import embedding_weight, table_shape
 
@@ -71,7 +72,7 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
         reader = DefinitionReader.of(config.reader, model.device)
         config, model = replace(config, reader=reader), reader.model
     reading = reading_of(model)
-    _check_method(config, model)
+    check_method(config, model)
     decoder = reading.reads and family_of(model) == "decoder"
     states, bag = reading.width, own + (0 if config.reader is None else table_shape(model)[1])
     if not reading.reads:
@@ -87,32 +88,6 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
         features=config.features or features,
         definitions_per_token=config.definitions_per_token or definitions,
     )
-
-
-def _check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
-    """Raise if the settings need states that the model does not have."""
-    reading, name = reading_of(model), type(model).__name__
-    if config.method == "learned" and not reading.reads:
-        raise ValueError(
-            f"`method='learned'` trains a copy of the model to read definitions, but {name} cannot read text by "
-            f"itself ({reading.problem}). Use `method='ridge'`, with `reader` if another encoder should read."
-        )
-    if config.method == "learned" and any(isinstance(module, ReformerModel) for module in model.modules()):
-        raise ValueError(
-            f"`method='learned'` cannot train {name}: its backward pass needs texts of its full training length. "
-            "Use `method='ridge'`."
-        )
-    if config.method == "learned" and not reading.per_token:
-        raise ValueError(
-            f"`method='learned'` reads the state of one token, but {name} does not have one state per token. "
-            "Use `method='ridge'`."
-        )
-    unread = [] if reading.reads else [feature for feature in config.features or [] if feature != "bag"]
-    if unread:
-        raise ValueError(
-            f"{name} cannot read text by itself ({reading.problem}), so it has no feature {unread[0]!r}. Use "
-            "`features=['bag']`, or let another encoder read with `reader`."
-        )
 
 
 def word_features(
