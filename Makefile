@@ -4,7 +4,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 # For example: make test PYTEST_ARGS="tests/weights/test_rows.py -x"; PYTEST_ARGS='-m ""' includes the slow tests.
 PYTEST_ARGS ?=
-BENCHMARKS := choices encode faults geometry language_models metrics monitoring new_tokens new_tokens_lm scaling senses sentence sst2 width wiktionary wordsim
+BENCHMARKS := choices encode every_architecture faults geometry language_models metrics monitoring new_tokens new_tokens_lm scaling senses sentence sst2 width wiktionary wordsim
 
 RUN := $(VENV)/bin/python
 

@@ -121,7 +121,9 @@ _SIZES = {name: size for size, names in _NAMED_SIZES for name in names.split()} 
     # of the towers for images and sound
     "base_channels": 32,
     "num_blocks": 1,
+    "audio_hidden_size": WIDTH,
     "num_filters": 4,
+    "upsample_groups": WIDTH,
     "num_res_blocks": 1,
 }
 _REQUIRED = ("head_dim", "num_key_value_heads")  # some models do not compute them if they are `None`
@@ -144,10 +146,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_group_size": 2},
     "encoder-decoder": _CROSS_ATTENTION,
     "florence2": {"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4}},
+    "evolla": {"protein_encoder_config": {"vocab_size": 64}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "hrm_text": {"num_layers_per_stack": None},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "luke": {"entity_vocab_size": 64},
     "mamba2": {"head_dim": 2 * WIDTH // HEADS},
     "neomme": {"head_dim": 16},
     "recurrent_gemma": {"num_hidden_layers": 3},

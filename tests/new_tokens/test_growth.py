@@ -17,8 +17,8 @@ from tiny import tiny_bert, tiny_glossary, wordpiece_tokenizer
 TERMS = {"lynx": "a wild cat"}
 
 
-# Nested configs; another signature; classes that leave it to their parts; a bias that transformers does not resize; an
-# initialization that changes old rows.
+# Nested configs; another signature; classes that leave it to their parts; a bias that transformers does not resize, or
+# ties; an initialization that changes old rows.
 @pytest.mark.parametrize(
     ("family", "name"),
     [
@@ -27,6 +27,8 @@ TERMS = {"lynx": "a wild cat"}
         ("encoder-decoder", "EncoderDecoderModel"),
         ("vision-encoder-decoder", "VisionEncoderDecoderModel"),
         ("esm", "EsmForMaskedLM"),
+        ("luke", "LukeForMaskedLM"),
+        ("reformer", "ReformerForMaskedLM"),
         ("xlstm", "xLSTMModel"),
     ],
 )

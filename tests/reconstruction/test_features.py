@@ -18,6 +18,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ReformerConfig,
+    ReformerModel,
     RobertaForMaskedLM,
     T5Config,
     T5Model,
@@ -207,7 +209,7 @@ def test_a_definition_head_on_a_bare_model_hides_the_layers(bert, caplog):
     assert torch.equal(found, features_of(backbone, tokenizer, features=["mean"]))
 
 
-@pytest.mark.parametrize("shape", ["none", "pooled"])
+@pytest.mark.parametrize("shape", ["none", "pooled", "streams"])
 def test_models_without_states_of_layers_are_read_at_the_last_layer(bert, monkeypatch, caplog, shape):
     model, tokenizer = bert
     forward = model.forward
@@ -215,7 +217,14 @@ def test_models_without_states_of_layers_are_read_at_the_last_layer(bert, monkey
     def without(*args: Any, **options: Any) -> Any:
         output = forward(*args, **options)
         if output.hidden_states is not None:
-            output["hidden_states"] = None if shape == "none" else tuple(s[:, ::2] for s in output.hidden_states)
+            states = output.hidden_states
+            shapes = {
+                "none": None,
+                "pooled": tuple(layer[:, ::2] for layer in states),
+                # As models with hyper-connections do.
+                "streams": tuple(layer[:, :, None].expand(-1, -1, 2, -1) for layer in states),
+            }
+            output["hidden_states"] = shapes[shape]
         return output
 
     monkeypatch.setattr(model, "forward", without)
@@ -258,6 +267,14 @@ def test_learned_needs_a_state_per_token():
     sizes = {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64}
     model = FunnelBaseModel(FunnelConfig(vocab_size=100, **sizes)).eval()
     with pytest.raises(ValueError, match=r"FunnelBaseModel does not have one state per token\. Use `method='ridge'`"):
+        resolve_settings(DefinitionEMBConfig(method="learned"), model)
+
+
+def test_learned_cannot_train_reformer():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "attention_head_size": 8, "feed_forward_size": 64}
+    positions = {"axial_pos_embds": False, "max_position_embeddings": 128}
+    model = ReformerModel(ReformerConfig(vocab_size=100, attn_layers=["local"], **sizes, **positions)).eval()
+    with pytest.raises(ValueError, match=r"cannot train ReformerModel: .* Use `method='ridge'`"):
         resolve_settings(DefinitionEMBConfig(method="learned"), model)
 
 

@@ -19,6 +19,8 @@ from transformers import (
     CLIPTextModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
     FunnelBaseModel,
     FunnelConfig,
     GPT2LMHeadModel,
@@ -206,6 +208,13 @@ def test_states_that_do_not_depend_on_the_text_are_not_read():
     assert reading_of(Deaf(BertConfig(**TEXT))).problem == "its states do not depend on the text"
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 6, 7, 20])
+def test_small_vocabularies_are_enough(size):
+    sizes = {"vocab_size": size, "pad_token_id": 0, **SIZES, "initializer_range": 0.2}
+    assert family_of(BertModel(BertConfig(**sizes))) == "encoder"
+    assert family_of(BertModel(BertConfig(**sizes, is_decoder=True))) == "decoder"
+
+
 def test_layers_that_mix_nothing_are_read_as_registered():
     """Without attention, it cannot be observed whether a model reads ahead."""
     for is_decoder, family in ((False, "encoder"), (True, "decoder")):
@@ -240,6 +249,22 @@ def test_the_decoder_of_an_encoder_decoder_is_read_without_its_head():
         encoded = model.encoder(source).last_hidden_state
         expected = model.decoder.bert(target, encoder_hidden_states=encoded).last_hidden_state
     assert torch.equal(states, expected)
+    assert width_of_states(model) == 32
+
+
+def test_a_decoder_that_is_not_a_model_is_read_with_the_whole_model():
+    sizes = {"d_model": 32, **SIDES, "init_std": 0.2, "tie_word_embeddings": False}
+    config = FSMTConfig(src_vocab_size=100, tgt_vocab_size=100, **sizes, **SPECIAL)
+    model = FSMTForConditionalGeneration(config).eval()
+    source, target = torch.tensor([[11, 12, 13], [14, 15, 0]]), torch.tensor([[1, 15], [1, 16]])
+    mask = (source > 0).long()
+    with torch.no_grad():
+        states = last_states(model, source, mask, decoder_input_ids=target)
+        output = model.model(source, attention_mask=mask, decoder_input_ids=target, use_cache=False)
+    assert family_of(model) == "encoder-decoder"
+    logits = model.model.decoder.output_projection(states)
+    assert logits.shape == (2, 2, 100)
+    assert torch.equal(logits, output.last_hidden_state)
     assert width_of_states(model) == 32
 
 

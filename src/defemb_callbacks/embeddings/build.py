@@ -136,7 +136,8 @@ def _load_or_build(
 ) -> DefinitionEmbeddings:
     process = this_process()
     learned = config.method == "learned"
-    if config.reader is None:
+    reader = DefinitionReader.chosen(config.reader, model, tokenizer)
+    if reader.model is model:
         weights = gather_object([fingerprint_weights(model, config.table)])
     else:  # the model itself is not run
         weights = gather_object([fingerprint_tables(model, config.table)])
@@ -150,7 +151,7 @@ def _load_or_build(
         lexicon.fingerprint,
         *lexicon.sources,
         config.build_fingerprint,
-        *([] if config.reader is None else _fingerprints(config.reader)),
+        *([] if reader.model is model else _fingerprints(reader)),
         *(learning_conditions(model, config, process.num_processes) if learned else [reading_conditions(model)]),
     )
     root = Path(config.cache_dir).expanduser() if config.cache_dir else cache_root()
@@ -242,7 +243,7 @@ def _build(
         )
         rows, details = learned.rows, {**learned.info, "constructor": config.constructor_config.to_dict()}
     else:
-        reader = config.reader or DefinitionReader(model, tokenizer)
+        reader = DefinitionReader.chosen(config.reader, model, tokenizer)
         style = prompt_style(reader.model)
         most_tokens = min(config.max_length, reader.tokenizer.model_max_length)
         texts = definition_texts(words, list(found.values()), reader.tokenizer, most_tokens, style)

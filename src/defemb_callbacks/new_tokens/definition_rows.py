@@ -119,7 +119,7 @@ def rows_from_definitions(
         raise ValueError("These embeddings have no map for new words: an older version built them. Build them again.")
     # Earlier versions read all models with the prompt of the mask.
     style = embeddings.info.get("prompt", "mask")
-    reader = config.reader or DefinitionReader(model, tokenizer)
+    reader = DefinitionReader.chosen(config.reader, model, tokenizer)
     most_tokens = min(config.max_length, reader.tokenizer.model_max_length)
     texts = definition_texts(words, definitions, reader.tokenizer, most_tokens, style)
     names, precision = embeddings.info["features"], config.precision

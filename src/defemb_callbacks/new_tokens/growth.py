@@ -148,8 +148,11 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
     except BaseException:
         if len(embedding_weight(model)) != old_size:
             _resize(model, old_size)
-        for config, name, number in sizes:
-            setattr(config, name, number)
+        for config, number in sizes:
+            if number is not None:
+                config.vocab_size = number
+            elif "vocab_size" in vars(config):  # added by transformers
+                del config.vocab_size
         for table, old in rows.items():
             write_rows(model, existing, old, table)
         bias = _output_bias(model)
@@ -163,6 +166,7 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
 
 def _resize(model: PreTrainedModel, size: int) -> None:
     old_size = len(embedding_weight(model))
+    modules, biases = set(model.modules()), _biases(model)
     for part in _resizable_parts(model):
         # The new rows will be overwritten, so they need no initialization; xLSTM's would also change the old rows.
         part._init_weights = lambda module: None  # type: ignore[method-assign]
@@ -172,22 +176,50 @@ def _resize(model: PreTrainedModel, size: int) -> None:
             part.resize_token_embeddings(size, **({"mean_resizing": False} if quick else {}))
         finally:
             del part._init_weights
-    _resize_biases(model, old_size, size)
-    # transformers updates one config only: not those of T5Gemma's encoder and decoder, nor FSMT's `src_vocab_size`.
-    for config, name, number in _vocabulary_sizes(model):
-        if number == old_size:
-            setattr(config, name, size)
+    for module in set(model.modules()) - modules:
+        module.training = model.training
+    _resize_biases(model, biases, old_size, size)
+    # transformers updates one config only, not those of T5Gemma's encoder and decoder.
+    kept = {id(part.config) for part in model.modules() if _has_rows(part, old_size)}
+    for config, number in _vocabulary_sizes(model):
+        if number == old_size and id(config) not in kept:
+            config.vocab_size = size
+
+
+def _has_rows(part: Any, size: int) -> bool:
+    """Whether a part is a model whose input table has this number of rows."""
+    if not isinstance(part, PreTrainedModel):
+        return False
+    try:
+        weight = getattr(part.get_input_embeddings(), "weight", None)
+    except (NotImplementedError, AttributeError):  # raised by transformers for models without token inputs
+        return False
+    return isinstance(weight, Tensor) and len(weight) == size
+
+
+def _biases(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: bias for name, bias in model.named_parameters(remove_duplicate=False) if name.endswith("bias")}
 
 
 @torch.no_grad()
-def _resize_biases(model: PreTrainedModel, old_size: int, size: int) -> None:
-    """Resize output biases that transformers leaves as they were, such as ESM's; new entries are zero."""
-    for module in model.modules():
-        bias = module._parameters.get("bias")
-        if bias is not None and bias.shape == (old_size,):
+def _resize_biases(model: PreTrainedModel, before: dict[str, Tensor], old_size: int, size: int) -> None:
+    """Resize output biases that transformers does not (ESM), and copy those that it has tied (Reformer).
+
+    Args:
+        model: The model, whose tables have been resized.
+        before: Its biases before, by name.
+        old_size: Number of rows before.
+        size: Number of rows.
+    """
+    seen: dict[int, str] = {}
+    for name, bias in _biases(model).items():
+        other = seen.setdefault(id(bias), name)
+        tied = other != name and before.get(other) is not before.get(name)
+        if bias.shape == (old_size,) or (tied and bias.shape == (size,)):
             resized_bias = bias.new_zeros(size)
-            resized_bias[: min(old_size, size)] = bias[:size]
-            module.bias = torch.nn.Parameter(resized_bias, requires_grad=bias.requires_grad)
+            resized_bias[: min(len(bias), size)] = bias[:size]
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, torch.nn.Parameter(resized_bias, bias.requires_grad))
 
 
 def _can_resize(model: PreTrainedModel) -> bool:
@@ -210,22 +242,19 @@ def _resizable_parts(model: PreTrainedModel) -> list[PreTrainedModel]:
     return [model]
 
 
-def _vocabulary_sizes(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, str, int]]:
-    """Each `vocab_size`, or entry whose name ends so, of a model's configs: its own, its parts', and nested ones."""
+def _vocabulary_sizes(model: PreTrainedModel) -> list[tuple[PreTrainedConfig, int | None]]:
+    """The `vocab_size`, if any, of each of a model's configs: its own, those of its parts, and nested ones."""
     pending = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
-    found: dict[tuple[int, str], tuple[PreTrainedConfig, str, int]] = {}
+    found: list[tuple[PreTrainedConfig, int | None]] = []
     seen: set[int] = set()
     while pending:
         config = pending.pop()
         if id(config) in seen:
             continue
         seen.add(id(config))
-        for name, value in vars(config).items():
-            if isinstance(value, PreTrainedConfig):
-                pending.append(value)
-            elif name.endswith("vocab_size") and isinstance(value, int):
-                found[id(config), name] = (config, name, value)
-    return list(found.values())
+        pending += [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+        found.append((config, vars(config).get("vocab_size")))
+    return found
 
 
 def _check_checkpoint(model: PreTrainedModel, old_size: int, size: int) -> None:

@@ -43,8 +43,7 @@ def reading_of(model: PreTrainedModel) -> Reading:
     if model not in _OBSERVED:
         if any(is_sharded(weight) or weight.is_meta for weight in model.parameters()):
             return declared_reading(model)
-        devices = [model.device] if model.device.type == "cuda" else []
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
+        with evaluating(model), torch.no_grad():
             _OBSERVED[model] = observed_reading(model)
     return _OBSERVED[model]
 
@@ -122,16 +121,17 @@ def last_states(
         >>> last_states(BertForMaskedLM(config), torch.tensor([[1, 2, 3]])).shape
         torch.Size([1, 3, 4])
     """
+    decoder = None if decoder_input_ids is None else _decoder_of(model)
+    if decoder is not None and not isinstance(decoder, PreTrainedModel):
+        # FSMT's decoder needs masks that only the whole model makes, and ends with the output table.
+        inputs = {"attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
+        output = run(_without_adapters(model).base_model, input_ids, **inputs, output_hidden_states=True)
+        return output.decoder_hidden_states[-1]
     backbone = backbone_of(model)
     states = states_of(backbone, input_ids, attention_mask=attention_mask, weights=weights, forward=forward)
-    if decoder_input_ids is None:
+    if decoder is None or decoder_input_ids is None:
         return states
-    return states_of(
-        _decoder_of(model),
-        decoder_input_ids,
-        encoder_hidden_states=states,
-        encoder_attention_mask=attention_mask,
-    )
+    return states_of(decoder, decoder_input_ids, encoder_hidden_states=states, encoder_attention_mask=attention_mask)
 
 
 def causal_logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
@@ -180,8 +180,12 @@ def layer_states(
     output = run(backbone_of(model), input_ids, weights=weights, output_hidden_states=True)
     last = states_in(output)
     hidden = getattr(output, "hidden_states", None) or ()
-    # The final entry of `hidden_states` lacks the final norm in some models.
-    if last is not None and len(hidden) > 1 and all(states.shape[:2] == last.shape[:2] for states in hidden[1:]):
+    # The final entry of `hidden_states` lacks the final norm in some models; some have several streams of states.
+    if (
+        last is not None
+        and len(hidden) > 1
+        and all(states.ndim == 3 and states.shape[:2] == last.shape[:2] for states in hidden[1:])
+    ):
         return [*hidden[1:-1], last]
     logger.info(
         "%s does not return the hidden states of its layers; only the last hidden states are used.",

@@ -27,6 +27,7 @@ from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, family_of, mask_text
 from defemb_callbacks.reconstruction.reader import DefinitionReader
 from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
+from defemb_callbacks.reconstruction.requirements import check_method
 from defemb_callbacks.weights.distributed import this_process
 from defemb_callbacks.weights.rows import embedding_weight, table_shape
 
@@ -68,10 +69,10 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
     """
     own = table_shape(model)[1]  # raises if the model has no table
     if config.reader is not None:
-        config = replace(config, reader=DefinitionReader.of(config.reader, model.device))
-        model = config.reader.model
+        reader = DefinitionReader.of(config.reader, model.device)
+        config, model = replace(config, reader=reader), reader.model
     reading = reading_of(model)
-    _check_method(config, model)
+    check_method(config, model)
     decoder = reading.reads and family_of(model) == "decoder"
     states, bag = reading.width, own + (0 if config.reader is None else table_shape(model)[1])
     if not reading.reads:
@@ -87,27 +88,6 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
         features=config.features or features,
         definitions_per_token=config.definitions_per_token or definitions,
     )
-
-
-def _check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
-    """Raise if the settings need states that the model does not have."""
-    reading, name = reading_of(model), type(model).__name__
-    if config.method == "learned" and not reading.reads:
-        raise ValueError(
-            f"`method='learned'` trains a copy of the model to read definitions, but {name} cannot read text by "
-            f"itself ({reading.problem}). Use `method='ridge'`, with `reader` if another encoder should read."
-        )
-    if config.method == "learned" and not reading.per_token:
-        raise ValueError(
-            f"`method='learned'` reads the state of one token, but {name} does not have one state per token. "
-            "Use `method='ridge'`."
-        )
-    unread = [] if reading.reads else [feature for feature in config.features or [] if feature != "bag"]
-    if unread:
-        raise ValueError(
-            f"{name} cannot read text by itself ({reading.problem}), so it has no feature {unread[0]!r}. Use "
-            "`features=['bag']`, or let another encoder read with `reader`."
-        )
 
 
 def word_features(

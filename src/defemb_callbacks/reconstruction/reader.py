@@ -61,6 +61,17 @@ class DefinitionReader:
         return reader
 
     @classmethod
+    def chosen(cls, reader: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> DefinitionReader:
+        """Return the reader in resolved settings, or the model itself.
+
+        Args:
+            reader: `reader` of the settings, from `resolve_settings`.
+            model: The model.
+            tokenizer: Its tokenizer.
+        """
+        return reader if isinstance(reader, DefinitionReader) else cls(model, tokenizer)
+
+    @classmethod
     def _load(cls, name: str, device: torch.device) -> DefinitionReader:
         model = AutoModel.from_pretrained(name).eval()
         # While FSDP loads efficiently, only the main process has weights, and reads.

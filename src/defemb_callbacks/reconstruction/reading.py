@@ -58,7 +58,7 @@ def observed_reading(model: PreTrainedModel) -> Reading:
     decoder of a speech recognizer. The first one that reads is taken.
 
     Args:
-        model: Any model, in eval mode.
+        model: Any model, in eval mode. Random states are not changed.
     """
     declared = declared_reading(model)
     ids, problem = _trial_ids(model), ""
@@ -192,7 +192,8 @@ def _path_to_table(model: PreTrainedModel) -> list[str]:
 def _trial_ids(model: PreTrainedModel) -> Tensor:
     """Three texts that differ only in the first or the last token, (3, length), of tokens without a special meaning."""
     try:
-        size = len(model.get_input_embeddings().weight)
+        table: Any = model.get_input_embeddings()
+        size = len(table.weight)
     except (NotImplementedError, AttributeError):
         size = getattr(model.config.get_text_config(), "vocab_size", 0) or 1
     special = set(_special_ids(model.config.to_dict()))
@@ -202,7 +203,7 @@ def _trial_ids(model: PreTrainedModel) -> Tensor:
     if len(ids) < 2:
         ids = candidates[: TRIAL_LENGTH + 1]
     text = [ids[position % len(ids)] for position in range(TRIAL_LENGTH)]
-    other = ids[TRIAL_LENGTH % len(ids)]
+    other = next((index for index in ids if index not in (text[0], text[-1])), text[0])
     later, earlier = [*text[:-1], other], [other, *text[1:]]
     return torch.tensor([text, later, earlier], device=model.device)
 
@@ -223,11 +224,11 @@ def _tried(part: nn.Module, ids: Tensor) -> tuple[int, bool, bool | None] | None
 
     `None` if the states do not depend on the text.
     """
-    states = []
+    states, devices = [], [ids.device] if ids.device.type == "cuda" else []
     for text in ids:
         # Models with random hashes, such as Reformer, draw the same ones each time.
-        torch.manual_seed(0)
-        states.append(states_of(part, text[None]))
+        with torch.random.fork_rng(devices):
+            states.append(states_of(part, text[None]))
     base, later, earlier = (found[0].float() for found in states)
     if states[0].ndim != 3 or not base.shape == later.shape == earlier.shape:
         return None

@@ -244,7 +244,8 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
 def _probe_text(dictionary: SenseDictionary, model: PreTrainedModel) -> Tensor:
     """A text of up to 8 tokens with senses, which ends like a text: (1, length) int64."""
     ends = getattr(getattr(backbone_of(model), "config", model.config), "eos_token_id", None)
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    ends = [index for index in ends if index < len(dictionary.vocabulary)]
     ids = [index for index in dictionary.offsets.diff().nonzero().flatten().tolist() if index not in ends]
     # Frequent tokens come first in most vocabularies, but so do special tokens.
     middle = ids[len(ids) // 2 :][:8] or [0]

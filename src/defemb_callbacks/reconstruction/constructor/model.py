@@ -53,9 +53,9 @@ def open_constructor(model: PreTrainedModel, settings: ConstructorConfig, table:
         # The targets must not change while the table is trained.
         if settings.train_embeddings and table == INPUT:
             constructor.definition_targets = embedding_weight(constructor).detach().clone()
-        # Encoder and decoder each have an input table, which they may share.
-        readers = [constructor, constructor.get_decoder()] if constructor.config.is_encoder_decoder else [constructor]
-        for reader in readers:
+        # Encoder and decoder each have an input table, which they may share. FSMT's decoder is not a model of its own.
+        decoder = constructor.get_decoder() if constructor.config.is_encoder_decoder else constructor
+        for reader in [constructor, decoder] if isinstance(decoder, PreTrainedModel) else [constructor]:
             embedding_weight(reader).requires_grad_(settings.train_embeddings)
         with unscaled(constructor):
             yield constructor
