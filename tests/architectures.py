@@ -126,7 +126,8 @@ _SIZES = {name: size for size, names in _NAMED_SIZES for name in names.split()} 
     "upsample_groups": WIDTH,
     "num_res_blocks": 1,
 }
-_REQUIRED = ("head_dim", "num_key_value_heads")  # some models do not compute them if they are `None`
+# Some models do not compute these if they are `None`.
+_REQUIRED = ("head_dim", "num_experts_per_tok", "num_key_value_heads")
 _MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]}
 _LAYER_KINDS = ("layer_types", "layers_block_type")
 _WEIGHTS = ("initializer_range", "init_std")  # as in `tiny.py`: large enough that states differ

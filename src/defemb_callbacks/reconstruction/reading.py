@@ -224,7 +224,8 @@ def _tried(part: nn.Module, ids: Tensor) -> tuple[int, bool, bool | None] | None
 
     `None` if the states do not depend on the text.
     """
-    states, devices = [], [ids.device] if ids.device.type == "cuda" else []
+    states: list[Tensor] = []
+    devices = [ids.device] if ids.device.type == "cuda" else []
     for text in ids:
         # Models with random hashes, such as Reformer, draw the same ones each time.
         with torch.random.fork_rng(devices):

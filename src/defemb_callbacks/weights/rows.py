@@ -170,9 +170,10 @@ def _advice(model: nn.Module) -> str:
     parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
     if parts:
         return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
-    text_config = getattr(model.config, "text_config", None)
+    text_config: Any = getattr(model.config, "text_config", None)
     if text_config is not model.config and type(text_config) in MODEL_MAPPING:
-        return f"Load its text model instead, with `{MODEL_MAPPING[type(text_config)].__name__}.from_pretrained(...)`."
+        text_model: Any = MODEL_MAPPING[type(text_config)]
+        return f"Load its text model instead, with `{text_model.__name__}.from_pretrained(...)`."
     return "Pass a model that reads tokens through one embedding table."
 
 
