@@ -30,8 +30,8 @@ FILES |= {str(PACKAGE / "callbacks" / f"{name}.py") for name in ("monitor", "rep
 
 # These decide whether there is an error, and one that they raise before the first step concerns the settings.
 NOT_GUARDED = {"on_init_end", "on_step_end", "on_train_begin", "on_train_end", "_before_training"}
-# The function itself and the keys of the cache, without which nothing is built
-NOT_GUARDED |= {"cache_root", "cached", "file_fingerprint", "fingerprint", "remembered_fingerprint"}
+# Keys of the cache, without which nothing is built, and the functions that guard all others
+NOT_GUARDED |= {"_read", "cache_root", "cached", "file_fingerprint", "fingerprint", "remembered_fingerprint"}
 
 Call = tuple[CodeType, int]
 

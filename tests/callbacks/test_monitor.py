@@ -280,7 +280,7 @@ def test_monitor_steps_are_independent_of_logging_steps(trainer, logging_steps) 
     run = trainer(glossary_callback(monitor_steps=2), logging_steps=logging_steps)
     run.train()
     assert measured_steps(run) == [2, 4, 6, 8]
-    assert all("loss" in row for row in run.state.log_history if "defemb/norm/all" in row)
+    assert all("loss" in row for row in run.state.log_history[1:] if "defemb/norm/all" in row)
 
 
 def test_the_end_of_a_run_is_measured_in_its_last_row(trainer) -> None:
