@@ -77,7 +77,7 @@ def _train(folder: Path, tracker: str, mode: str) -> dict[str, Any]:
 
         wandb.finish()  # otherwise, the next Trainer of this process would continue this run
     first, *history = trainer.state.log_history
-    assert first == {"epoch": 0.0, "step": 0, **start}
+    assert first == pytest.approx({"epoch": 0.0, "step": 0, **start})
     return {"start": start, "history": history}
 
 
