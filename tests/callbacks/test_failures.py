@@ -99,7 +99,8 @@ def check_faults(make: Callable[[], Trainer], while_training: bool, share: int, 
         assert run.state.global_step == 3, name
         assert_same_weights(run.model, undisturbed.model)
         warnings = [record for record in caplog.records if record.name.startswith("defemb_callbacks")]
-        assert [fail[0].co_name in record.getMessage() for record in warnings] == [True], name
+        # A cache entry that cannot be read is also reported as deleted.
+        assert sum(fail[0].co_name in record.getMessage() for record in warnings) == 1, name
 
 
 @pytest.mark.parametrize("share", [50, pytest.param(5, marks=pytest.mark.slow)])
