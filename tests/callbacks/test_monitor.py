@@ -375,7 +375,7 @@ def test_human_ratings(trainer, tmp_path) -> None:
     file.write_text("".join(f"{left}\t{right}\t{i % 7}\n" for i, (left, right) in enumerate(itertools.pairwise(words))))
     run = trainer(EmbeddingMonitorCallback(None, ratings=str(file), monitor_steps=8, plots=False))
     run.train()
-    [row] = [row for row in run.state.log_history if "defemb/rating_correlation/all" in row]
+    _, row = (row for row in run.state.log_history if "defemb/rating_correlation/all" in row)
     assert -1 <= row["defemb/rating_correlation/all"] <= 1
     with pytest.raises(ValueError, match=r"`ratings` must be the path of a file, got 'nowhere.txt'"):
         EmbeddingMonitorCallback(None, ratings="nowhere.txt")
