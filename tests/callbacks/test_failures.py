@@ -30,8 +30,8 @@ FILES |= {str(PACKAGE / "callbacks" / f"{name}.py") for name in ("monitor", "rep
 
 # These decide whether there is an error, and one that they raise before the first step concerns the settings.
 NOT_GUARDED = {"on_init_end", "on_step_end", "on_train_begin", "on_train_end", "_before_training"}
-# The function itself and the keys of the cache, without which nothing is built
-NOT_GUARDED |= {"cache_root", "cached", "file_fingerprint", "fingerprint", "remembered_fingerprint"}
+# Keys of the cache, without which nothing is built, and the functions that guard all others
+NOT_GUARDED |= {"_read", "cache_root", "cached", "file_fingerprint", "fingerprint", "remembered_fingerprint"}
 
 Call = tuple[CodeType, int]
 
@@ -99,7 +99,8 @@ def check_faults(make: Callable[[], Trainer], while_training: bool, share: int, 
         assert run.state.global_step == 3, name
         assert_same_weights(run.model, undisturbed.model)
         warnings = [record for record in caplog.records if record.name.startswith("defemb_callbacks")]
-        assert [fail[0].co_name in record.getMessage() for record in warnings] == [True], name
+        # A cache entry that cannot be read is also reported as deleted.
+        assert sum(fail[0].co_name in record.getMessage() for record in warnings) == 1, name
 
 
 @pytest.mark.parametrize("share", [50, pytest.param(5, marks=pytest.mark.slow)])

@@ -76,7 +76,9 @@ def _train(folder: Path, tracker: str, mode: str) -> dict[str, Any]:
         import wandb
 
         wandb.finish()  # otherwise, the next Trainer of this process would continue this run
-    return {"start": start, "history": trainer.state.log_history}
+    first, *history = trainer.state.log_history
+    assert first == pytest.approx({"epoch": 0.0, "step": 0, **start})
+    return {"start": start, "history": history}
 
 
 @contextmanager

@@ -91,6 +91,7 @@ def check_trainer(launch: Launch, case: Any, tmp_path: Path) -> None:
     ]
     assert len(list(run.rglob("events.out.tfevents.*"))) == 2  # the Trainer's and ours, both of the main process
     measured = [[row for row in one["history"] if "defemb/isotropy/all" in row] for one in launch.of(case)]
+    assert [rows.pop(0)["step"] for rows in measured] == [0] * launch.processes
     steps = [[row["step"] for row in rows] for rows in measured]
     # By default, the main process's clock decides for all processes, so they agree on the logged rows.
     assert all(found == steps[0] for found in steps)
