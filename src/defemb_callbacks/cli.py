@@ -12,7 +12,7 @@ import transformers
 import typer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.cli_settings import with_settings
+from defemb_callbacks.cli_settings import APPLY_SETTINGS, BUILD_SETTINGS, DEFINE_SETTINGS, with_settings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import PAPER_SETTINGS
 from defemb_callbacks.definitions import load_definitions
@@ -36,30 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables truncate option names
 )
-
-BUILD_SETTINGS = (
-    "method",
-    "constructor",
-    "table",
-    "features",
-    "definitions_per_token",
-    "max_length",
-    "precision",
-    "batch_size",
-    "cache_dir",
-)
-# How the rows of new tokens and of terms that are already tokens are written
-DEFINE_SETTINGS = (
-    "strategy",
-    "blend",
-    "blend_floor",
-    "rescale",
-    "frequency",
-    "group_edges",
-    "new_token_group",
-    "distil",
-)
-APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder or Hub id.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the Hub.")]

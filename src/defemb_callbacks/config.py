@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from defemb_callbacks.cache import fingerprint
-from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig, check_choices
+from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig
+from defemb_callbacks.settings_checks import check_choices, distinct_choices, number_or_auto
 
 FeatureName = Literal["mean", "first", "mask", "bag", "layers", "middle", "last"]
 
@@ -183,9 +183,8 @@ class DefinitionEMBConfig:
                 )
         self.group_edges = list(self.group_edges)  # may be a tuple
         if self.features is not None:
-            self.features = _checked_features(self.features)
-        if self.blend != "auto":
-            self.blend = _number("blend", self.blend)  # type: ignore[assignment]
+            self.features = distinct_choices("features", self.features, get_args(FeatureName))
+        self.blend = number_or_auto("blend", self.blend)  # type: ignore[assignment]
         for name in ("blend", "blend_floor", "alpha"):
             if getattr(self, name) == "auto":
                 continue
@@ -296,22 +295,3 @@ class DefinitionEMBConfig:
         if unknown:
             raise TypeError(f"{unknown[0]!r} is not a setting. Pass one of {', '.join(known)}.")
         return cls(**{**(config.to_dict() if config else {}), **overrides})
-
-
-def _checked_features(names: Sequence[str]) -> list[str]:
-    if isinstance(names, str):
-        raise ValueError(f"`features` must be a list, got {names!r}. Pass [{names!r}].")
-    names = list(names)  # may be a tuple
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"`features` must be a non-empty list without duplicates, got {names!r}.")
-    unknown = [name for name in names if name not in get_args(FeatureName)]
-    if unknown:
-        raise ValueError(f"`features` must contain only {', '.join(get_args(FeatureName))}, got {unknown[0]!r}.")
-    return names
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return value if isinstance(value, int | float) else float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"`{name}` must be 'auto' or a number between 0 and 1, got {value!r}.") from None

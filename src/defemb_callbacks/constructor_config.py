@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from defemb_callbacks.settings_checks import check_choices
 
 HeadStart = Literal["ridge", "random"]
 Words = Literal["tokens", "dictionary"]
@@ -150,21 +152,6 @@ class ConstructorConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON values."""
         return asdict(self)
-
-
-def check_choices(settings: Any) -> None:
-    """Check that the fields of a dataclass with a `Literal` type have one of the allowed values.
-
-    Args:
-        settings: The dataclass instance.
-
-    Raises:
-        ValueError: If one has not; the message lists the allowed values.
-    """
-    for name, hint in get_type_hints(type(settings)).items():
-        choices = get_args(hint)
-        if get_origin(hint) is Literal and getattr(settings, name) not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(settings, name)!r}.")
 
 
 def _read_text(path: str) -> str:

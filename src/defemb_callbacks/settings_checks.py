@@ -1,0 +1,69 @@
+"""Checks that several settings share; their errors name the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def check_choices(settings: Any) -> None:
+    """Check that the fields of a dataclass with a `Literal` type have one of the allowed values.
+
+    Args:
+        settings: The dataclass instance.
+
+    Raises:
+        ValueError: If one has not; the message lists the allowed values.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        choices = get_args(hint)
+        if get_origin(hint) is Literal and getattr(settings, name) not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(settings, name)!r}.")
+
+
+def distinct_choices(name: str, values: Sequence[str], choices: Sequence[str]) -> list[str]:
+    """Return the values of a field as a list.
+
+    Args:
+        name: Name of the field.
+        values: Its values.
+        choices: The allowed values.
+
+    Raises:
+        ValueError: If the values are a string, empty, repeated or not allowed.
+
+    Example:
+        >>> distinct_choices("features", ("mean", "bag"), ["mean", "first", "bag"])
+        ['mean', 'bag']
+    """
+    if isinstance(values, str):
+        raise ValueError(f"`{name}` must be a list, got {values!r}. Pass [{values!r}].")
+    values = list(values)  # may be a tuple
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"`{name}` must be a non-empty list without duplicates, got {values!r}.")
+    unknown = [value for value in values if value not in choices]
+    if unknown:
+        raise ValueError(f"`{name}` must contain only {', '.join(choices)}, got {unknown[0]!r}.")
+    return values
+
+
+def number_or_auto(name: str, value: Any) -> float | str:
+    """Return the value of a field that is a number or "auto".
+
+    Args:
+        name: Name of the field.
+        value: Its value, also as text.
+
+    Raises:
+        ValueError: If it is neither.
+
+    Example:
+        >>> number_or_auto("blend", "0.3"), number_or_auto("blend", "auto")
+        (0.3, 'auto')
+    """
+    if value == "auto" or isinstance(value, int | float):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"`{name}` must be 'auto' or a number between 0 and 1, got {value!r}.") from None
