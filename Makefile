@@ -67,9 +67,10 @@ clean:
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp file per extra: nothing is installed again until one of these files changes.
+# One stamp file per extra: nothing is installed again until one of these files changes. Modules are compiled when they are
+# first imported: most never are.
 $(VENV)/.installed-%: $(VENV)/pyvenv.cfg setup.cfg pyproject.toml $(CONSTRAINTS)
-	$(RUN) -m pip install --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) --editable ".[$*]"
+	$(RUN) -m pip install --disable-pip-version-check --no-compile $(CONSTRAINTS:%=--constraint %) --editable ".[$*]"
 	touch $@
 
 .PRECIOUS: $(VENV)/.installed-%

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
@@ -20,9 +19,6 @@ from runs import glossary_callback
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 IDS = torch.tensor([7, 3, 470, 100])
-
-# Otherwise DeepSpeed compiles a minute for an exchange between processes that a single process does not need.
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def settings(stage: int, **more: Any) -> dict[str, Any]:
@@ -81,6 +77,8 @@ def trained(folder: Path, checkpoint: Path, stage: int, late: bool, **callback: 
 
 def in_bfloat16(stage: int) -> dict[str, Any]:
     """Write rows into a prepared bfloat16 model, whose optimizer trains float32 copies."""
+    import deepspeed
+
     model = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification).bfloat16()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     config = settings(stage, bf16={"enabled": True})
@@ -94,6 +92,10 @@ def in_bfloat16(stage: int) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    import deepspeed  # not at the top, because pytest imports this module as well
+
+    # Otherwise DeepSpeed compiles a minute for an exchange between processes that a single process does not need.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.set_num_threads(1)
     tokenizer = wordpiece_tokenizer()
     whole = tiny_bert(tokenizer, BertForSequenceClassification)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 ArtifactT = TypeVar("ArtifactT", bound="HubArtifact")
 
 
-class HubArtifact(ModelHubMixin):
+class HubArtifact(ModelHubMixin, ABC):
     """An artifact of a few files of its own, which may lie in the folder of a model.
 
     `ModelHubMixin` expects to own the folder: it records constructor arguments in a `config.json`, looks for that file
@@ -85,6 +86,6 @@ class HubArtifact(ModelHubMixin):
             raise ValueError(f"The {cls.kind} in {name!r} cannot be used: {error}") from error
 
     @classmethod
+    @abstractmethod
     def _read(cls: type[ArtifactT], folder: Path) -> ArtifactT:
         """Read the files of a folder that contains all of them; they are not trusted."""
-        raise NotImplementedError

@@ -262,6 +262,12 @@ def test_verdicts_are_words_and_arrows_and_not_only_colours(page, record) -> Non
         assert arrow_and_word.endswith(kind)
 
 
+def test_the_weight_has_two_digits(record) -> None:
+    report = replace(record.report, info={**record.report.info, "blend_weight": 0.689211})
+    text = Reader(render_page(replace(record, report=report))).text
+    assert "up to 0.69." in text
+
+
 def test_the_summary_comes_first(reader) -> None:
     text = reader.text
     assert (

@@ -346,7 +346,7 @@ def test_real_embeddings(data_dir, minilm_dir, several_threads, tmp_path):
     train, held_out = vectors[order[:half]], vectors[order[half:]]
     # The output of LayerNorm spans 383 directions; it has no density in 384.
     for components in (383, 128):
-        flow = fit_flow(train, EmbeddingFlowConfig(384, components=components), arguments(tmp_path, num_train_epochs=5))
+        flow = fit_flow(train, EmbeddingFlowConfig(384, components=components), arguments(tmp_path, num_train_epochs=3))
         within = [flow.axes(part) for part in (train, held_out)]
         assert nats(flow, held_out) > gaussian_nats(*within)
 

@@ -20,7 +20,7 @@ from defemb_callbacks.cli.models import (
     load_model,
     save_model,
 )
-from defemb_callbacks.cli.settings import with_settings
+from defemb_callbacks.cli.settings import APPLY_SETTINGS, BUILD_SETTINGS, DEFINE_SETTINGS, with_settings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import PAPER_SETTINGS
 from defemb_callbacks.definitions import load_definitions
@@ -31,31 +31,6 @@ from defemb_callbacks.reporting.inspection import as_text, inspect_embeddings, s
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.distributed import this_process
 from defemb_callbacks.weights.rows import table_shape
-
-BUILD_SETTINGS = (
-    "method",
-    "constructor",
-    "table",
-    "features",
-    "reader",
-    "definitions_per_token",
-    "max_length",
-    "precision",
-    "batch_size",
-    "cache_dir",
-)
-# How the rows of new tokens and of terms that are already tokens are written
-DEFINE_SETTINGS = (
-    "strategy",
-    "blend",
-    "blend_floor",
-    "rescale",
-    "frequency",
-    "group_edges",
-    "new_token_group",
-    "distil",
-)
-APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
 
 
 def inspect_models(

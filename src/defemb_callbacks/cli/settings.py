@@ -11,6 +11,31 @@ import typer
 
 from defemb_callbacks.config import DefinitionEMBConfig
 
+BUILD_SETTINGS = (
+    "method",
+    "constructor",
+    "table",
+    "features",
+    "reader",
+    "definitions_per_token",
+    "max_length",
+    "precision",
+    "batch_size",
+    "cache_dir",
+)
+# How the rows of new tokens and of terms that are already tokens are written
+DEFINE_SETTINGS = (
+    "strategy",
+    "blend",
+    "blend_floor",
+    "rescale",
+    "frequency",
+    "group_edges",
+    "new_token_group",
+    "distil",
+)
+APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")
+
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command with one option per config field. The command gets the resulting `config` as a keyword.

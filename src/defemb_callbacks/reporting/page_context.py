@@ -90,7 +90,7 @@ def _rebuild_in_short(record: RunRecord) -> Context | None:
         "tokens": f"{total.tokens:,}",
         "dictionary": record.report.info.get("definitions"),
         "strategy": settings.get("strategy"),
-        "blend": f"{info['blend_weight']:g}" if info.get("blend_weight") is not None else None,
+        "blend": f"{round(info['blend_weight'], 2):g}" if info.get("blend_weight") is not None else None,
     }
 
 
