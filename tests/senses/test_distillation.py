@@ -30,7 +30,7 @@ from defemb_callbacks.senses import (
     with_senses,
 )
 from defemb_callbacks.senses.distillation import sense_loss
-from defemb_callbacks.senses.model import recorded_states
+from defemb_callbacks.senses.layer import recorded_states
 from defemb_callbacks.senses.teacher_labels import IGNORED
 
 SETTINGS = {

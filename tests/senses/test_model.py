@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,8 @@ from defemb_callbacks.senses import (
     with_senses,
     without_senses,
 )
-from defemb_callbacks.senses.model import SenseLayer, check_model, check_tokenizer, recorded_states
+from defemb_callbacks.senses.layer import INPUT_IDS, SenseLayer, recorded_states
+from defemb_callbacks.senses.model import check_model, check_tokenizer
 
 TEXTS = tiny.random_texts(160)
 
@@ -132,8 +136,9 @@ def test_dictionary_follows_the_device_of_the_states(
 
     monkeypatch.setattr(SenseDictionary, "lookup", lookup)
     layer = SenseLayer(copy.deepcopy(dictionary))
-    layer.input_ids = torch.tensor([[9, 8, 7]])
+    before = INPUT_IDS.set(torch.tensor([[9, 8, 7]]))
     layer.replace_output(layer, (), (torch.zeros(1, 3, 32, device="meta"),))
+    INPUT_IDS.reset(before)
     assert devices == [torch.device("meta")] * 2
 
 
@@ -148,6 +153,37 @@ def test_copies_of_a_model_are_independent(
         without_senses(model)
         assert torch.equal(twin(ids).logits, expected)
         assert torch.equal(without_senses(twin)(ids).logits, teacher(ids).logits)
+
+
+def test_model_with_senses_can_be_pickled(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
+) -> None:
+    model = with_senses(copy.deepcopy(teacher), dictionary)
+    twin = pickle.loads(pickle.dumps(model))
+    ids = tokenizer(TEXTS[:3], return_tensors="pt", padding=True)["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(twin(ids).logits, model(ids).logits)
+        assert torch.equal(without_senses(twin)(ids).logits, teacher(ids).logits)
+
+
+def test_threads_do_not_mix_their_tokens(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dictionary: SenseDictionary
+) -> None:
+    model = with_senses(copy.deepcopy(teacher), dictionary)
+    batches = [tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS[:2]]
+    entered = threading.Barrier(len(batches))
+
+    # Each thread waits inside the forward pass until the other one has started its own.
+    def wait(*_: Any) -> None:
+        entered.wait(timeout=60)
+
+    handle = model.get_input_embeddings().register_forward_hook(wait)
+    with ThreadPoolExecutor(len(batches)) as pool:
+        found = list(pool.map(lambda ids: model(ids).logits.detach(), batches))
+    handle.remove()
+    with torch.no_grad():
+        for ids, logits in zip(batches, found, strict=True):
+            torch.testing.assert_close(logits, model(ids).logits)
 
 
 def test_generation_with_a_cache(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -21,7 +21,7 @@ from defemb_callbacks.senses.analysis import measure_senses
 from defemb_callbacks.senses.build import build_from_states
 from defemb_callbacks.senses.config import SenseConfig
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.model import require_no_senses
+from defemb_callbacks.senses.layer import require_no_senses
 from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, sampled_states, tokenize_texts
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.model import CONFIG_ENTRY, check_tokenizer, recorded_states, with_senses
+from defemb_callbacks.senses.layer import recorded_states
+from defemb_callbacks.senses.model import CONFIG_ENTRY, check_tokenizer, with_senses
 from defemb_callbacks.senses.student import freeze_head
 from defemb_callbacks.senses.teacher_labels import (
     COLUMN,

@@ -2,76 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
 from defemb_callbacks.reconstruction.backbone import backbone_of, reading_of
+from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.placement import Place, all_changed, places, returned_states, task_outputs, with_states
+from defemb_callbacks.senses.layer import SenseLayer, reader_with_senses, replace_states, require_no_senses, sense_layer
+from defemb_callbacks.senses.placement import all_changed, places, task_outputs
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.rows import bare_model, embedding_weight
+from defemb_callbacks.weights.rows import embedding_weight
 
 # Entry of a student's config: fingerprint of the dictionary that it was distilled with.
 CONFIG_ENTRY = "sense_dictionary"
-
-
-class SenseLayer(nn.Module):
-    """Replaces the hidden states of a backbone; `with_senses` adds it.
-
-    Attributes:
-        dictionary: The senses.
-        input_ids: Token ids of the current forward pass.
-        recorded: A list that collects token ids and original states of each forward pass, or `None`.
-        probing: Whether states are replaced with arbitrary ones, to test whether the output depends on them.
-        hook: The hook on the submodule whose output is replaced; `None` if it is the backbone's own output.
-    """
-
-    def __init__(self, dictionary: SenseDictionary) -> None:
-        super().__init__()
-        self.dictionary = dictionary
-        self.input_ids: Tensor | None = None
-        self.recorded: list[tuple[Tensor, Tensor]] | None = None
-        self.probing = False
-        self.hook: RemovableHandle | None = None
-
-    def replace_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Replace the states in a module's output, which is a tensor, a tuple or a `ModelOutput`."""
-        if self.input_ids is None:
-            if self.probing:
-                return output
-            raise ValueError(
-                "`backbone.forward` was bypassed, as nn.DataParallel does. Start one process per device with torchrun "
-                "or accelerate launch."
-            )
-        states = returned_states(output)
-        assert states is not None
-        ids, self.input_ids = self.input_ids.to(states.device), None
-        if self.probing:
-            return with_states(output, states.flip(-1) + 1)
-        if self.recorded is not None:
-            self.recorded.append((ids, states))
-        # The layers of a model may be distributed over several devices.
-        if self.dictionary.vectors.device != states.device:
-            self.dictionary.to(states.device)
-        return with_states(output, self.dictionary.lookup(states, ids))
-
-
-def require_no_senses(model: PreTrainedModel) -> None:
-    """Check that the states of a model are its own.
-
-    Raises:
-        ValueError: If `with_senses` was applied to the model.
-    """
-    if _reader_with_senses(model) is not None:
-        raise ValueError("The hidden states of this model are already senses. Call without_senses(model) first.")
 
 
 def check_model(dictionary: SenseDictionary, model: PreTrainedModel, *, force: bool = False) -> None:
@@ -151,26 +98,6 @@ def state_width(model: PreTrainedModel) -> int:
     return reading_of(model).width
 
 
-def _class_with_senses(original: type[nn.Module]) -> type[nn.Module]:
-    """Subclass of a backbone's class whose `senses` replace its states.
-
-    A subclass rather than a forward hook: sentence-transformers calls `forward` directly, which runs no hooks, and a
-    copy of a model must use its own senses.
-    """
-
-    @functools.wraps(original.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        layer: SenseLayer = self.senses
-        layer.input_ids = args[0] if args else kwargs.get("input_ids")
-        if layer.input_ids is None and not layer.probing:
-            raise ValueError("A model with senses requires `input_ids`, got None. Do not pass `inputs_embeds` instead.")
-        output = original.forward(self, *args, **kwargs)
-        return output if layer.hook is not None else layer.replace_output(self, args, output)
-
-    # The class name is written to checkpoints.
-    return type(original.__name__, (original,), {"forward": forward, "__module__": original.__module__})
-
-
 def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: bool = False) -> PreTrainedModel:
     """Replace the last hidden states of a model with the best sense of their token.
 
@@ -218,14 +145,16 @@ def with_senses(model: PreTrainedModel, dictionary: SenseDictionary, *, force: b
     try:
         before = task_outputs(model, input_ids)
         candidates = places(model, input_ids)
-    except Exception as error:
+    except torch.OutOfMemoryError:
+        raise
+    except FORWARD_ERRORS as error:
         raise ValueError(
             f"{type(model).__name__} cannot be run on text alone ({error}), so senses would not reach its output. Pass "
             "the part of it that reads text, e.g. `model.text_model` or `model.get_decoder()`, and build the "
             "dictionary from this part."
         ) from error
     for place in candidates:
-        _replace_states(place, SenseLayer(dictionary))
+        replace_states(place, SenseLayer(dictionary))
         reached = False
         try:
             reached = _reaches_output(model, input_ids, before)
@@ -252,14 +181,6 @@ def _probe_text(dictionary: SenseDictionary, model: PreTrainedModel) -> Tensor:
     return torch.tensor([[*middle, *ends[:1]]], device=model.device)
 
 
-def _replace_states(place: Place, layer: SenseLayer) -> None:
-    reader: Any = place.reader
-    reader.senses = layer
-    if place.inside is not None:
-        layer.hook = place.inside.register_forward_hook(layer.replace_output)
-    reader.__class__ = _class_with_senses(type(reader))
-
-
 def _reaches_output(model: PreTrainedModel, input_ids: Tensor, before: list[Tensor]) -> bool:
     """Whether the output of a model with senses depends on the replaced states."""
     layer = sense_layer(model)
@@ -267,7 +188,7 @@ def _reaches_output(model: PreTrainedModel, input_ids: Tensor, before: list[Tens
     try:
         return all_changed(before, task_outputs(model, input_ids))
     finally:
-        layer.probing, layer.input_ids = False, None
+        layer.probing = False
 
 
 def without_senses(model: PreTrainedModel) -> PreTrainedModel:
@@ -277,42 +198,9 @@ def without_senses(model: PreTrainedModel) -> PreTrainedModel:
         ValueError: If the model has no senses.
     """
     layer = sense_layer(model)
-    reader = _reader_with_senses(model)
+    reader = reader_with_senses(model)
     if layer.hook is not None:
         layer.hook.remove()
     reader.__class__ = type(reader).__base__
     del reader.senses
     return model
-
-
-def sense_layer(model: nn.Module) -> SenseLayer:
-    """The layer that `with_senses` added to a model, which may be wrapped by DDP or torch.compile.
-
-    Raises:
-        ValueError: If the model has no senses.
-    """
-    reader = _reader_with_senses(bare_model(model))
-    if reader is None:
-        raise ValueError("This model has no senses. Call with_senses(model, dictionary) first.")
-    layer: SenseLayer = reader.senses
-    return layer
-
-
-def _reader_with_senses(model: nn.Module) -> Any:
-    """The part of a model whose states are replaced; `None` without senses."""
-    return next((part for part in model.modules() if isinstance(getattr(part, "senses", None), SenseLayer)), None)
-
-
-@contextlib.contextmanager
-def recorded_states(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Record token ids and original hidden states of each forward pass of a model with senses.
-
-    Raises:
-        ValueError: If the model has no senses.
-    """
-    layer = sense_layer(model)
-    layer.recorded = []
-    try:
-        yield layer.recorded
-    finally:
-        layer.recorded = None

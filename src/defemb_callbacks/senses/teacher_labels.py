@@ -20,7 +20,8 @@ from defemb_callbacks.embeddings.fingerprints import fingerprint_weights
 from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating
 from defemb_callbacks.senses.dictionary import SenseDictionary
-from defemb_callbacks.senses.model import check_model, require_no_senses
+from defemb_callbacks.senses.layer import require_no_senses
+from defemb_callbacks.senses.model import check_model
 
 COLUMN, IGNORED = "sense_labels", -100
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
