@@ -71,6 +71,7 @@ def parse(*arguments: str) -> tuple[DefinitionEMBConfig, TrainingArguments]:
         ({"alpha": -1}, r"`alpha` must be between 0 and 1, got -1"),
         ({"definitions_per_token": 0}, r"`definitions_per_token` must be at least 1, got 0"),
         ({"max_length": 3}, r"`max_length` must be at least 4, got 3"),
+        ({"max_length": None}, r"`max_length` must be at least 4, got None"),
         ({"batch_size": 0}, r"`batch_size` must be at least 1, got 0"),
         ({"monitor_sample": 1}, r"`monitor_sample` must be at least 2, got 1. None measures every token"),
         ({"ratings": "nowhere.txt"}, r"`ratings` must be the path of a file, got 'nowhere.txt'"),

@@ -9,7 +9,14 @@ from typing import Any, Literal, get_args
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.constructor_config import PAPER_SETTINGS, ConstructorConfig
-from defemb_callbacks.settings_checks import check_choices, distinct_choices, number_or_auto
+from defemb_callbacks.settings_checks import (
+    check_choices,
+    check_minimum,
+    check_shares,
+    distinct_choices,
+    name_of_model,
+    number_or_auto,
+)
 
 FeatureName = Literal["mean", "first", "mask", "bag", "layers", "middle", "last"]
 
@@ -18,14 +25,8 @@ BUILD_FIELDS = ("method", "table", "features", "definitions_per_token", "max_len
 
 # Further settings that the written rows depend on.
 APPLY_FIELDS = (
-    "strategy",
-    "blend",
-    "blend_floor",
-    "rescale",
-    "alpha",
-    "only_training_tokens",
-    "frequency",
-    "group_edges",
+    *("strategy", "blend", "blend_floor", "rescale", "alpha"),
+    *("only_training_tokens", "frequency", "group_edges"),
 )
 
 
@@ -193,31 +194,19 @@ class DefinitionEMBConfig:
                 )
         if self.reader is not None and self.method == "learned":
             raise ValueError(
-                f"`reader` requires `method='ridge'`, got `method='learned'` and `reader={_name_of(self.reader)!r}`. "
-                "Leave out one of them."
+                f"`reader` requires `method='ridge'`, got `method='learned'` and `reader={name_of_model(self.reader)!r}"
+                "`. Leave out one of them."
             )
         self.group_edges = list(self.group_edges)  # may be a tuple
         if self.features is not None:
             self.features = distinct_choices("features", self.features, get_args(FeatureName))
         self.blend = number_or_auto("blend", self.blend)  # type: ignore[assignment]
-        for name in ("blend", "blend_floor", "alpha"):
-            if getattr(self, name) == "auto":
-                continue
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
-        for name, least in (("definitions_per_token", 1), ("max_length", 4), ("batch_size", 1)):
-            value = getattr(self, name)
-            if name == "definitions_per_token" and value is None:  # the default depends on the model
-                continue
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
-        if self.monitor_steps is not None and self.monitor_steps < 0:
-            raise ValueError(f"`monitor_steps` must be at least 0, got {self.monitor_steps!r}. 0 disables the metrics.")
-        if self.monitor_sample is not None and self.monitor_sample < 2:
-            raise ValueError(
-                f"`monitor_sample` must be at least 2, got {self.monitor_sample!r}. None measures every token."
-            )
+        check_shares(self, "blend", "blend_floor", "alpha")
+        check_minimum(self, "definitions_per_token", 1)
+        check_minimum(self, "max_length", 4)
+        check_minimum(self, "batch_size", 1)
+        check_minimum(self, "monitor_steps", 0, "0 disables the metrics.")
+        check_minimum(self, "monitor_sample", 2, "None measures every token.")
         if self.ratings is not None and not Path(self.ratings).is_file():
             raise ValueError(f"`ratings` must be the path of a file, got {self.ratings!r}.")
         if self.frequency not in ("vocabulary", "training_data") and not Path(self.frequency).is_file():
@@ -230,7 +219,7 @@ class DefinitionEMBConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as plain JSON values; a reader that is a model is represented by its name."""
-        return {**asdict(replace(self, reader=None)), "reader": _name_of(self.reader)}
+        return {**asdict(replace(self, reader=None)), "reader": name_of_model(self.reader)}
 
     @property
     def blend_weight(self) -> float | None:
@@ -247,10 +236,8 @@ class DefinitionEMBConfig:
         """Hex string of the settings that the reconstructed rows depend on."""
         parts = [f"{name}={getattr(self, name)!r}" for name in BUILD_FIELDS]
         if self.method == "learned":
-            constructor = {
-                **self.constructor_config.to_dict(),
-                "save_to": None,
-            }  # the location does not change the rows
+            # The location does not change the rows.
+            constructor = self.constructor_config.to_dict() | {"save_to": None}
             parts.append(json.dumps(constructor, sort_keys=True))
         return fingerprint(*parts)
 
@@ -310,11 +297,3 @@ class DefinitionEMBConfig:
         if unknown:
             raise TypeError(f"{unknown[0]!r} is not a setting. Pass one of {', '.join(known)}.")
         return replace(config or cls(), **overrides)
-
-
-def _name_of(reader: Any) -> str | None:
-    if reader is None or isinstance(reader, str | Path):
-        return reader if reader is None else str(reader)
-    model = reader[0] if isinstance(reader, tuple) else getattr(reader, "model", reader)
-    model = getattr(model, "transformers_model", model)
-    return getattr(model, "name_or_path", None) or type(model).__name__

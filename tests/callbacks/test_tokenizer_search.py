@@ -20,7 +20,8 @@ from transformers import (
 
 from defemb_callbacks import DefinitionEMBCallback, EmbeddingMonitorCallback
 from defemb_callbacks.weights.config_record import read_record
-from defemb_callbacks.weights.rows import read_table, transformers_model
+from defemb_callbacks.weights.rows import read_table
+from defemb_callbacks.weights.unwrapping import transformers_model
 from runs import changed_rows, defined_ids, glossary_callback, measured_steps
 from tiny import tiny_bert, tiny_dataset, training_args
 

@@ -18,17 +18,15 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    ReformerConfig,
-    ReformerModel,
     RobertaForMaskedLM,
     T5Config,
     T5Model,
 )
 
-from defemb_callbacks import Definition, DefinitionEMBConfig, with_definition_head
+from defemb_callbacks import Definition, with_definition_head
 from defemb_callbacks.reconstruction import features
 from defemb_callbacks.reconstruction.batching import equal_length_batches
-from defemb_callbacks.reconstruction.features import resolve_settings, word_features
+from defemb_callbacks.reconstruction.features import word_features
 from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, mask_text, sense_weights
 from tiny import (
     byte_bpe_tokenizer,
@@ -263,21 +261,6 @@ def test_the_bag_alone_does_not_run_the_model(bert):
         assert torch.equal(found, expected)
 
 
-def test_learned_needs_a_state_per_token():
-    sizes = {"block_sizes": [1, 1], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64}
-    model = FunnelBaseModel(FunnelConfig(vocab_size=100, **sizes)).eval()
-    with pytest.raises(ValueError, match=r"FunnelBaseModel does not have one state per token\. Use `method='ridge'`"):
-        resolve_settings(DefinitionEMBConfig(method="learned"), model)
-
-
-def test_learned_cannot_train_reformer():
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "attention_head_size": 8, "feed_forward_size": 64}
-    positions = {"axial_pos_embds": False, "max_position_embeddings": 128}
-    model = ReformerModel(ReformerConfig(vocab_size=100, attn_layers=["local"], **sizes, **positions)).eval()
-    with pytest.raises(ValueError, match=r"cannot train ReformerModel: .* Use `method='ridge'`"):
-        resolve_settings(DefinitionEMBConfig(method="learned"), model)
-
-
 def test_decoders_build_no_cache():
     tokenizer = gemma_tokenizer()
     model = tiny_model(LlamaForCausalLM, tokenizer)
@@ -286,40 +269,6 @@ def test_decoders_build_no_cache():
     features_of(model, tokenizer, features=["last", "middle"])
     assert caches
     assert set(caches) == {None}
-
-
-@pytest.mark.parametrize(
-    ("make", "features", "definitions"),
-    [
-        (lambda: tiny_bert(wordpiece_tokenizer()), ["layers", "bag"], 8),
-        (lambda: tiny_t5(unigram_tokenizer()), ["layers", "bag"], 8),
-        (lambda: tiny_model(LlamaForCausalLM, gemma_tokenizer()), ["last", "middle", "bag"], 2),
-        (lambda: tiny_bert(wordpiece_tokenizer(), is_decoder=True), ["last", "middle", "bag"], 2),
-    ],
-)
-def test_defaults_depend_on_the_model(make, features, definitions):
-    model = make()
-    resolved = resolve_settings(DefinitionEMBConfig(blend=0.3), model)
-    assert (resolved.features, resolved.definitions_per_token, resolved.blend) == (features, definitions, 0.3)
-    given = DefinitionEMBConfig(features=["first"], definitions_per_token=3)
-    assert resolve_settings(given, model) == given
-
-
-@pytest.mark.parametrize(
-    ("make", "widths"),
-    [
-        (lambda: tiny_bert(wordpiece_tokenizer()), {128: ["layers", "bag"], 127: ["mean", "bag"]}),
-        (
-            lambda: tiny_model(LlamaForCausalLM, gemma_tokenizer()),
-            {96: ["last", "middle", "bag"], 95: ["last", "bag"]},
-        ),
-    ],
-)
-def test_wide_models_are_read_at_the_last_layer(make, widths, monkeypatch):
-    model = make()  # of width 32
-    for width, names in widths.items():
-        monkeypatch.setattr(features, "MAX_WIDTH", width)
-        assert resolve_settings(DefinitionEMBConfig(), model).features == names
 
 
 @pytest.mark.parametrize("name", FEATURES)

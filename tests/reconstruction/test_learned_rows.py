@@ -27,7 +27,7 @@ from defemb_callbacks import (
     load_definitions,
 )
 from defemb_callbacks.constructor_config import ConstructorConfig
-from defemb_callbacks.embeddings.build import learning_conditions
+from defemb_callbacks.embeddings.fingerprints import learning_conditions
 from defemb_callbacks.reconstruction import LearnedRows, learned_rows, read_definitions, with_definition_head
 from defemb_callbacks.reconstruction.constructor import training
 from defemb_callbacks.reconstruction.constructor.learned_rows import held_out_words

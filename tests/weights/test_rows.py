@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from architectures import Architecture
-from defemb_callbacks.weights.rows import bare_model, check_rows, embedding_weight, read_rows, read_table, write_rows
+from defemb_callbacks.weights.rows import check_rows, embedding_weight, read_rows, read_table, write_rows
+from defemb_callbacks.weights.unwrapping import bare_model
 from tiny import tiny_bert, wordpiece_tokenizer
 
 IDS = torch.tensor([7, 3, 400])

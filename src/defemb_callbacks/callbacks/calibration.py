@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from defemb_callbacks.attempt import Attempt
-from defemb_callbacks.weights.rows import bare_model
 from defemb_callbacks.weights.sharding import is_sharded
+from defemb_callbacks.weights.unwrapping import bare_model
 
 # `sentence.modules` and `sentence.calibrate` need the extra `sentence`, so they are imported inside functions.
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from defemb_callbacks.reconstruction.batching import spread
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import read_new_tokens_record
-from defemb_callbacks.weights.rows import table_shape, transformers_model
+from defemb_callbacks.weights.rows import table_shape
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 logger = logging.getLogger(__name__)
 MAX_INSPECTED_ROWS = 1000

@@ -27,7 +27,8 @@ from defemb_callbacks.new_tokens.terms import TermSource
 from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.config_record import read_record, restore_records
-from defemb_callbacks.weights.rows import INPUT, bare_model, table_shape
+from defemb_callbacks.weights.rows import INPUT, table_shape
+from defemb_callbacks.weights.unwrapping import bare_model
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from defemb_callbacks.senses.sampling import SamplePlan, plan_samples, sampled_s
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.distributed import on_any_process
-from defemb_callbacks.weights.rows import embedding_weight, transformers_model
+from defemb_callbacks.weights.rows import embedding_weight
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 
 class SenseMonitorCallback(TrainerCallback):

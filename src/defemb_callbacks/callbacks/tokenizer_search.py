@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from defemb_callbacks.weights.rows import table_shape, transformers_model
+from defemb_callbacks.weights.rows import table_shape
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 logger = logging.getLogger(__name__)
 

@@ -20,15 +20,8 @@ from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups
 from defemb_callbacks.weights.adapters import advice_on_saving, advice_on_ties
 from defemb_callbacks.weights.config_record import read_record, write_record
-from defemb_callbacks.weights.rows import (
-    INPUT,
-    TableName,
-    embedding_layer,
-    table_shape,
-    transformers_model,
-    whole_table,
-    write_rows,
-)
+from defemb_callbacks.weights.rows import INPUT, TableName, embedding_layer, table_shape, whole_table, write_rows
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 if TYPE_CHECKING:
     from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import gather_object
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.cache import cache_root, cached, fingerprint, verify_manifest
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
+from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
+from defemb_callbacks.embeddings.compute import compute_embeddings
 from defemb_callbacks.embeddings.fingerprints import (
     fingerprint_tables,
     fingerprint_tokenizer,
@@ -25,37 +23,16 @@ from defemb_callbacks.embeddings.fingerprints import (
     learning_conditions,
     reading_conditions,
 )
-from defemb_callbacks.metrics.pairs import related_tokens
-from defemb_callbacks.progress import show_status
-from defemb_callbacks.reconstruction import (
-    DefinitionReader,
-    cross_fitted_rows,
-    definition_texts,
-    learned_rows,
-    own_bag,
-    prompt_style,
-    resolve_settings,
-    word_features,
-)
+from defemb_callbacks.reconstruction import DefinitionReader, resolve_settings
 from defemb_callbacks.reconstruction.backbone import reading_of
-from defemb_callbacks.reconstruction.distinct import check_distinct
-from defemb_callbacks.reconstruction.prompts import mask_text
-from defemb_callbacks.reconstruction.ridge import RidgeRows
-from defemb_callbacks.vocabulary.lookup import (
-    definitions_of_tokens,
-    lemma_groups,
-    single_words,
-    why_none_is_defined,
-)
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
-from defemb_callbacks.weights.rows import embedding_layer, embedding_weight, read_rows, table_shape, transformers_model
-from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_sharded
+from defemb_callbacks.weights.rows import table_shape
+from defemb_callbacks.weights.sharding import gathered
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 logger = logging.getLogger(__name__)
-
-PROBE_TEXTS = 256  # definitions on which the predictions of a language model are measured
 
 # Part of every cache key. Increase it when the same input gives other rows than before.
 BUILD_VERSION = "8"
@@ -159,7 +136,7 @@ def _load_or_build(
     training = root / "constructors" / key
 
     def build() -> DefinitionEmbeddings:
-        return _build(model, tokenizer, lexicon, vocabulary, config, training, readers)
+        return compute_embeddings(model, tokenizer, lexicon, vocabulary, config, training=training, readers=readers)
 
     def from_cache(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, _save, DefinitionEmbeddings.from_pretrained)
@@ -196,137 +173,3 @@ def _load_cached(folder: Path) -> DefinitionEmbeddings | None:
 
 def _save(embeddings: DefinitionEmbeddings, folder: Path) -> None:
     embeddings.save_pretrained(folder)
-
-
-def _build(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    lexicon: Lexicon,
-    vocabulary: Vocabulary,
-    config: DefinitionEMBConfig,
-    folder: Path,
-    readers: list[int],
-) -> DefinitionEmbeddings:
-    assert config.features is not None
-    assert config.definitions_per_token is not None
-    most = config.definitions_per_token
-    found = definitions_of_tokens(vocabulary, lexicon, most)
-    if not found:
-        raise ValueError(why_none_is_defined(vocabulary, lexicon))
-    ids = torch.tensor(list(found))
-    words = [vocabulary.words[index] or vocabulary.tokens[index] for index in found]
-    max_length = min(config.max_length, tokenizer.model_max_length)
-    _check_readable(model, config)
-    feature_map = None
-    if config.method == "learned":
-        show_status(
-            f"Training a constructor of token embeddings for {model.name_or_path or type(model).__name__} on the "
-            f"definitions of {len(words):,} tokens in {lexicon.name}. The result is kept for the next run."
-        )
-        learned = learned_rows(
-            model,
-            tokenizer,
-            ids,
-            list(zip(words, found.values(), strict=True)),
-            folder,
-            more=lambda: single_words(lexicon, most),
-            max_length=max_length,
-            precision=config.precision,
-            batch_size=config.batch_size,
-            settings=config.constructor_config,
-            table=config.table,
-        )
-        check_distinct(
-            learned.rows,
-            lambda: definition_texts(words, list(found.values()), tokenizer, max_length),
-            "Use `method='ridge'`.",
-        )
-        rows, details = learned.rows, {**learned.info, "constructor": config.constructor_config.to_dict()}
-    else:
-        reader = DefinitionReader.chosen(config.reader, model, tokenizer)
-        style = prompt_style(reader.model)
-        most_tokens = min(config.max_length, reader.tokenizer.model_max_length)
-        texts = definition_texts(words, list(found.values()), reader.tokenizer, most_tokens, style)
-        show_status(
-            f"Rebuilding the token embeddings of {model.name_or_path or type(model).__name__} from {lexicon.name}: "
-            f"{len(texts.input_ids):,} definitions of {len(words):,} tokens are encoded. The result is kept for the "
-            "next run."
-        )
-        options: dict[str, Any] = {"batch_size": config.batch_size, "readers": readers}
-        with gathered(model if config.reader is None else embedding_layer(model)):
-            features = word_features(
-                reader.model, reader.tokenizer, texts, config.features, precision=config.precision, **options
-            )
-            if config.reader is not None:
-                own = own_bag(model, tokenizer, words, list(found.values()), max_length, **options)
-                features = torch.cat([features, own], dim=1)
-        check_distinct(features, lambda: texts, "Use other `features`, or let another encoder read with `reader`.")
-        targets = read_rows(model, ids, config.table)
-        groups = lemma_groups(list(found.values()))
-        fitted = on_main_process(lambda: _fitted(features, targets, groups, model.device))
-        rows, feature_map = fitted.rows, fitted.weights
-        details = {
-            "features": config.features,
-            "prompt": style,
-            "ridge_strength": fitted.strength,
-            "r_squared": fitted.r_squared,
-        }
-        details |= {"texts_encoded": len(texts.input_ids), "tokens_encoded": texts.tokens}
-        details |= {} if config.reader is None else {"reader": config.to_dict()["reader"]}
-    info = {
-        "model": model.name_or_path,
-        "method": config.method,
-        "table": config.table,
-        "definitions": lexicon.name,
-        "definitions_per_token": most,
-        "definitions_read": sum(map(len, found.values())),
-        "mask_token_id": tokenizer.convert_tokens_to_ids(mask_text(tokenizer)) if mask_text(tokenizer) else None,
-        **details,
-    }
-    pairs = related_tokens(vocabulary, lexicon)
-    return DefinitionEmbeddings(
-        ids, rows, vocabulary, pairs, info, feature_map, probe_texts(words, list(found.values()), tokenizer)
-    )
-
-
-def _fitted(features: Tensor, targets: Tensor, groups: Tensor, device: torch.device) -> RidgeRows:
-    """The ridge regression on the model's device, or on the CPU if the model leaves too little memory there."""
-    try:
-        return cross_fitted_rows(features, targets, groups=groups, device=device)
-    except torch.OutOfMemoryError:
-        logger.info("The ridge regression does not fit into the memory of %s; it is computed on the CPU.", device)
-    # After the exception is gone, which keeps tensors on the device.
-    return cross_fitted_rows(features, targets, groups=groups, device=torch.device("cpu"))
-
-
-def probe_texts(
-    words: Sequence[str], definitions: Sequence[Sequence[Definition]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], ...]:
-    """Definitions as running text for `LanguageModelProbe`, about 4,000 tokens, evenly spaced over the vocabulary.
-
-    Args:
-        words: The words that have definitions.
-        definitions: The definitions of each word.
-        tokenizer: The model's tokenizer.
-    """
-    step = max(1, len(words) // PROBE_TEXTS)
-    texts = [f"{word}: {found[0].gloss}." for word, found in list(zip(words, definitions, strict=True))[::step]]
-    encoded = tokenizer(texts[:PROBE_TEXTS], truncation=True, max_length=min(64, tokenizer.model_max_length))
-    return tuple(tuple(ids) for ids in encoded["input_ids"] if len(ids) > 2)
-
-
-def _check_readable(model: PreTrainedModel, config: DefinitionEMBConfig) -> None:
-    """Raise on all processes if one of them holds only a part of the model, or of a constructor, in memory."""
-    tables = [embedding_weight(model), embedding_weight(model, config.table)]
-    weights, problem = list(model.parameters()) if config.reader is None else tables, None
-    if any(isinstance(weight, DTensor) for weight in weights):
-        problem = "sharded over processes (FSDP2 or tensor parallelism)"
-    elif any(weight.is_meta and not awaits_main_process(weight) for weight in weights):
-        problem = "offloaded, so it is not in memory"
-    elif config.method == "learned" and any(is_sharded(weight) or weight.is_meta for weight in weights):
-        problem = "sharded over processes, but `method='learned'` copies the whole model"
-    if found := next(filter(None, gather_object([problem])), None):
-        raise ValueError(
-            f"Definitions cannot be read with this model: it is {found}. Build the embeddings from the whole model "
-            "first, with `defemb build MODEL --output DIR`, and pass `embeddings=DIR`."
-        )

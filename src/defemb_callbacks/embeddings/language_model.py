@@ -14,15 +14,9 @@ from defemb_callbacks.reconstruction.backbone import causal_logits, evaluating, 
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import family_of
 from defemb_callbacks.weights.distributed import on_main_process
-from defemb_callbacks.weights.rows import (
-    INPUT,
-    TableName,
-    embedding_weight,
-    output_weight,
-    transformers_model,
-    write_rows,
-)
+from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight, output_weight, write_rows
 from defemb_callbacks.weights.sharding import is_sharded
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 logger = logging.getLogger(__name__)
 

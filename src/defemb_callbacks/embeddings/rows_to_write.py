@@ -22,7 +22,7 @@ from defemb_callbacks.embeddings.language_model import (
 )
 from defemb_callbacks.reconstruction.prompts import family_of
 from defemb_callbacks.vocabulary.frequency import GROUPS, rarity
-from defemb_callbacks.weights.rows import transformers_model
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 if TYPE_CHECKING:
     from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings

@@ -18,16 +18,9 @@ from transformers import (
 )
 
 from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
-from defemb_callbacks.weights.rows import (
-    INPUT,
-    TableName,
-    bare_model,
-    embedding_weight,
-    output_weight,
-    transformers_model,
-    write_rows,
-)
+from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight, output_weight, write_rows
 from defemb_callbacks.weights.sharding import is_sharded
+from defemb_callbacks.weights.unwrapping import bare_model, transformers_model
 
 
 def check_model(model: PreTrainedModel) -> None:

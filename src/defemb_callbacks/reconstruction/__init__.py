@@ -8,7 +8,8 @@ from defemb_callbacks.reconstruction.constructor.learned_rows import (
     read_definitions,
 )
 from defemb_callbacks.reconstruction.definition_head import DefinitionEMBMixin, with_definition_head
-from defemb_callbacks.reconstruction.features import own_bag, resolve_settings, word_features
+from defemb_callbacks.reconstruction.features import own_bag, word_features
+from defemb_callbacks.reconstruction.model_settings import resolve_settings
 from defemb_callbacks.reconstruction.prompts import definition_texts, prompt_style
 from defemb_callbacks.reconstruction.reader import DefinitionReader
 from defemb_callbacks.reconstruction.ridge import cross_fitted_rows, mapped

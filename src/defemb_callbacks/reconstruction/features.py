@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from accelerate.utils import gather_object, reduce
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Definition
 from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import (
@@ -21,15 +19,12 @@ from defemb_callbacks.reconstruction.backbone import (
     has_fast_bfloat16,
     last_states,
     layer_states,
-    reading_of,
 )
 from defemb_callbacks.reconstruction.batching import equal_length_batches
-from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, family_of, mask_text
-from defemb_callbacks.reconstruction.reader import DefinitionReader
+from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, mask_text
 from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
-from defemb_callbacks.reconstruction.requirements import check_method
 from defemb_callbacks.weights.distributed import this_process
-from defemb_callbacks.weights.rows import embedding_weight, table_shape
+from defemb_callbacks.weights.rows import embedding_weight
 
 logger = logging.getLogger(__name__)
 
@@ -37,57 +32,8 @@ logger = logging.getLogger(__name__)
 AGREEMENT = 0.999
 TRIAL_TEXTS = 32
 
-# Maximum width of the default features: the Gram matrix of the ridge regression has this number of rows.
-MAX_WIDTH = 8192
-
 # Features that need the hidden states of intermediate layers.
 INTERMEDIATE = ("layers", "middle")
-
-
-def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> DefinitionEMBConfig:
-    """Replace `None` in `features` and `definitions_per_token` with the defaults for a model, and open its reader.
-
-    Encoders, also those of encoder-decoders, use 8 definitions and the features "layers" and "bag"; decoders, which
-    cost more, use 2 definitions and "last", "middle" and "bag". If these have more than `MAX_WIDTH` numbers, only the
-    last layer is used: "mean" and "bag", or "last" and "bag". A model that cannot read text by itself has only "bag".
-    With `reader`, the features are those of the reader.
-
-    Args:
-        config: Settings.
-        model: Any model.
-
-    Raises:
-        ValueError: If the settings need hidden states of text that the model, or the reader, does not have.
-        TypeError: If the model has no embedding table.
-
-    Example:
-        >>> from transformers import GPT2Config, GPT2Model
-        >>> model = GPT2Model(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1))
-        >>> config = resolve_settings(DefinitionEMBConfig(), model)
-        >>> config.features, config.definitions_per_token
-        (['last', 'middle', 'bag'], 2)
-    """
-    own = table_shape(model)[1]  # raises if the model has no table
-    if config.reader is not None:
-        reader = DefinitionReader.of(config.reader, model.device)
-        config, model = replace(config, reader=reader), reader.model
-    reading = reading_of(model)
-    check_method(config, model)
-    decoder = reading.reads and family_of(model) == "decoder"
-    states, bag = reading.width, own + (0 if config.reader is None else table_shape(model)[1])
-    if not reading.reads:
-        features = ["bag"]
-    elif decoder:
-        features = ["last", "middle", "bag"] if 2 * states + bag <= MAX_WIDTH else ["last", "bag"]
-    else:
-        features = ["layers", "bag"] if 3 * states + bag <= MAX_WIDTH else ["mean", "bag"]
-    # MiniLM: held-out R² 0.193 with two definitions, 0.206 with eight. A decoder costs ten times as much to read.
-    definitions = 2 if decoder else 8
-    return replace(
-        config,
-        features=config.features or features,
-        definitions_per_token=config.definitions_per_token or definitions,
-    )
 
 
 def word_features(

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 
 from defemb_callbacks.reconstruction.backbone import reading_of
 from defemb_callbacks.weights.distributed import main_process_first
-from defemb_callbacks.weights.rows import transformers_model
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 
 @dataclass(frozen=True)

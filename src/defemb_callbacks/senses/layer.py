@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from defemb_callbacks.senses.dictionary import SenseDictionary
 from defemb_callbacks.senses.placement import Place, returned_states, with_states
-from defemb_callbacks.weights.rows import bare_model
+from defemb_callbacks.weights.unwrapping import bare_model
 
 # Token ids of the current forward pass: not an attribute, because several threads may run one model.
 INPUT_IDS: ContextVar[Tensor | None] = ContextVar("input_ids", default=None)

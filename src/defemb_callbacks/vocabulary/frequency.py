@@ -13,7 +13,8 @@ from torch import Tensor
 
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.vocabulary.tokens import OUTSIDE_TEXT, Vocabulary
-from defemb_callbacks.weights.rows import table_shape, transformers_model
+from defemb_callbacks.weights.rows import table_shape
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 GROUPS = ("frequent", "medium", "rare")
 _SMALLEST_BLOCK = 1 << 16  # ids that are counted at once even if the vocabulary is smaller

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from defemb_callbacks.weights.rows import INPUT, TableName, transformers_model
+from defemb_callbacks.weights.rows import INPUT, TableName
+from defemb_callbacks.weights.unwrapping import transformers_model
 
 NEW_TOKENS = "new_tokens"
 
