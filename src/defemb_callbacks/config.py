@@ -71,8 +71,9 @@ class DefinitionEMBConfig:
         metadata={
             "help": "Features of an encoded definition, one or more of: the 'mean' of the last hidden states, the "
             "'first' state, the 'last' state, the state at the 'mask', the mean of the 'middle' layer, the means of "
-            "three 'layers', and the 'bag', the mean of the definition's token embeddings. By default 'layers' and "
-            "'bag' for encoders, 'last', 'middle' and 'bag' for decoders."
+            "three 'layers', and the 'bag', the mean of the definition's token embeddings. By default the 'bag' with "
+            "'layers' or 'mean' for encoders, with 'last' and 'middle', 'layers' or 'last' for decoders, whichever "
+            "predicts left-out rows best."
         },
     )
     reader: Any | str | None = field(

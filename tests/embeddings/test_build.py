@@ -13,9 +13,10 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, BertMod
 
 from defemb_callbacks import Definition, DefinitionEMBConfig, Lexicon, build_definition_embeddings
 from defemb_callbacks.definitions import Relation, load_definitions
-from defemb_callbacks.embeddings import build as module
+from defemb_callbacks.embeddings import compute as module
 from defemb_callbacks.metrics.pairs import related_tokens
-from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, word_features
+from defemb_callbacks.reconstruction import cross_fitted_rows, definition_texts, feature_choice, word_features
+from defemb_callbacks.reconstruction.model_settings import ENCODER_FEATURES
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
@@ -96,29 +97,43 @@ def test_the_rows_are_cross_fitted_from_the_features(model, tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "features", "prompt", "most"),
+    ("make", "candidates", "prompt", "most"),
     [
-        (lambda t: tiny_bert(t, num_hidden_layers=6), ["layers", "bag"], "mask", 8),
-        (lambda t: tiny_model(GPT2Model, t, n_layer=6), ["last", "middle", "bag"], "synonyms", 2),
+        (lambda t: tiny_bert(t, num_hidden_layers=6), [["layers", "bag"], ["mean", "bag"]], "mask", 8),
+        (
+            lambda t: tiny_model(GPT2Model, t, n_layer=6),
+            [["last", "middle", "bag"], ["layers", "bag"], ["last", "bag"]],
+            "synonyms",
+            2,
+        ),
     ],
 )
-def test_the_defaults_of_the_family_are_recorded_and_cached(make, features, prompt, most, tokenizer, builds) -> None:
+def test_the_features_with_the_highest_held_out_r_squared_are_chosen(
+    make, candidates, prompt, most, tokenizer, builds
+) -> None:
     model = make(tokenizer)
     glossary = {word: [gloss, *(f"sense {rank} of it" for rank in range(2, 11))] for word, gloss in GLOSSES.items()}
     built = build_definition_embeddings(model, tokenizer, glossary, DefinitionEMBConfig(precision="float32"))
-    assert (built.info["features"], built.info["prompt"]) == (features, prompt)
-    assert built.info["definitions_per_token"] == most
+    assert (built.info["prompt"], built.info["definitions_per_token"]) == (prompt, most)
     assert built.info["definitions_read"] == most * len(built.ids)
-
-    explicit = DefinitionEMBConfig(features=features, definitions_per_token=most, precision="float32")
-    assert torch.equal(build_definition_embeddings(model, tokenizer, glossary, explicit).rows, built.rows)
-    assert len(builds) == 1
+    explicit = [
+        build_definition_embeddings(
+            model, tokenizer, glossary, DefinitionEMBConfig(features=names, precision="float32")
+        )
+        for names in candidates
+    ]
+    best = max(explicit, key=lambda found: found.info["r_squared"])
+    assert built.info["features"] == best.info["features"]
+    torch.testing.assert_close(built.rows, best.rows)
+    again = build_definition_embeddings(model, tokenizer, glossary, DefinitionEMBConfig(precision="float32"))
+    assert torch.equal(again.rows, built.rows)
+    assert len(builds) == 1 + len(candidates)
 
     vocabulary = read_vocabulary(tokenizer)
     found = definitions_of_tokens(vocabulary, load_definitions(glossary), most)
     words = [vocabulary.words[index] for index in found]
     texts = definition_texts(words, list(found.values()), tokenizer, 64, prompt)
-    encoded = word_features(model, tokenizer, texts, features, precision="float32")
+    encoded = word_features(model, tokenizer, texts, built.info["features"], precision="float32")
     groups = lemma_groups(list(found.values()))
     expected = cross_fitted_rows(encoded, read_table(model)[list(found)], groups=groups)
     torch.testing.assert_close(built.rows, expected.rows)
@@ -171,7 +186,7 @@ def _features_of(word: str, sources: Any, model: Any, tokenizer: Any, monkeypatc
         taken.append(features)
         return cross_fitted_rows(features, old, **settings)
 
-    monkeypatch.setattr(module, "cross_fitted_rows", look)
+    monkeypatch.setattr(feature_choice, "cross_fitted_rows", look)
     built = build_definition_embeddings(model, tokenizer, sources, DefinitionEMBConfig(precision="float32"))
     row = built.ids.tolist().index(tokenizer.convert_tokens_to_ids(word))
     return taken[0][row]
@@ -210,13 +225,13 @@ def test_the_map_is_fitted_on_the_models_device_or_on_the_cpu_if_that_is_full(
         monkeypatch.setattr(type(model), "device", cuda)
         return features
 
-    monkeypatch.setattr(module, "cross_fitted_rows", full)
+    monkeypatch.setattr(feature_choice, "cross_fitted_rows", full)
     monkeypatch.setattr(module, "word_features", encoded)
     with caplog.at_level(logging.INFO, "defemb_callbacks"):
         built = build_definition_embeddings(
             model, tokenizer, tiny_glossary(), DefinitionEMBConfig(cache_dir=str(tmp_path / "full"))
         )
-    assert devices == [cuda, torch.device("cpu")]
+    assert devices == [cuda, *[torch.device("cpu")] * len(ENCODER_FEATURES)]
     assert torch.equal(built.rows, expected.rows)
     assert "does not fit into the memory of cuda:1; it is computed on the CPU" in caplog.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from defemb_callbacks.embeddings.fingerprints import (
 )
 from defemb_callbacks.reconstruction import DefinitionReader, resolve_settings
 from defemb_callbacks.reconstruction.backbone import reading_of
+from defemb_callbacks.reconstruction.model_settings import feature_candidates
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.adapters import adapters_off
 from defemb_callbacks.weights.distributed import main_process_first, on_main_process, this_process
@@ -88,8 +90,9 @@ def build_definition_embeddings(
     outer = transformers_model(model)
     # Without PEFT's adapters: definitions are encoded by the pretrained model.
     inner: PreTrainedModel = outer.get_base_model() if hasattr(outer, "get_base_model") else outer
+    given = config or DefinitionEMBConfig()
     with gathered(inner):
-        config = resolve_settings(config or DefinitionEMBConfig(), inner)
+        config = resolve_settings(given, inner)
     if config.reader is None and (problem := reading_of(inner).problem):
         logger.warning(
             "%s cannot read text by itself (%s). Definitions are represented by the mean of their token embeddings "
@@ -100,8 +103,18 @@ def build_definition_embeddings(
         )
     lexicon = main_process_first(lambda: load_definitions(definitions))
     vocabulary = read_vocabulary(tokenizer, table_shape(inner, config.table)[0])
+    candidates = _candidates(given, config, inner)
     with adapters_off(outer):
-        return _load_or_build(inner, tokenizer, lexicon, vocabulary, config)
+        return _load_or_build(inner, tokenizer, lexicon, vocabulary, config, candidates)
+
+
+def _candidates(given: DefinitionEMBConfig, config: DefinitionEMBConfig, model: PreTrainedModel) -> list[list[str]]:
+    """The sets of features to choose from: one if it is given, or for the learned constructor, which uses none."""
+    if given.features is not None or config.method == "learned":
+        return [config.features or []]
+    if config.reader is None:
+        return feature_candidates(model)
+    return feature_candidates(config.reader.model, table_shape(model)[1])  # type: ignore[union-attr]
 
 
 def _load_or_build(
@@ -110,6 +123,7 @@ def _load_or_build(
     lexicon: Lexicon,
     vocabulary: Vocabulary,
     config: DefinitionEMBConfig,
+    candidates: list[list[str]],
 ) -> DefinitionEmbeddings:
     process = this_process()
     learned = config.method == "learned"
@@ -128,6 +142,7 @@ def _load_or_build(
         lexicon.fingerprint,
         *lexicon.sources,
         config.build_fingerprint,
+        *(json.dumps(candidate) for candidate in candidates[1:]),  # the first is part of the settings
         *([] if reader.model is model else _fingerprints(reader)),
         *(learning_conditions(model, config, process.num_processes) if learned else [reading_conditions(model)]),
     )
@@ -136,7 +151,16 @@ def _load_or_build(
     training = root / "constructors" / key
 
     def build() -> DefinitionEmbeddings:
-        return compute_embeddings(model, tokenizer, lexicon, vocabulary, config, training=training, readers=readers)
+        return compute_embeddings(
+            model,
+            tokenizer,
+            lexicon,
+            vocabulary,
+            config,
+            training=training,
+            readers=readers,
+            candidates=candidates,
+        )
 
     def from_cache(build: Callable[[], DefinitionEmbeddings]) -> DefinitionEmbeddings:
         return cached(folder, build, _save, DefinitionEmbeddings.from_pretrained)

@@ -20,7 +20,6 @@ from defemb_callbacks.metrics.pairs import related_tokens
 from defemb_callbacks.progress import show_status
 from defemb_callbacks.reconstruction import (
     DefinitionReader,
-    cross_fitted_rows,
     definition_texts,
     learned_rows,
     own_bag,
@@ -28,6 +27,8 @@ from defemb_callbacks.reconstruction import (
     word_features,
 )
 from defemb_callbacks.reconstruction.distinct import check_distinct
+from defemb_callbacks.reconstruction.feature_choice import best_rows, names_to_compute
+from defemb_callbacks.reconstruction.model_settings import feature_widths
 from defemb_callbacks.reconstruction.prompts import mask_text
 from defemb_callbacks.reconstruction.ridge import RidgeRows
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens, lemma_groups, single_words, why_none_is_defined
@@ -38,6 +39,7 @@ from defemb_callbacks.weights.sharding import awaits_main_process, gathered, is_
 
 logger = logging.getLogger(__name__)
 
+OWN = "own bag"  # the bag of the model's own embeddings, beside the features of another reader
 PROBE_TEXTS = 256  # definitions on which the predictions of a language model are measured
 
 
@@ -50,6 +52,7 @@ def compute_embeddings(
     *,
     training: Path,
     readers: list[int],
+    candidates: list[list[str]],
 ) -> DefinitionEmbeddings:
     """Compute embeddings without looking into the cache; all processes of a launch must call this function.
 
@@ -61,6 +64,7 @@ def compute_embeddings(
         config: Settings from `resolve_settings`.
         training: Folder for checkpoints of the learned constructor.
         readers: Indices of the processes whose model has the main process's weights.
+        candidates: Sets of features, of which the one that predicts left-out rows best is used.
 
     Raises:
         ValueError: If no token has a definition, or if a part of the model is not in memory.
@@ -76,7 +80,9 @@ def compute_embeddings(
         rows, details = _rows_of_constructor(model, tokenizer, lexicon, ids, words, definitions, config, training)
         feature_map = None
     else:
-        fitted, details = _rows_of_ridge(model, tokenizer, lexicon, ids, words, definitions, config, readers)
+        fitted, details = _rows_of_ridge(
+            model, tokenizer, lexicon, ids, words, definitions, config, readers, candidates
+        )
         rows, feature_map = fitted.rows, fitted.weights
     mask = mask_text(tokenizer)
     info = {
@@ -135,8 +141,8 @@ def _rows_of_ridge(
     definitions: list[list[Definition]],
     config: DefinitionEMBConfig,
     readers: list[int],
+    candidates: list[list[str]],
 ) -> tuple[RidgeRows, dict[str, Any]]:
-    assert config.features is not None
     reader = DefinitionReader.chosen(config.reader, model, tokenizer)
     style = prompt_style(reader.model)
     max_length = min(config.max_length, reader.tokenizer.model_max_length)
@@ -146,18 +152,21 @@ def _rows_of_ridge(
         f"of {len(words):,} tokens are encoded. The result is kept for the next run."
     )
     options: dict[str, Any] = {"batch_size": config.batch_size, "readers": readers}
+    names, widths = names_to_compute(candidates), feature_widths(reader.model)
     with gathered(model if config.reader is None else embedding_layer(model)):
-        features = word_features(
-            reader.model, reader.tokenizer, texts, config.features, precision=config.precision, **options
-        )
+        features = word_features(reader.model, reader.tokenizer, texts, names, precision=config.precision, **options)
         if config.reader is not None:
             own = own_bag(model, tokenizer, words, definitions, config.max_length, **options)
             features = torch.cat([features, own], dim=1)
+            names, candidates = [*names, OWN], [[*candidate, OWN] for candidate in candidates]
+            widths |= {OWN: own.shape[1]}
     check_distinct(features, lambda: texts, "Use other `features`, or let another encoder read with `reader`.")
     targets, groups = read_rows(model, ids, config.table), lemma_groups(definitions)
-    fitted = on_main_process(lambda: _fitted(features, targets, groups, model.device))
+    fitted = on_main_process(
+        lambda: best_rows(features, names, candidates, widths, targets, groups=groups, device=model.device)
+    )
     details = {
-        "features": config.features,
+        "features": [name for name in fitted.features if name != OWN],
         "prompt": style,
         "ridge_strength": fitted.strength,
         "r_squared": fitted.r_squared,
@@ -169,16 +178,6 @@ def _rows_of_ridge(
 
 def _name(model: PreTrainedModel) -> str:
     return model.name_or_path or type(model).__name__
-
-
-def _fitted(features: Tensor, targets: Tensor, groups: Tensor, device: torch.device) -> RidgeRows:
-    """The ridge regression on the model's device, or on the CPU if the model leaves too little memory there."""
-    try:
-        return cross_fitted_rows(features, targets, groups=groups, device=device)
-    except torch.OutOfMemoryError:
-        logger.info("The ridge regression does not fit into the memory of %s; it is computed on the CPU.", device)
-    # After the exception is gone, which keeps tensors on the device.
-    return cross_fitted_rows(features, targets, groups=groups, device=torch.device("cpu"))
 
 
 def probe_texts(

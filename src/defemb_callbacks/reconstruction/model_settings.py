@@ -15,14 +15,16 @@ from defemb_callbacks.weights.rows import table_shape
 # Maximum width of the default features: the Gram matrix of the ridge regression has this number of rows.
 MAX_WIDTH = 8192
 
+# Sets of features that a build compares by held-out R², the default first and the narrowest last.
+ENCODER_FEATURES = (("layers", "bag"), ("mean", "bag"))
+DECODER_FEATURES = (("last", "middle", "bag"), ("layers", "bag"), ("last", "bag"))
+
 
 def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> DefinitionEMBConfig:
     """Replace `None` in `features` and `definitions_per_token` with the defaults for a model, and open its reader.
 
-    Encoders, also those of encoder-decoders, use 8 definitions and the features "layers" and "bag"; decoders, which
-    cost more, use 2 definitions and "last", "middle" and "bag". If these have more than `MAX_WIDTH` numbers, only the
-    last layer is used: "mean" and "bag", or "last" and "bag". A model that cannot read text by itself has only "bag".
-    With `reader`, the features are those of the reader.
+    Encoders, also those of encoder-decoders, use 8 definitions; decoders, which cost more to read, use 2. The features
+    are the first of `feature_candidates`; a build compares them. With `reader`, they are those of the reader.
 
     Args:
         config: Settings.
@@ -43,23 +45,40 @@ def resolve_settings(config: DefinitionEMBConfig, model: PreTrainedModel) -> Def
     if config.reader is not None:
         reader = DefinitionReader.of(config.reader, model.device)
         config, model = replace(config, reader=reader), reader.model
-    reading = reading_of(model)
     check_method(config, model)
-    decoder = reading.reads and family_of(model) == "decoder"
-    states, bag = reading.width, own + (0 if config.reader is None else table_shape(model)[1])
-    if not reading.reads:
-        features = ["bag"]
-    elif decoder:
-        features = ["last", "middle", "bag"] if 2 * states + bag <= MAX_WIDTH else ["last", "bag"]
-    else:
-        features = ["layers", "bag"] if 3 * states + bag <= MAX_WIDTH else ["mean", "bag"]
     # MiniLM: held-out R² 0.193 with two definitions, 0.206 with eight. A decoder costs ten times as much to read.
-    definitions = 2 if decoder else 8
+    definitions = 2 if reading_of(model).reads and family_of(model) == "decoder" else 8
     return replace(
         config,
-        features=config.features or features,
+        features=config.features or feature_candidates(model, 0 if config.reader is None else own)[0],
         definitions_per_token=config.definitions_per_token or definitions,
     )
+
+
+def feature_candidates(model: PreTrainedModel, further: int = 0) -> list[list[str]]:
+    """Return the sets of features that suit a model, the default first: those of at most `MAX_WIDTH` numbers.
+
+    Args:
+        model: The model that reads the definitions.
+        further: Width of further features, which are added to each set.
+    """
+    reading = reading_of(model)
+    if not reading.reads:
+        return [["bag"]]
+    candidates = DECODER_FEATURES if family_of(model) == "decoder" else ENCODER_FEATURES
+    widths = feature_widths(model) | {"layers": 3 * reading.width}
+    fitting = [names for names in candidates if sum(widths[name] for name in names) + further <= MAX_WIDTH]
+    return [list(names) for names in fitting or candidates[-1:]]
+
+
+def feature_widths(model: PreTrainedModel) -> dict[str, int]:
+    """Return the width of each feature of a model but "layers", which depends on the number of layers.
+
+    Args:
+        model: The model that reads the definitions.
+    """
+    states = dict.fromkeys(("mean", "middle", "first", "last", "mask"), reading_of(model).width)
+    return states | {"bag": table_shape(model)[1]}
 
 
 def check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
