@@ -113,14 +113,14 @@ def _rows_of_constructor(
         f"Training a constructor of token embeddings for {_name(model)} on the definitions of {len(words):,} tokens in "
         f"{lexicon.name}. The result is kept for the next run."
     )
-    max_length = min(config.max_length, tokenizer.model_max_length)
+    max_length, most = min(config.max_length, tokenizer.model_max_length), config.definitions_per_token or 1
     learned = learned_rows(
         model,
         tokenizer,
         ids,
         list(zip(words, definitions, strict=True)),
         training,
-        more=lambda: single_words(lexicon, config.definitions_per_token),
+        more=lambda: single_words(lexicon, most),
         max_length=max_length,
         precision=config.precision,
         batch_size=config.batch_size,

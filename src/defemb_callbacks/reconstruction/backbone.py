@@ -125,7 +125,8 @@ def last_states(
     if decoder is not None and not isinstance(decoder, PreTrainedModel):
         # FSMT's decoder needs masks that only the whole model makes, and ends with the output table.
         inputs = {"attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
-        output = run(_without_adapters(model).base_model, input_ids, **inputs, output_hidden_states=True)
+        options: dict[str, Any] = {**inputs, "output_hidden_states": True}
+        output = run(_without_adapters(model).base_model, input_ids, **options)
         return output.decoder_hidden_states[-1]
     backbone = backbone_of(model)
     states = states_of(backbone, input_ids, attention_mask=attention_mask, weights=weights, forward=forward)
