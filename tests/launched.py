@@ -342,6 +342,7 @@ CASES: dict[int, list[Callable[[Path], Outcome]]] = {
 
 def dying(folder: Path) -> None:
     """Kill the last process while all encode definitions."""
+    this_process()  # opens the process group
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
 

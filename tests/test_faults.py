@@ -103,7 +103,8 @@ def test_eight_processes_at_once_build_once(tmp_path, record_property) -> None:
         process.join(60)
         assert process.exitcode == 0
     total = sum(int((tmp_path / f"calls-{number}").read_text()) for number in range(8))
-    builds, rest = divmod(total, len(calls))
+    tried = 3  # texts with which each process tries how the model reads
+    builds, rest = divmod(total - 8 * tried, len(calls) - tried)
     results = {DefinitionEmbeddings.from_pretrained(tmp_path / f"result-{number}").fingerprint for number in range(8)}
     record_property("builds", builds)
     record_property("different_results", len(results))

@@ -59,7 +59,7 @@ def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     Example:
         >>> from tokenizers import Tokenizer, models
         >>> from transformers import PreTrainedTokenizerFast
-        >>> backend = Tokenizer(models.WordLevel({"[MASK]": 0}, unk_token="[MASK]"))
+        >>> backend = Tokenizer(models.WordLevel({"[MASK]": 0, "[UNK]": 1}, unk_token="[UNK]"))
         >>> slot_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="[MASK]"))
         ('[MASK]',)
     """

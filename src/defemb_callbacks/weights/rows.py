@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 
 from defemb_callbacks.weights.adapters import base_layer, with_adapters, write_into_adapters
 from defemb_callbacks.weights.sharding import (
@@ -111,9 +112,12 @@ def _advice(model: nn.Module) -> str:
     if parts:
         return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
     text_config: Any = getattr(model.config, "text_config", None)
-    if text_config is not model.config and type(text_config) in MODEL_MAPPING:
-        text_model: Any = MODEL_MAPPING[type(text_config)]
-        return f"Load its text model instead, with `{text_model.__name__}.from_pretrained(...)`."
+    if text_config is not None and text_config is not model.config:
+        siblings = vars(sys.modules[type(model).__module__]).values()
+        models = [kind for kind in siblings if isinstance(kind, type) and issubclass(kind, PreTrainedModel)]
+        for kind in models:
+            if kind.config_class is type(text_config) and kind.__name__.endswith("TextModel"):
+                return f"Load its text model instead, with `{kind.__name__}.from_pretrained(...)`."
     return "Pass a model that reads tokens through one embedding table."
 
 
