@@ -99,8 +99,8 @@ def fit_flow(
     """
     rows = _rows(vectors)
     eval_rows = None if eval_vectors is None else _rows(eval_vectors)
-    flow = _initialized(config, rows[spread(len(rows), INITIAL_ROWS)][COLUMN])
     with isolated_training(), _arguments_or_default(args) as arguments:
+        flow = _initialized(config, rows[spread(len(rows), INITIAL_ROWS)][COLUMN])
         trainer = Trainer(
             _Likelihood(flow), arguments, train_dataset=rows, eval_dataset=eval_rows, callbacks=list(callbacks)
         )
@@ -153,8 +153,8 @@ def fit_flow_on_texts(
     first = encode_texts(
         model, tokenizer, [texts[row] for row in spread(len(texts), INITIAL_ROWS)], pooling, max_length=max_length
     )
-    flow = _initialized(config, first)
     with isolated_training(), _arguments_or_default(args) as arguments, _training_mode(model):
+        flow = _initialized(config, first)
         trainer = _TextTrainer(
             _Likelihood(flow),
             arguments,

@@ -90,7 +90,9 @@ def calibration_module(calibration: LinearCalibration | EmbeddingFlow) -> Module
     weight = calibration.transform.T.contiguous()
     bias = -(calibration.mean.double() @ calibration.transform.double()).float()
     width, components = calibration.transform.shape
-    return Dense(width, components, activation_function=None, init_weight=weight, init_bias=bias)
+    # The layer draws random weights first, which must not change the random numbers of a run.
+    with torch.random.fork_rng(devices=[]):
+        return Dense(width, components, activation_function=None, init_weight=weight, init_bias=bias)
 
 
 class FlowCalibration(Module):
