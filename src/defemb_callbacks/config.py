@@ -72,7 +72,7 @@ class DefinitionEMBConfig:
             "help": "Features of an encoded definition, one or more of: the 'mean' of the last hidden states, the "
             "'first' state, the 'last' state, the state at the 'mask', the mean of the 'middle' layer, the means of "
             "three 'layers', and the 'bag', the mean of the definition's token embeddings. By default the 'bag' with "
-            "'layers' or 'mean' for encoders, with 'last' and 'middle', 'layers' or 'last' for decoders, whichever "
+            "'layers' or 'mean' for encoders, with 'last', 'middle' or 'layers' for decoders: the combination that "
             "predicts left-out rows best."
         },
     )

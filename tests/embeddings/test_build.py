@@ -102,7 +102,7 @@ def test_the_rows_are_cross_fitted_from_the_features(model, tokenizer) -> None:
         (lambda t: tiny_bert(t, num_hidden_layers=6), [["layers", "bag"], ["mean", "bag"]], "mask", 8),
         (
             lambda t: tiny_model(GPT2Model, t, n_layer=6),
-            [["last", "middle", "bag"], ["layers", "bag"], ["last", "bag"]],
+            [["last", "middle", "bag"], ["last", "layers", "bag"], ["layers", "bag"], ["last", "bag"]],
             "synonyms",
             2,
         ),
