@@ -6,7 +6,8 @@ Families that this table does not have yet, those of later versions of transform
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ CASES = [
     )
     for case in architectures()
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection() -> Iterator[None]:
+    """Exempt the objects of imported modules from garbage collection, which a Trainer runs after each training."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("case", CASES)

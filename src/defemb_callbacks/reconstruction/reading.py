@@ -114,7 +114,8 @@ def run(
     if _has_cache(type(part)):
         inputs["use_cache"] = False
     if weights is not None:
-        return functional_call(part, dict(weights), (), inputs)
+        # With its buffers, which are restored afterwards: CTRL rounds its positions to the dtype of the embeddings.
+        return functional_call(part, {**dict(part.named_buffers()), **weights}, (), inputs)
     return (forward or part)(**inputs)
 
 
