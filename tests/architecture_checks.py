@@ -52,6 +52,7 @@ REFUSALS: dict[str, str] = {
     "depend on these states",
     r"cannot read text by itself": "it cannot read a text without images, audio or boxes",
     r"backward pass needs texts of its full training length": "it can only be trained on texts of one length",
+    r"do not depend on other tokens": "its attention needs a GPU",
     r"does not (return|have) one (hidden )?state per token": "its hidden states are those of groups of tokens",
 }
 

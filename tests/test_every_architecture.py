@@ -33,13 +33,18 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection() -> Iterator[None]:
-    """Exempt the objects of imported modules from garbage collection, which a Trainer runs after each training."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(scope="module")
+def thaw() -> Iterator[None]:
+    """Undo `frozen` at the end."""
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def frozen(thaw: None) -> None:
+    """Exempt what has been imported from garbage collection, which a Trainer runs after each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,7 +1,16 @@
 """Settings of a build for the model at hand."""
 
 import pytest
-from transformers import FunnelBaseModel, FunnelConfig, LlamaForCausalLM, ReformerConfig, ReformerModel, T5Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    FunnelBaseModel,
+    FunnelConfig,
+    LlamaForCausalLM,
+    ReformerConfig,
+    ReformerModel,
+    T5Model,
+)
 
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.reconstruction import model_settings
@@ -22,6 +31,14 @@ def test_learned_cannot_train_reformer():
     model = ReformerModel(ReformerConfig(vocab_size=100, attn_layers=["local"], **sizes, **positions)).eval()
     with pytest.raises(ValueError, match=r"cannot train ReformerModel: .* Use `method='ridge'`"):
         resolve_settings(DefinitionEMBConfig(method="learned"), model)
+
+
+def test_learned_needs_states_that_depend_on_the_definition():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 0}
+    model = BertModel(BertConfig(vocab_size=100, **sizes)).eval()
+    with pytest.raises(ValueError, match=r"states of BertModel do not depend on other tokens\. Use `method='ridge'`"):
+        resolve_settings(DefinitionEMBConfig(method="learned"), model)
+    assert resolve_settings(DefinitionEMBConfig(), model).features == ["layers", "bag"]
 
 
 @pytest.mark.parametrize(

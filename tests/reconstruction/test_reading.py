@@ -222,6 +222,7 @@ def test_layers_that_mix_nothing_are_read_as_registered():
     for is_decoder, family in ((False, "encoder"), (True, "decoder")):
         model = BertModel(BertConfig(**TEXT | {"num_hidden_layers": 0}, is_decoder=is_decoder))
         assert family_of(model) == family
+        assert not reading_of(model).mixes
 
 
 def test_a_model_on_the_meta_device_is_read_as_registered():

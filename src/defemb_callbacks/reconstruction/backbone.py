@@ -37,7 +37,7 @@ def reading_of(model: PreTrainedModel) -> Reading:
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> reading_of(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)))
-        Reading(part='transformer', problem='', width=4, per_token=True, ahead=False)
+        Reading(part='transformer', problem='', width=4, per_token=True, ahead=False, mixes=True)
     """
     model = _without_adapters(model)
     if model not in _OBSERVED:

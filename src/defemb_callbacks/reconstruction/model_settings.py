@@ -108,6 +108,12 @@ def check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
             f"`method='learned'` reads the state of one token, but {name} does not have one state per token. "
             "Use `method='ridge'`."
         )
+    if config.method == "learned" and not reading.mixes:
+        # MRA without its CUDA kernels, or layers that are initialized with zeros.
+        raise ValueError(
+            f"`method='learned'` reads the state of one token, but the states of {name} do not depend on other tokens. "
+            "Use `method='ridge'`."
+        )
     unread = [] if reading.reads else [feature for feature in config.features or [] if feature != "bag"]
     if unread:
         raise ValueError(

@@ -36,6 +36,7 @@ class Reading:
         width: Width of its states; 0 if it does not read.
         per_token: Whether it has one state per token.
         ahead: Whether a state depends on later tokens.
+        mixes: Whether a state depends on other tokens at all.
     """
 
     part: str
@@ -43,6 +44,7 @@ class Reading:
     width: int
     per_token: bool
     ahead: bool
+    mixes: bool = True
 
     @property
     def reads(self) -> bool:
@@ -73,7 +75,8 @@ def observed_reading(model: PreTrainedModel) -> Reading:
             reason = "its states do not depend on the text"
         if found is not None:
             width, per_token, ahead = found
-            return Reading(name, "", width, per_token, declared.ahead if ahead is None else ahead)
+            mixes = ahead is not None
+            return Reading(name, "", width, per_token, ahead if mixes else declared.ahead, mixes)
         problem = problem or reason
     return Reading(declared.part, problem or "no part takes token ids", 0, False, declared.ahead)
 
