@@ -176,7 +176,8 @@ def senses(case: Architecture, folder: Path) -> None:
     """Replace states with senses: the output changes, and is restored."""
     tokenizer = case.tokenizer()
     model = case.model(tokenizer)
-    ids = text_ids(tokenizer, TEXTS[0])
+    # Another text: states of rare words in the sampled texts are senses themselves.
+    ids = text_ids(tokenizer, " ".join(reversed(TEXTS[0].split())))
     before = first_output(model, ids)
     with unchanged(model):
         dictionary = build_sense_dictionary(model, tokenizer, TEXTS, senses=3, samples=30)

@@ -110,10 +110,8 @@ _SIZES = {name: size for size, names in _NAMED_SIZES for name in names.split()} 
     "image_size": 32,
     "patch_size": 8,
     "hidden_size_per_layer_input": 8,
-    "block_size": 16,
     "chunk_size": 16,
     "mamba_chunk_size": 16,
-    "num_global_tokens": 4,
     "n_groups": 1,
     "mamba_num_heads": HEADS,
     "mamba_head_dim": 2 * WIDTH // HEADS,
@@ -186,6 +184,7 @@ _SLIDING = {
     "swa_qk_nope_head_dim": WIDTH // HEADS,
     "swa_v_head_dim": WIDTH // HEADS,
 }
+_TWICE_AS_WIDE = {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // HEADS}
 _INDEXER = {
     "indexer_n_heads": HEADS,
     "indexer_kv_heads": 1,
@@ -207,6 +206,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "clap": {"audio_config": {"patch_embeds_hidden_size": WIDTH}},
     "bamba": {"attn_layer_indices": [1]},
     "chameleon": {"vocabulary_map": {"<image>": 8}},
+    "clvp": {"text_config": {"num_attention_heads": 1}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": dict(_MROPE)}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": dict(_MROPE)}},
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8}},
@@ -248,6 +248,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "neomme": {"head_dim": 16},
+    "pegasus_x": {"block_size": 16, "num_global_tokens": 4},
     "perceiver": {"d_latents": WIDTH, "num_latents": 8, "num_self_attends_per_block": 1},
     "pocket_tts": {"flow_head_config": {"condition_dim": WIDTH}},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
@@ -267,7 +268,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "speech-encoder-decoder": _CROSS_ATTENTION,
     "vision-encoder-decoder": _CROSS_ATTENTION,
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, **_TWICE_AS_WIDE},
+    "zamba2": _TWICE_AS_WIDE,
     "zaya": {"num_experts_per_tok": 1},
 }
 

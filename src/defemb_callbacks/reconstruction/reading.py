@@ -163,6 +163,7 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """Parts of a model that may read text, with their names: the most complete one first."""
     names = _path_to_table(model)
     seen: list[nn.Module] = []
+    headed: list[tuple[str, nn.Module]] = []
     for end in range(len(names)):
         outer = model.get_submodule(".".join(names[:end]))
         if not isinstance(outer, PreTrainedModel):
@@ -173,7 +174,11 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
         name = _name_of(model, part)
         if name is not None and not skipped and not any(part is other for other in seen):
             seen.append(part)
-            yield name, part
+            if part is outer and outer.get_output_embeddings() is not None:
+                headed.append((name, part))  # Llama4ForCausalLM does not say which of its parts has no head
+            else:
+                yield name, part
+    yield from headed
 
 
 def _without_head(model: PreTrainedModel) -> nn.Module:

@@ -94,6 +94,12 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
     return weight  # type: ignore[return-value]
 
 
+def _has_codebooks(table: nn.Embedding, model: PreTrainedModel) -> bool:
+    """Whether a table has the codes of sounds, several codebooks one after the other, instead of tokens of text."""
+    size = getattr(model.config.get_text_config(), "vocab_size", None) or table.num_embeddings
+    return table.num_embeddings > size and table.num_embeddings % size == 0
+
+
 def _advice(model: nn.Module) -> str:
     """What to pass instead of a model without token embeddings: its outermost parts that have them, if any."""
     if not isinstance(model, PreTrainedModel):
@@ -105,7 +111,8 @@ def _advice(model: nn.Module) -> str:
                 table = part.get_input_embeddings()
             except NotImplementedError:  # raised by transformers for models without token inputs
                 continue
-            if isinstance(base_layer(table), nn.Embedding):
+            table = base_layer(table)
+            if isinstance(table, nn.Embedding) and not _has_codebooks(table, part):
                 parts.append(name)
     parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
     if parts:
