@@ -50,6 +50,7 @@ REFUSALS: dict[str, str] = {
     r"tables cannot grow|tables of \w+ cannot grow": "transformers cannot resize its tables",
     r"does not depend on the hidden states|cannot be run on text alone": "its output needs more than text, or does not "
     "depend on these states",
+    r"cannot be trained on text alone": "it can only be trained with images, audio or their masks",
     r"cannot read text by itself": "it cannot read a text without images, audio or boxes",
     r"backward pass needs texts of its full training length": "it can only be trained on texts of one length",
     r"do not depend on other tokens": "its attention needs a GPU",
@@ -92,10 +93,10 @@ def run(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Any:
         return None
 
 
-def first_output(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
+def first_output(model: PreTrainedModel, ids: Tensor, seed: int = 0) -> Tensor | None:
     """Logits, or states, in eval mode; what is drawn at random is the same each time."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         output = run(model.eval(), ids)
     return None if output is None or not isinstance(output[0], Tensor) else output[0].clone()
 
@@ -165,7 +166,9 @@ def new_tokens(case: Architecture, folder: Path) -> None:
     assert torch.equal(read_table(model)[:size], old[:size])  # rows after the last token may be used
     assert tokenizer("the lynx is")["input_ids"] != tokenizer("the cat is")["input_ids"]
     assert max(tokenizer("the lynx is")["input_ids"]) >= size
-    if logits is not None:
+    # DiffusionGemma starts from tokens that are drawn from the vocabulary, which is larger now.
+    random = [first_output(model, ids, seed) for seed in range(2)]
+    if logits is not None and torch.equal(*random):  # type: ignore[arg-type]
         now = first_output(model, ids)
         assert now is not None
         torch.testing.assert_close(now[..., :size], logits[..., :size], rtol=1e-4, atol=1e-4)
@@ -285,7 +288,8 @@ def check_distinct(rows: Tensor) -> None:
 def check_reloads(model: Any, folder: Path, ids: Tensor) -> None:
     """Check that a saved model has the same tables and the same output."""
     model.save_pretrained(folder)
-    loaded = type(model).from_pretrained(folder)
+    # The config as AutoModel loads it: ShieldGemma 2 has a config of its own, but Gemma 3's class.
+    loaded = type(model).from_pretrained(folder, config=type(model.config).from_pretrained(folder))
     padding: set[int] = set()
     for table in tables_of(model):
         saved, expected = read_table(loaded, table), read_table(model, table)

@@ -51,6 +51,9 @@ REGISTRIES = (
 # Without any of the registries above, but with a vocabulary.
 OTHERS = ("dpr", "clap", "clvp", "xclip", "groupvit", "rag", "visual_bert", "flava", "vision-text-dual-encoder")
 
+# Registered with the class of another model type, which cannot load the checkpoints that it saves.
+NOT_LOADED = ("shieldgemma2",)
+
 LAYERS, WIDTH, HEADS, INNER, EXPERTS = 2, 32, 4, 64, 4
 # (size, names of the settings that get it)
 _NAMED_SIZES = (
@@ -251,7 +254,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "pegasus_x": {"block_size": 16, "num_global_tokens": 4},
     "perceiver": {"d_latents": WIDTH, "num_latents": 8, "num_self_attends_per_block": 1},
     "pocket_tts": {"flow_head_config": {"condition_dim": WIDTH}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 20},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
+    "qwen2_5_omni": {"thinker_config": {"vision_start_token_id": 20}},
     "qwen3_omni_moe": {
         "thinker_config": {"vision_start_token_id": 20},
         "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": INNER}},
@@ -344,6 +349,8 @@ def architectures() -> Iterator[Architecture]:
     seen: dict[str, set[str]] = {}
     for registry in REGISTRIES:
         for family, classes in getattr(modeling_auto, registry).items():
+            if family in NOT_LOADED:
+                continue
             name = classes if isinstance(classes, str) else classes[0]
             known = seen.setdefault(family, set())
             if not known or (registry == DECODERS and family in both and name not in known):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 import torch
@@ -117,10 +118,15 @@ def _advice(model: nn.Module) -> str:
     parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
     if parts:
         return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
-    text_config: Any = getattr(model.config, "text_config", None)
-    if text_config is not model.config and type(text_config) in MODEL_MAPPING:
-        text_model: Any = MODEL_MAPPING[type(text_config)]
+    kind = type(getattr(model.config, "text_config", None))
+    if kind in MODEL_MAPPING:
+        text_model: Any = MODEL_MAPPING[kind]
         return f"Load its text model instead, with `{text_model.__name__}.from_pretrained(...)`."
+    # OWL-ViT's is not registered; the last class is the complete one.
+    defined = [found for found in vars(sys.modules[type(model).__module__]).values() if isinstance(found, type)]
+    models = [found.__name__ for found in defined if issubclass(found, PreTrainedModel) and found.config_class is kind]
+    if models:
+        return f"Load its text model instead, with `{models[-1]}.from_pretrained(...)`."
     return "Pass a model that reads tokens through one embedding table."
 
 
