@@ -363,9 +363,9 @@ def architectures() -> Iterator[Architecture]:
 
 @torch.no_grad()
 def _fill(model: torch.nn.Module) -> None:
-    """Give random values to matrices of zeros, from which training starts in some models: their layers do nothing."""
+    """Give random values to matrices of zeros, with which layers do nothing, and to those that are not initialized."""
     for weight in model.parameters():
-        if weight.ndim > 1 and weight.is_floating_point() and not weight.any():
+        if weight.ndim > 1 and weight.is_floating_point() and not (weight.any() and weight.isfinite().all()):
             weight.normal_(std=_SPREAD)
 
 
