@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import traceback
@@ -31,8 +30,9 @@ from defemb_callbacks.weights.rows import embedding_layer, read_table
 
 PACKAGE = str(Path(defemb_callbacks.__file__).parent)
 TERMS = {"lynx": "a wild cat with long ears", "tokamak": "a machine for hot gas"}
-GLOSSARY = dict(list(tiny.tiny_glossary().items())[:20])
-TEXTS = tiny.random_texts(60)
+# Texts of few different lengths for each tokenizer: texts of one length are read together, and reading takes longest.
+TEXTS = [text for text in tiny.random_texts(180) if text.count(" ") in (3, 5, 7)]
+GLOSSARY = dict(zip(tiny.tiny_glossary(), TEXTS[:20], strict=False))
 # Rows of which so many differ, as a share of the glossary's words: those of synonyms may be equal.
 DISTINCT = 0.9
 
@@ -50,9 +50,11 @@ REFUSALS: dict[str, str] = {
     r"tables cannot grow|tables of \w+ cannot grow": "transformers cannot resize its tables",
     r"does not depend on the hidden states|cannot be run on text alone": "its output needs more than text, or does not "
     "depend on these states",
+    r"cannot be trained on text alone": "it can only be trained with images, audio or their masks",
     r"cannot read text by itself": "it cannot read a text without images, audio or boxes",
     r"backward pass needs texts of its full training length": "it can only be trained on texts of one length",
-    r"does not return one hidden state per token": "its hidden states are those of groups of tokens",
+    r"do not depend on other tokens": "its attention needs a GPU",
+    r"does not (return|have) one (hidden )?state per token": "its hidden states are those of groups of tokens",
 }
 
 
@@ -91,9 +93,10 @@ def run(model: PreTrainedModel, ids: Tensor, **inputs: Any) -> Any:
         return None
 
 
-def first_output(model: PreTrainedModel, ids: Tensor) -> Tensor | None:
-    """Logits, or states, in eval mode."""
-    with torch.no_grad():
+def first_output(model: PreTrainedModel, ids: Tensor, seed: int = 0) -> Tensor | None:
+    """Logits, or states, in eval mode; what is drawn at random is the same each time."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         output = run(model.eval(), ids)
     return None if output is None or not isinstance(output[0], Tensor) else output[0].clone()
 
@@ -160,13 +163,15 @@ def new_tokens(case: Architecture, folder: Path) -> None:
         report = define_new_tokens(model, tokenizer, TERMS, GLOSSARY, config)
     assert len(report.terms) == len(TERMS), report.skipped
     assert all(term.is_new for term in report.terms)
-    assert torch.equal(read_table(model)[: len(old)], old)
+    assert torch.equal(read_table(model)[:size], old[:size])  # rows after the last token may be used
     assert tokenizer("the lynx is")["input_ids"] != tokenizer("the cat is")["input_ids"]
     assert max(tokenizer("the lynx is")["input_ids"]) >= size
-    if logits is not None:
+    # DiffusionGemma starts from tokens that are drawn from the vocabulary, which is larger now.
+    random = [first_output(model, ids, seed) for seed in range(2)]
+    if logits is not None and torch.equal(*random):  # type: ignore[arg-type]
         now = first_output(model, ids)
         assert now is not None
-        torch.testing.assert_close(now[..., : logits.shape[-1]], logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(now[..., :size], logits[..., :size], rtol=1e-4, atol=1e-4)
     check_reloads(model, folder / "model", ids)
 
 
@@ -174,7 +179,8 @@ def senses(case: Architecture, folder: Path) -> None:
     """Replace states with senses: the output changes, and is restored."""
     tokenizer = case.tokenizer()
     model = case.model(tokenizer)
-    ids = text_ids(tokenizer, TEXTS[0])
+    # Another text: states of rare words in the sampled texts are senses themselves.
+    ids = text_ids(tokenizer, " ".join(reversed(TEXTS[0].split())))
     before = first_output(model, ids)
     with unchanged(model):
         dictionary = build_sense_dictionary(model, tokenizer, TEXTS, senses=3, samples=30)
@@ -234,13 +240,13 @@ class unchanged:
         self.model, self.only_if_it_fails = model, only_if_it_fails
 
     def __enter__(self) -> None:
-        self.state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
         self.traits = self._traits()
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if kind is None and self.only_if_it_fails:
             return
-        now = self.model.state_dict()
+        now = self._tensors()
         assert now.keys() == self.state.keys(), "the model has other weights"
         damaged = [name for name, tensor in now.items() if not torch.equal(tensor, self.state[name])]
         assert not damaged, f"the weights {damaged[:3]} were changed"
@@ -251,10 +257,13 @@ class unchanged:
         for name, value in found.items():
             assert value == self.traits[name], f"the {name} of the model was changed"
 
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.model.state_dict(), **dict(self.model.named_buffers())}  # also those that are not saved
+
     def _traits(self) -> dict[str, Any]:
         modules = dict(self.model.named_modules())
         return {
-            "config": copy.deepcopy(self.model.config.to_dict()),
+            "config": self.model.config.to_dict(),  # a deep copy
             "class": [type(module) for module in modules.values() if isinstance(module, PreTrainedModel)],
             "modes": {name: module.training for name, module in modules.items()},
             # transformers leaves its own, to collect hidden states.
@@ -279,7 +288,8 @@ def check_distinct(rows: Tensor) -> None:
 def check_reloads(model: Any, folder: Path, ids: Tensor) -> None:
     """Check that a saved model has the same tables and the same output."""
     model.save_pretrained(folder)
-    loaded = type(model).from_pretrained(folder)
+    # The config as AutoModel loads it: ShieldGemma 2 has a config of its own, but Gemma 3's class.
+    loaded = type(model).from_pretrained(folder, config=type(model.config).from_pretrained(folder))
     padding: set[int] = set()
     for table in tables_of(model):
         saved, expected = read_table(loaded, table), read_table(model, table)

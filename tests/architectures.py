@@ -51,6 +51,9 @@ REGISTRIES = (
 # Without any of the registries above, but with a vocabulary.
 OTHERS = ("dpr", "clap", "clvp", "xclip", "groupvit", "rag", "visual_bert", "flava", "vision-text-dual-encoder")
 
+# Registered with the class of another model type, which cannot load the checkpoints that it saves.
+NOT_LOADED = ("shieldgemma2",)
+
 LAYERS, WIDTH, HEADS, INNER, EXPERTS = 2, 32, 4, 64, 4
 # (size, names of the settings that get it)
 _NAMED_SIZES = (
@@ -66,20 +69,22 @@ _NAMED_SIZES = (
         "projector_hidden_size text_hidden_size decoder_hidden_size encoder_hidden_size word_embed_proj_dim "
         "attention_hidden_size project_dim backbone_hidden_size hidden_size_global embedding_size "
         "cross_hidden_size projection_size pooler_hidden_size output_hidden_size patch_embed_hidden_size "
-        "output_dim embedding_dim llm_hidden_size proj_hidden_size",
+        "output_dim embedding_dim llm_hidden_size proj_hidden_size input_embedding_size output_embedding_size",
     ),
     (
         HEADS,
         "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
         "attention_heads encoder_num_attention_heads decoder_num_attention_heads num_kv_heads "
         "speech_encoder_attention_heads t2u_encoder_attention_heads t2u_decoder_attention_heads "
-        "cross_num_attention_heads swa_num_attention_heads index_n_heads linear_num_heads",
+        "cross_num_attention_heads swa_num_attention_heads index_n_heads linear_num_heads linear_num_key_heads "
+        "linear_num_value_heads",
     ),
     (2, "num_key_value_heads swa_num_key_value_heads encoder_num_key_value_heads decoder_num_key_value_heads"),
     (
         WIDTH // HEADS,
         "head_dim d_kv kv_channels dim_head d_head v_head_dim qk_nope_head_dim qk_rope_head_dim swa_head_dim "
-        "global_head_dim cross_head_dim index_head_dim linear_head_dim attention_head_dim",
+        "global_head_dim cross_head_dim index_head_dim linear_head_dim attention_head_dim linear_key_head_dim "
+        "linear_value_head_dim",
     ),
     (
         INNER,
@@ -108,6 +113,11 @@ _SIZES = {name: size for size, names in _NAMED_SIZES for name in names.split()} 
     "image_size": 32,
     "patch_size": 8,
     "hidden_size_per_layer_input": 8,
+    "chunk_size": 16,
+    "mamba_chunk_size": 16,
+    "n_groups": 1,
+    "mamba_num_heads": HEADS,
+    "mamba_head_dim": 2 * WIDTH // HEADS,
     "mamba_n_heads": HEADS,
     "mamba_d_head": 2 * WIDTH // HEADS,
     "mamba_d_ssm": 2 * WIDTH,
@@ -125,7 +135,22 @@ _SIZES = {name: size for size, names in _NAMED_SIZES for name in names.split()} 
     "num_filters": 4,
     "upsample_groups": WIDTH,
     "num_res_blocks": 1,
+    "decoder_dim": 2 * WIDTH,
+    "downsample_hidden_size": WIDTH,
+    "num_embeddings": 64,
+    "output_channels": WIDTH,
+    "mid_channels": 2 * WIDTH,
+    "post_conv_in_channels": WIDTH,
+    "post_conv_mid_channels": WIDTH,
+    "post_conv_out_channels": WIDTH,
+    "pitch_predictor_channels": WIDTH,
+    "energy_predictor_channels": WIDTH,
+    "duration_predictor_channels": WIDTH,
+    "speech_decoder_postnet_units": WIDTH,
+    "upsample_initial_channel": 2 * WIDTH,
 }
+# The same for each stage of a tower.
+_LISTS = {"depths": 1, "conv_dim": WIDTH}
 # Some models do not compute these if they are `None`.
 _REQUIRED = ("head_dim", "num_experts_per_tok", "num_key_value_heads")
 _MROPE = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]}
@@ -140,33 +165,116 @@ PARTS: dict[str, dict[str, str]] = {
     "speech-encoder-decoder": {"encoder": "wav2vec2", "decoder": "bert"},
     "vision-text-dual-encoder": {"vision_config": "clip_vision_model", "text_config": "bert"},
 }
+# Those whose default configuration is not valid.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 0,
+        }
+    },
+}
 _CROSS_ATTENTION = {"decoder": {"is_decoder": True, "add_cross_attention": True}}
+
+_EXPERTS = {"num_experts": EXPERTS, "top_k_experts": 2, "moe_intermediate_size": INNER}
+_SLIDING = {
+    "swa_num_attention_heads": HEADS,
+    "swa_num_key_value_heads": HEADS,
+    "swa_q_lora_rank": 16,
+    "swa_kv_lora_rank": 16,
+    "swa_head_dim": 2 * WIDTH // HEADS,
+    "swa_qk_nope_head_dim": WIDTH // HEADS,
+    "swa_v_head_dim": WIDTH // HEADS,
+}
+_TWICE_AS_WIDE = {"attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // HEADS}
+_INDEXER = {
+    "indexer_n_heads": HEADS,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": WIDTH // HEADS,
+    "indexer_budget": 64,
+    "indexer_compress_ratio": 4,
+}
 
 # What generic sizes cannot express, by model type.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "align": {"vision_config": {"depth_coefficient": 0.1, "width_coefficient": 0.1, "hidden_dim": WIDTH}},
+    "apertus1p5": {
+        "audio_config": {"codebook_dim": WIDTH, "codebook_size": 16},
+        "vision_config": {"codebook_size": 16},
+        "image_token_offset": 24,
+        "audio_token_offset": 40,
+    },
     "bailing_hybrid": {"layer_group_size": 2},
+    "clap": {"audio_config": {"patch_embeds_hidden_size": WIDTH}},
+    "bamba": {"attn_layer_indices": [1]},
+    "chameleon": {"vocabulary_map": {"<image>": 8}},
+    "clvp": {"text_config": {"num_attention_heads": 1}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": dict(_MROPE)}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": dict(_MROPE)}},
+    "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8}},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "diffusion_gemma": {"text_config": _EXPERTS},
+    "dots1": {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {
+        "audio_config": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
+        "vision_config": {"mlp_layer_types": ["dense", "sparse"], "adapter_in_dim": WIDTH, "adapter_out_dim": WIDTH},
+        "text_config": _SLIDING,
+    },
+    "dots3_note_text": _SLIDING,
     "encoder-decoder": _CROSS_ATTENTION,
-    "florence2": {"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4}},
     "evolla": {"protein_encoder_config": {"vocab_size": 64}},
+    "florence2": {"vision_config": {"embed_dim": [32] * 4, "num_heads": [4] * 4, "num_groups": [4] * 4}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gradium_phonon_tts": {"flow_head_config": {"condition_dim": WIDTH}},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 64},
+        "downsample_rate": "1/2",
+        "deepstack_layer_map": [[0, 0]],
+        "spatial_target_layers": [0],
+    },
     "hrm_text": {"num_layers_per_stack": None},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "luke": {"entity_vocab_size": 64},
     "mamba2": {"head_dim": 2 * WIDTH // HEADS},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
+    "muse_spark": {
+        "text_config": {"moe_hidden_size": WIDTH},
+        "audio_config": {"patch_sizes": [2] * 2, "hidden_sizes": [WIDTH] * 2, "depths": [1] * 2},
+    },
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "neomme": {"head_dim": 16},
-    "recurrent_gemma": {"num_hidden_layers": 3},
-    "speech-encoder-decoder": _CROSS_ATTENTION,
-    "vision-encoder-decoder": _CROSS_ATTENTION,
+    "pegasus_x": {"block_size": 16, "num_global_tokens": 4},
     "perceiver": {"d_latents": WIDTH, "num_latents": 8, "num_self_attends_per_block": 1},
+    "pocket_tts": {"flow_head_config": {"condition_dim": WIDTH}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 20},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 20},
+    "qwen2_5_omni": {"thinker_config": {"vision_start_token_id": 20}},
+    "qwen3_omni_moe": {
+        "thinker_config": {"vision_start_token_id": 20},
+        "talker_config": {"spatial_merge_size": 2, "text_config": {"shared_expert_intermediate_size": INNER}},
+    },
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
         "attention_head_size": WIDTH // HEADS,
         "attn_layers": ["local", "lsh"],
         "axial_pos_embds_dim": [WIDTH // 2, WIDTH // 2],
         "axial_pos_shape": [16, 16],
     },
+    "speech-encoder-decoder": _CROSS_ATTENTION,
+    "vision-encoder-decoder": _CROSS_ATTENTION,
     "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, **_TWICE_AS_WIDE},
+    "zamba2": _TWICE_AS_WIDE,
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -217,17 +325,21 @@ class Architecture:
         model_class = getattr(transformers, self.class_name)
         try:
             config = self._config(tokenizer)
-            if not isinstance(config, model_class.config_class):  # a decoder alone
-                config = config.get_text_config(decoder=True)
+            text_config = config.get_text_config(decoder=True)
+            if not isinstance(config, model_class.config_class) and isinstance(text_config, model_class.config_class):
+                config = text_config  # a decoder alone
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                return model_class(config).eval().get_submodule(self.part)
+                model = model_class(config).eval()
+                _fill(model)
+            return model.get_submodule(self.part)
         except Exception as error:
             raise NoTinyModel(f"{self}: {error}") from error
 
     def _config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
         config_class = CONFIG_MAPPING[self.family]
         parts = {name: {"model_type": kind} for name, kind in PARTS.get(self.family, {}).items()}
+        parts |= _DEFAULTS.get(self.family, {})
         return config_class(**_small(config_class(**parts), tokenizer, EXCEPTIONS.get(self.family, {})))
 
 
@@ -237,6 +349,8 @@ def architectures() -> Iterator[Architecture]:
     seen: dict[str, set[str]] = {}
     for registry in REGISTRIES:
         for family, classes in getattr(modeling_auto, registry).items():
+            if family in NOT_LOADED:
+                continue
             name = classes if isinstance(classes, str) else classes[0]
             known = seen.setdefault(family, set())
             if not known or (registry == DECODERS and family in both and name not in known):
@@ -245,6 +359,14 @@ def architectures() -> Iterator[Architecture]:
     for family in OTHERS:
         if family not in seen and family in modeling_auto.MODEL_MAPPING_NAMES:
             yield Architecture(family, modeling_auto.MODEL_MAPPING_NAMES[family])
+
+
+@torch.no_grad()
+def _fill(model: torch.nn.Module) -> None:
+    """Give random values to matrices of zeros, with which layers do nothing, and to those that are not initialized."""
+    for weight in model.parameters():
+        if weight.ndim > 1 and weight.is_floating_point() and not (weight.any() and weight.isfinite().all()):
+            weight.normal_(std=_SPREAD)
 
 
 def _small(
@@ -260,21 +382,26 @@ def _small(
             values[name] = getattr(tokenizer, name, None)
         elif name == "rope_parameters" and _has_mrope(default):
             values[name] = dict(_MROPE)
-        elif name == "depths" and isinstance(value, (list, tuple)):
-            values[name] = [1] * len(value)
+        elif name in _LISTS and isinstance(value, (list, tuple)):
+            values[name] = [_LISTS[name]] * len(value)
         elif name in _WEIGHTS:
             values[name] = _SPREAD
-        elif name == "num_key_value_heads" and value == getattr(default, "num_attention_heads", None):
+        elif name == "num_key_value_heads" and value == _setting(default, "num_attention_heads"):
             values[name] = HEADS  # no grouped queries
         elif (type(value) is int or (value is None and name in _REQUIRED)) and name in _SIZES:
             values[name] = _SIZES[name]
-        elif name == "vocab_size" or (name.endswith("vocab_size") and type(value) is int and value > 100):
+        elif name == "vocab_size" or ("vocab_size" in name and type(value) is int and value > 100):
             values[name] = min(len(tokenizer), 5000)  # each character is a token of Canine's
         elif re.search(r"_(token_(id|index)|id)$", name) and type(value) is int:
             values[name] = _token_id(name, tokenizer)
     values |= _layers(default, values)
     parts = {name for name in exceptions if isinstance(getattr(default, name, None), PreTrainedConfig)}
     return values | {name: value for name, value in exceptions.items() if name not in parts}
+
+
+def _setting(config: PreTrainedConfig, name: str) -> Any:
+    """A setting by the name that it has in most configs; that of all layers if they differ."""
+    return vars(config).get(type(config).attribute_map.get(name, name))
 
 
 def _has_mrope(config: PreTrainedConfig) -> bool:

@@ -6,7 +6,8 @@ Families that this table does not have yet, those of later versions of transform
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ CASES = [
     )
     for case in architectures()
 ]
+
+
+@pytest.fixture(scope="module")
+def thaw() -> Iterator[None]:
+    """Undo `frozen` at the end."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def frozen(thaw: None) -> None:
+    """Exempt what has been imported from garbage collection, which a Trainer runs after each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.mark.parametrize("case", CASES)

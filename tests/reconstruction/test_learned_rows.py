@@ -208,6 +208,21 @@ def test_rwkv_is_trained_from_its_own_weights(tmp_path):
     torch.testing.assert_close(again, rows[position], rtol=1e-4, atol=1e-5)
 
 
+def test_an_error_in_training_does_not_leave_autocast_enabled():
+    """accelerate enters autocast in each step, and leaves it only if the step succeeds."""
+
+    @isolated_training()
+    def fails() -> None:
+        torch.autocast("cpu", torch.bfloat16).__enter__()
+        raise RuntimeError("step")
+
+    with pytest.raises(RuntimeError, match="step"):
+        fails()
+    assert not torch.is_autocast_enabled("cpu")
+    assert torch.autocast_increment_nesting() == 1
+    assert torch.autocast_decrement_nesting() == 0
+
+
 def test_the_constructor_is_not_sharded_by_the_launch(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with isolated_training():

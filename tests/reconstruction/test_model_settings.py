@@ -1,8 +1,19 @@
 """Settings of a build for the model at hand."""
 
 import pytest
-from transformers import FunnelBaseModel, FunnelConfig, LlamaForCausalLM, ReformerConfig, ReformerModel, T5Model
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    FunnelBaseModel,
+    FunnelConfig,
+    LlamaForCausalLM,
+    ReformerConfig,
+    ReformerModel,
+    T5Model,
+)
 
+from architectures import Architecture
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.reconstruction import model_settings
 from defemb_callbacks.reconstruction.model_settings import resolve_settings
@@ -22,6 +33,24 @@ def test_learned_cannot_train_reformer():
     model = ReformerModel(ReformerConfig(vocab_size=100, attn_layers=["local"], **sizes, **positions)).eval()
     with pytest.raises(ValueError, match=r"cannot train ReformerModel: .* Use `method='ridge'`"):
         resolve_settings(DefinitionEMBConfig(method="learned"), model)
+
+
+def test_learned_needs_states_that_depend_on_the_definition():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 0}
+    model = BertModel(BertConfig(vocab_size=100, **sizes)).eval()
+    with pytest.raises(ValueError, match=r"states of BertModel do not depend on other tokens\. Use `method='ridge'`"):
+        resolve_settings(DefinitionEMBConfig(method="learned"), model)
+    assert resolve_settings(DefinitionEMBConfig(), model).features == ["layers", "bag"]
+
+
+def test_learned_cannot_train_a_model_that_needs_more_than_text_in_training():
+    case = Architecture("molmo2", "Molmo2ForConditionalGeneration")
+    model = case.model(case.tokenizer())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"cannot be trained on text alone .*`mm_token_type_ids` is required.*ridge"):
+        resolve_settings(DefinitionEMBConfig(method="learned"), model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(

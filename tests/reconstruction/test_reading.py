@@ -17,6 +17,8 @@ from transformers import (
     BertModel,
     CLIPTextConfig,
     CLIPTextModel,
+    CTRLConfig,
+    CTRLLMHeadModel,
     EncoderDecoderConfig,
     EncoderDecoderModel,
     FSMTConfig,
@@ -220,6 +222,7 @@ def test_layers_that_mix_nothing_are_read_as_registered():
     for is_decoder, family in ((False, "encoder"), (True, "decoder")):
         model = BertModel(BertConfig(**TEXT | {"num_hidden_layers": 0}, is_decoder=is_decoder))
         assert family_of(model) == family
+        assert not reading_of(model).mixes
 
 
 def test_a_model_on_the_meta_device_is_read_as_registered():
@@ -313,3 +316,15 @@ def test_rwkv_keeps_its_weights_when_it_is_read():
     read()
     torch.testing.assert_close(model.train()(ids).logits, expected)
     assert torch.equal(weight, before)
+
+
+def test_reading_in_bfloat16_leaves_the_buffers_as_they_were():
+    """CTRL converts its positions to the dtype of the embeddings in each forward pass, and keeps them."""
+    model = CTRLLMHeadModel(CTRLConfig(vocab_size=99, n_embd=16, dff=16, n_layer=1, n_head=2, n_positions=64)).eval()
+    ids, positions = torch.tensor([[11, 12, 13]]), model.transformer.pos_encoding.clone()
+    with torch.no_grad():
+        expected = model(ids).logits
+        lower = {name: weight.to(torch.bfloat16) for name, weight in model.transformer.named_parameters()}
+        assert last_states(model, ids, weights=lower).dtype == torch.bfloat16
+        assert torch.equal(model.transformer.pos_encoding, positions)
+        assert torch.equal(model(ids).logits, expected)

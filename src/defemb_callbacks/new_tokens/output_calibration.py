@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from defemb_callbacks.reconstruction.backbone import causal_logits, evaluating
+from defemb_callbacks.reconstruction.backbone import causal_logits, evaluating, reading_of
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import family_of
 
@@ -125,13 +125,14 @@ class OutputStates:
 
 
 def predicts_text(model: PreTrainedModel) -> bool:
-    """Whether a model is a causal language model, with a head of its own.
+    """Whether a model is a causal language model, with a head of its own, that reads text without any other input.
 
     Args:
         model: Any model.
     """
     head = model.get_output_embeddings()
-    return isinstance(getattr(head, "weight", None), Tensor) and family_of(model) == "decoder"
+    is_causal = isinstance(getattr(head, "weight", None), Tensor) and family_of(model) == "decoder"
+    return is_causal and reading_of(model).reads
 
 
 def without_terms(texts: Sequence[Sequence[int]], terms: Sequence[Sequence[int]]) -> list[Sequence[int]]:

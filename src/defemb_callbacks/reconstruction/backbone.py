@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, RwkvModel
 
 from defemb_callbacks.reconstruction.reading import (
+    FORWARD_ERRORS,
     Reading,
     declared_reading,
     observed_reading,
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Observed once per model. Weights may change afterwards, but how a model reads does not depend on them.
 _OBSERVED: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
+_TRAINED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # see `training_problem`
 
 
 def reading_of(model: PreTrainedModel) -> Reading:
@@ -37,7 +39,7 @@ def reading_of(model: PreTrainedModel) -> Reading:
     Example:
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> reading_of(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1)))
-        Reading(part='transformer', problem='', width=4, per_token=True, ahead=False)
+        Reading(part='transformer', problem='', width=4, per_token=True, ahead=False, mixes=True)
     """
     model = _without_adapters(model)
     if model not in _OBSERVED:
@@ -239,6 +241,35 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def training_problem(model: PreTrainedModel) -> str:
+    """Return why the backbone of a model cannot be trained on text alone, e.g. which input is missing; "" if it can.
+
+    Args:
+        model: Any model whose backbone reads text in eval mode.
+    """
+    backbone = backbone_of(model)
+    if backbone not in _TRAINED:
+        if any(is_sharded(weight) or weight.is_meta for weight in backbone.parameters()):
+            return ""
+        with evaluating(model), torch.no_grad():
+            _TRAINED[backbone] = _tried_in_training(backbone)
+    return _TRAINED[backbone]
+
+
+def _tried_in_training(backbone: PreTrainedModel) -> str:
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=backbone.device)
+    copies = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone.train()
+    with torch.random.fork_rng([ids.device] if ids.is_cuda else []):
+        try:
+            run(backbone, ids, weights=copies)
+        except torch.OutOfMemoryError:
+            raise
+        except FORWARD_ERRORS as error:
+            return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return ""
 
 
 @contextlib.contextmanager

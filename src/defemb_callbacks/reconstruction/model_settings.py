@@ -7,7 +7,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel, ReformerModel
 
 from defemb_callbacks.config import DefinitionEMBConfig
-from defemb_callbacks.reconstruction.backbone import reading_of
+from defemb_callbacks.reconstruction.backbone import reading_of, training_problem
 from defemb_callbacks.reconstruction.prompts import family_of
 from defemb_callbacks.reconstruction.reader import DefinitionReader
 from defemb_callbacks.weights.rows import table_shape
@@ -108,6 +108,17 @@ def check_method(config: DefinitionEMBConfig, model: PreTrainedModel) -> None:
         raise ValueError(
             f"`method='learned'` reads the state of one token, but {name} does not have one state per token. "
             "Use `method='ridge'`."
+        )
+    if config.method == "learned" and not reading.mixes:
+        # MRA without its CUDA kernels, or layers that are initialized with zeros.
+        raise ValueError(
+            f"`method='learned'` reads the state of one token, but the states of {name} do not depend on other tokens. "
+            "Use `method='ridge'`."
+        )
+    if config.method == "learned" and (problem := training_problem(model)):
+        raise ValueError(
+            f"`method='learned'` trains a copy of the model to read definitions, but {name} cannot be trained on text "
+            f"alone ({problem}). Use `method='ridge'`, or pass the part of the model that reads text."
         )
     unread = [] if reading.reads else [feature for feature in config.features or [] if feature != "bag"]
     if unread:

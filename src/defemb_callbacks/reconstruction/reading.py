@@ -36,6 +36,7 @@ class Reading:
         width: Width of its states; 0 if it does not read.
         per_token: Whether it has one state per token.
         ahead: Whether a state depends on later tokens.
+        mixes: Whether a state depends on other tokens at all.
     """
 
     part: str
@@ -43,6 +44,7 @@ class Reading:
     width: int
     per_token: bool
     ahead: bool
+    mixes: bool = True
 
     @property
     def reads(self) -> bool:
@@ -73,7 +75,8 @@ def observed_reading(model: PreTrainedModel) -> Reading:
             reason = "its states do not depend on the text"
         if found is not None:
             width, per_token, ahead = found
-            return Reading(name, "", width, per_token, declared.ahead if ahead is None else ahead)
+            mixes = ahead is not None
+            return Reading(name, "", width, per_token, ahead if mixes else declared.ahead, mixes)
         problem = problem or reason
     return Reading(declared.part, problem or "no part takes token ids", 0, False, declared.ahead)
 
@@ -114,7 +117,8 @@ def run(
     if _has_cache(type(part)):
         inputs["use_cache"] = False
     if weights is not None:
-        return functional_call(part, dict(weights), (), inputs)
+        # With its buffers, which are restored afterwards: CTRL rounds its positions to the dtype of the embeddings.
+        return functional_call(part, {**dict(part.named_buffers()), **weights}, (), inputs)
     return (forward or part)(**inputs)
 
 
@@ -159,6 +163,7 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """Parts of a model that may read text, with their names: the most complete one first."""
     names = _path_to_table(model)
     seen: list[nn.Module] = []
+    headed: list[tuple[str, nn.Module]] = []
     for end in range(len(names)):
         outer = model.get_submodule(".".join(names[:end]))
         if not isinstance(outer, PreTrainedModel):
@@ -169,7 +174,11 @@ def _parts(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
         name = _name_of(model, part)
         if name is not None and not skipped and not any(part is other for other in seen):
             seen.append(part)
-            yield name, part
+            if part is outer and outer.get_output_embeddings() is not None:
+                headed.append((name, part))  # Llama4ForCausalLM does not say which of its parts has no head
+            else:
+                yield name, part
+    yield from headed
 
 
 def _without_head(model: PreTrainedModel) -> nn.Module:

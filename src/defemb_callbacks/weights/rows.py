@@ -95,6 +95,12 @@ def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter
     return weight  # type: ignore[return-value]
 
 
+def _has_codebooks(table: nn.Embedding, model: PreTrainedModel) -> bool:
+    """Whether a table has the codes of sounds, several codebooks one after the other, instead of tokens of text."""
+    size = getattr(model.config.get_text_config(), "vocab_size", None) or table.num_embeddings
+    return table.num_embeddings > size and table.num_embeddings % size == 0
+
+
 def _advice(model: nn.Module) -> str:
     """What to pass instead of a model without token embeddings: its outermost parts that have them, if any."""
     if not isinstance(model, PreTrainedModel):
@@ -106,18 +112,21 @@ def _advice(model: nn.Module) -> str:
                 table = part.get_input_embeddings()
             except NotImplementedError:  # raised by transformers for models without token inputs
                 continue
-            if isinstance(base_layer(table), nn.Embedding):
+            table = base_layer(table)
+            if isinstance(table, nn.Embedding) and not _has_codebooks(table, part):
                 parts.append(name)
     parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
     if parts:
         return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
-    text_config: Any = getattr(model.config, "text_config", None)
-    if text_config is not None and text_config is not model.config:
-        siblings = vars(sys.modules[type(model).__module__]).values()
-        models = [kind for kind in siblings if isinstance(kind, type) and issubclass(kind, PreTrainedModel)]
-        for kind in models:
-            if kind.config_class is type(text_config) and kind.__name__.endswith("TextModel"):
-                return f"Load its text model instead, with `{kind.__name__}.from_pretrained(...)`."
+    kind = type(getattr(model.config, "text_config", None))
+    if kind in MODEL_MAPPING:
+        text_model: Any = MODEL_MAPPING[kind]
+        return f"Load its text model instead, with `{text_model.__name__}.from_pretrained(...)`."
+    # OWL-ViT's is not registered; the last class is the complete one.
+    defined = [found for found in vars(sys.modules[type(model).__module__]).values() if isinstance(found, type)]
+    models = [found.__name__ for found in defined if issubclass(found, PreTrainedModel) and found.config_class is kind]
+    if models:
+        return f"Load its text model instead, with `{models[-1]}.from_pretrained(...)`."
     return "Pass a model that reads tokens through one embedding table."
 
 

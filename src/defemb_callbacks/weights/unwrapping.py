@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from transformers import PreTrainedModel
 
 from defemb_callbacks.weights.adapters import base_layer
 from defemb_callbacks.weights.sharding import whole_shape
@@ -14,6 +15,8 @@ from defemb_callbacks.weights.sharding import whole_shape
 
 def bare_model(model: nn.Module) -> nn.Module:
     """Unwrap a model from DDP, DataParallel, torch.compile or SetFit, without changing the wrappers."""
+    if isinstance(model, PreTrainedModel):  # not a wrapper; accelerate would search all its parts
+        return model
     model = getattr(model, "model_body", model)
     # From a compiled wrapper, accelerate's function would permanently remove the DDP inside it.
     compiled: Any = model if is_compiled_module(model) else None

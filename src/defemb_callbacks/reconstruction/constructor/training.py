@@ -150,6 +150,24 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_
 
 
 @contextlib.contextmanager
+def _same_autocast() -> Iterator[None]:
+    """Context manager that restores autocast, which accelerate leaves enabled if a training step raises an error."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    before = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
+    depth = torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        for device, enabled, dtype in before:
+            torch.set_autocast_enabled(device, enabled)
+            torch.set_autocast_dtype(device, dtype)
+        while torch.autocast_decrement_nesting() >= depth:
+            pass
+        if depth == 1:
+            torch.clear_autocast_cache()
+
+
+@contextlib.contextmanager
 def isolated_training() -> Iterator[None]:
     """Context manager to train a model inside another Trainer's run; restores random states and accelerate's state.
 
@@ -168,7 +186,7 @@ def isolated_training() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     sharding = {name: os.environ.pop(name) for name in _SHARDING if name in os.environ}
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _same_autocast():
             yield
     finally:
         os.environ.update(sharding)
