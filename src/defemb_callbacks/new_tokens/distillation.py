@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from defemb_callbacks.new_tokens.token_plan import TermToken, TokenPlan
+from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating, has_fast_bfloat16
 from defemb_callbacks.weights.rows import embedding_layer, embedding_weight
 
@@ -102,7 +102,7 @@ def distilled_rows(model: PreTrainedModel, plan: TokenPlan, rows: Tensor) -> Ten
     epochs = max(EPOCHS, MIN_STEPS // len(batches))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
     generator = torch.Generator().manual_seed(0)
-    progress = tqdm(total=epochs * len(batches), desc="Distilling new tokens", unit="batch", disable=None)
+    progress = ProgressBar(epochs * len(batches), "Distilling new tokens", "batch")
     with evaluating(model), torch.enable_grad(), progress:
         with torch.no_grad():
             targets = [_target_states(model, batch) for batch in batches]
@@ -113,7 +113,7 @@ def distilled_rows(model: PreTrainedModel, plan: TokenPlan, rows: Tensor) -> Ten
                 (trained.grad,) = torch.autograd.grad(loss, [trained])
                 optimizer.step()
                 schedule.step()
-                progress.update()
+                progress.update(1)
     return trained.detach().cpu()
 
 
