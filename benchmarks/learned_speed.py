@@ -24,7 +24,7 @@ from common import DATA, RESULTS, add_model_argument, environment, find_model
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, RobertaConfig, RobertaModel, TrainerCallback
 
-from defemb_callbacks import DefinitionEMBConfig, load_definitions
+from defemb_callbacks import DefinitionEMBConfig, Lexicon, load_definitions
 from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.reconstruction import resolve_settings
 from defemb_callbacks.reconstruction.constructor.data import DefinitionCollator, ReadingStyle, definition_rows
@@ -52,10 +52,10 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
-def find_rows(model: PreTrainedModel, tokenizer: Any, words: int) -> Any:
+def find_rows(model: PreTrainedModel, tokenizer: Any, words: int, lexicon: Lexicon) -> Any:
     """Return the training rows of `words` words, spread over the vocabulary."""
     vocabulary, config = read_vocabulary(tokenizer), resolve_settings(DefinitionEMBConfig(), model)
-    found = definitions_of_tokens(vocabulary, load_definitions("wordnet"), config.definitions_per_token)
+    found = definitions_of_tokens(vocabulary, lexicon, config.definitions_per_token)
     chosen = list(found)[:: max(1, len(found) // words)]
     names = [vocabulary.words[index] or "" for index in chosen]
     definitions = [found[index] for index in chosen]
@@ -113,9 +113,9 @@ def unpadded_batches(texts: list[list[int]], tokens: int) -> list[Tensor]:
     ]
 
 
-def peak(device: torch.device) -> float:
-    """Measure the FLOPS of one bfloat16 product."""
-    size = 8192 if device.type != "cpu" else 2048
+def peak(device: torch.device, size: int = 0) -> float:
+    """Measure the FLOPS of one bfloat16 product of square matrices."""
+    size = size or (8192 if device.type != "cpu" else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = 0.0
     for _ in range(10):
@@ -125,6 +125,31 @@ def peak(device: torch.device) -> float:
         synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def measure(
+    model: PreTrainedModel, tokenizer: Any, rows: Any, tokens: int, rounds: int, product: int = 0
+) -> dict[str, Any]:
+    """Alternate epochs of the Trainer over these rows with bare passes, in batches of `tokens` tokens."""
+    settings = ConstructorConfig(
+        held_out=0.0, tokens_per_batch=tokens, training={"save_strategy": "no", "num_train_epochs": 1}
+    )
+    collator = DefinitionCollator(ReadingStyle.of(model, tokenizer).pad, len(tokenizer))
+    batches = unpadded_batches(list(rows["input_ids"]), tokens)
+    speeds = [(trainer_speed(model, rows, collator, settings), bare_speed(model, batches)) for _ in range(rounds)]
+    weights = sum(
+        p.numel() for name, p in model.named_parameters() if "embeddings" not in name and "pooler" not in name
+    )
+    best = peak(model.device, product)
+    return {
+        "tokens": sum(map(len, rows["input_ids"])),
+        "tokens_per_batch": tokens,
+        "trainer_tokens_per_second": [speed for speed, _ in speeds],
+        "bare_tokens_per_second": [speed for _, speed in speeds],
+        "share_of_bare": median(a / b for a, b in speeds),
+        "matrix_peak_tflops": best / 1e12,
+        "share_of_peak": 6 * weights * median(speed for speed, _ in speeds) / best,
+    }
 
 
 def main() -> None:
@@ -146,30 +171,9 @@ def main() -> None:
         model = RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False)
     model = model.to(arguments.device)
     tokens = arguments.tokens or (PAPER_TOKENS if arguments.architecture == "roberta-base" else 1024)
-    settings = ConstructorConfig(
-        held_out=0.0, tokens_per_batch=tokens, training={"save_strategy": "no", "num_train_epochs": 1}
-    )
-    rows = find_rows(model, tokenizer, arguments.words)
-    collator = DefinitionCollator(ReadingStyle.of(model, tokenizer).pad, len(tokenizer))
-    batches = unpadded_batches(list(rows["input_ids"]), tokens)
-    speeds = [
-        (trainer_speed(model, rows, collator, settings), bare_speed(model, batches)) for _ in range(arguments.rounds)
-    ]
-    trained = median(speed for speed, _ in speeds)
-    weights = sum(
-        p.numel() for name, p in model.named_parameters() if "embeddings" not in name and "pooler" not in name
-    )
-    best = peak(model.device)
-    figures = {
-        "environment": environment(),
-        "tokens": sum(map(len, rows["input_ids"])),
-        "tokens_per_batch": tokens,
-        "trainer_tokens_per_second": [speed for speed, _ in speeds],
-        "bare_tokens_per_second": [speed for _, speed in speeds],
-        "share_of_bare": median(a / b for a, b in speeds),
-        "matrix_peak_tflops": best / 1e12,
-        "share_of_peak": 6 * weights * trained / best,
-    }
+    rows = find_rows(model, tokenizer, arguments.words, load_definitions("wordnet"))
+    figures = {"environment": environment(), **measure(model, tokenizer, rows, tokens, arguments.rounds)}
+    trained = median(figures["trainer_tokens_per_second"])
     if arguments.architecture == "roberta-base":
         figures["hours_of_the_papers_updates"] = PAPER_UPDATES * PAPER_TOKENS / trained / 3600
     print(json.dumps(figures, indent=1))

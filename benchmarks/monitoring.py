@@ -16,6 +16,7 @@ repository, or $DEFEMB_TEST_DATA.
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import sys
@@ -47,7 +48,9 @@ from transformers import (
 
 from defemb_callbacks import DefinitionEMBCallback, EmbeddingMonitorCallback
 
-SETUPS: dict[str, type[EmbeddingMonitorCallback] | None] = {
+Setups = dict[str, Callable[[], EmbeddingMonitorCallback] | None]
+
+SETUPS: Setups = {
     "none": None,
     "monitor": EmbeddingMonitorCallback,
     "rebuild": DefinitionEMBCallback,
@@ -149,17 +152,27 @@ def roberta_base(steps: int, logging_steps: int) -> MakeTrainer:
     """Create Trainers for RoBERTa-base with random weights, which do not affect the time."""
     tokenizer = AutoTokenizer.from_pretrained(str(DATA / "tokenizers" / "roberta-base"))
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 514, "type_vocab_size": 1}
+    return random_tokens(RobertaConfig(**sizes), tokenizer, steps, logging_steps)
+
+
+def random_tokens(
+    config: RobertaConfig, tokenizer: Any, steps: int, logging_steps: int, use_cpu: bool = False
+) -> MakeTrainer:
+    """Create Trainers for a RoBERTa with random weights, on batches of 32 sequences of random tokens in bfloat16."""
     data = RandomTokens(32 * steps, 128, len(tokenizer))
 
     def make(folder: str, seed: int, callbacks: list[TrainerCallback], max_steps: int = -1) -> Trainer:
         set_seed(0)  # the same model for all seeds, so that its definition embeddings are cached
-        model = RobertaForSequenceClassification(RobertaConfig(**sizes))
+        # A copy, because a rebuild is recorded in it.
+        model = RobertaForSequenceClassification(copy.deepcopy(config))
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=1,
             max_steps=max_steps,
             per_device_train_batch_size=32,
             bf16=True,
+            use_cpu=use_cpu,
+            dataloader_pin_memory=not use_cpu,
             logging_steps=logging_steps,
             save_strategy="no",
             report_to=[],
@@ -171,10 +184,11 @@ def roberta_base(steps: int, logging_steps: int) -> MakeTrainer:
     return make
 
 
-def run(make: MakeTrainer, setup: str, seed: int, **settings: Any) -> dict[str, Any]:
+def run(
+    make: MakeTrainer, create: Callable[[], EmbeddingMonitorCallback] | None, seed: int, **settings: Any
+) -> dict[str, Any]:
     """Run one training; return its seconds, those of the hooks, and the number of log rows with metrics."""
-    kind = SETUPS[setup]
-    callback = kind() if kind else None
+    callback = create() if create else None
     timer = HookTimer(callback) if callback else None
     with tempfile.TemporaryDirectory() as folder:
         trainer = make(folder, seed, [callback] if callback else [], **settings)
@@ -195,15 +209,15 @@ def run(make: MakeTrainer, setup: str, seed: int, **settings: Any) -> dict[str, 
     }
 
 
-def compare(make: MakeTrainer, repeats: int, setups: list[str]) -> dict[str, Any]:
+def compare(make: MakeTrainer, repeats: int, setups: Setups) -> dict[str, Any]:
     """Run the setups `repeats` times, alternating, each time starting with another one."""
-    first = {setup: run(make, setup, 0, max_steps=WARM_UP_STEPS)["hooks"] for setup in setups}
+    first = {setup: run(make, create, 0, max_steps=WARM_UP_STEPS)["hooks"] for setup, create in setups.items()}
     runs: dict[str, list[dict[str, Any]]] = {setup: [] for setup in setups}
     names = list(setups)
     for repeat in range(repeats):
         shift = repeat % len(names)
         for setup in names[shift:] + names[:shift]:
-            runs[setup].append(run(make, setup, repeat))
+            runs[setup].append(run(make, setups[setup], repeat))
             print(f"repeat {repeat}, {setup}: {runs[setup][-1]['seconds']:.2f} s", flush=True)
     result: dict[str, Any] = {"steps": runs["none"][0]["steps"], "repeats": repeats}
     for setup, found in runs.items():
@@ -263,7 +277,8 @@ def main() -> None:
     tasks = {"sst2": sst2(arguments.model or find_model(), arguments.sentences, arguments.epochs, logging_steps)}
     if torch.cuda.is_available():
         tasks["roberta_base"] = roberta_base(arguments.gpu_steps, logging_steps)
-    results = {name: compare(make, arguments.repeats, arguments.setups) for name, make in tasks.items()}
+    setups = {name: SETUPS[name] for name in arguments.setups}
+    results = {name: compare(make, arguments.repeats, setups) for name, make in tasks.items()}
     results["sst2"] |= {"sentences": arguments.sentences, "epochs": arguments.epochs}
     for name, result in results.items():
         print(as_text(name, result))

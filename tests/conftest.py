@@ -28,6 +28,12 @@ def _found(path: Path | None, what: str, cure: str) -> Path:
     pytest.skip(reason)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` without a GPU."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU with CUDA")
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of real test data: word similarity, SST-2, tokenizers, …"""

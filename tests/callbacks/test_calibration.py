@@ -31,7 +31,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def trained(
-    tokenizer: PreTrainedTokenizerBase, folder: Path, callback: CalibrationCallback, **overrides: Any
+    tokenizer: PreTrainedTokenizerBase, folder: Path, *callbacks: CalibrationCallback, **overrides: Any
 ) -> PreTrainedModel:
     model = tiny.tiny_bert(tokenizer, BertForSequenceClassification)
     Trainer(
@@ -39,7 +39,7 @@ def trained(
         tiny.training_args(folder, **overrides),
         train_dataset=tiny.tiny_dataset(tokenizer),
         processing_class=tokenizer,
-        callbacks=[callback],
+        callbacks=list(callbacks),
     ).train()
     return model
 
@@ -141,11 +141,12 @@ def test_a_model_that_the_launch_has_sharded_is_an_error_before_training(tokeniz
 
 
 def test_a_flow_keeps_the_precision_and_the_random_state_of_the_run(tokenizer, tmp_path) -> None:
-    states = []
+    trained(tokenizer, tmp_path / "without", bf16=True)
+    states = [torch.random.get_rng_state()]
     for method, settings in (("standardization", {}), ("flow", {"config": EmbeddingFlowConfig(32, width=8)})):
         callback = CalibrationCallback(TEXTS, method, force=True, **settings)
         trained(tokenizer, tmp_path / method, callback, bf16=True)
         assert callback.result is not None
         assert AcceleratorState().mixed_precision == "bf16"
         states.append(torch.random.get_rng_state())
-    assert torch.equal(*states)
+    assert all(torch.equal(state, states[0]) for state in states)

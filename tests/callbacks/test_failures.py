@@ -1,11 +1,14 @@
 """Whatever fails in monitor, page, report or cache, the trained weights are those of an undisturbed run.
 
-An error is raised in a sample of the functions, at their first and last calls (`share=1` would try each of about 400).
+An error is raised in one function after the other, at its first and last calls; tests try a sample of these calls, or
+all of them with `DEFEMB_FAULTS`, which takes three minutes.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import Trainer
 
 import defemb_callbacks
@@ -25,19 +29,23 @@ from runs import assert_same_weights
 from tiny import tiny_glossary
 
 PACKAGE = Path(defemb_callbacks.__file__).parent
-FILES = {str(path) for folder in ("metrics", "reporting") for path in (PACKAGE / folder).rglob("*.py")}
-FILES |= {str(PACKAGE / "callbacks" / f"{name}.py") for name in ("monitor", "reporters", "snapshots")}
+METRICS = {str(path) for path in (PACKAGE / "metrics").rglob("*.py")}
+METRICS |= {str(PACKAGE / "callbacks" / f"{name}.py") for name in ("monitor", "reporters", "schedule")}
+PAGE = {str(path) for path in (PACKAGE / "reporting").rglob("*.py")} | {str(PACKAGE / "callbacks" / "snapshots.py")}
+FILES = METRICS | PAGE
 
 # These decide whether there is an error, and one that they raise before the first step concerns the settings.
 NOT_GUARDED = {"on_init_end", "on_step_end", "on_train_begin", "on_train_end", "_before_training"}
 # Keys of the cache, without which nothing is built, and the functions that guard all others
 NOT_GUARDED |= {"_read", "cache_root", "cached", "file_fingerprint", "fingerprint", "remembered_fingerprint"}
 
+NOT_GUARDED |= {"close_reporters"}
+NOT_GUARDED |= {"<genexpr>"}  # Python ignores an error in a generator that it closes
+
+SHARE = 1 if "DEFEMB_FAULTS" in os.environ else 5
+ERRORS = (OSError, RuntimeError, torch.OutOfMemoryError, torch.linalg.LinAlgError)
+
 Call = tuple[CodeType, int]
-
-
-class Injected(RuntimeError):
-    """As running out of memory, or an eigendecomposition that does not converge."""
 
 
 class Calls:
@@ -46,6 +54,8 @@ class Calls:
     def __init__(self, fail: Call | None = None) -> None:
         self.numbers: Counter[CodeType] = Counter()
         self.fail, self.raised = fail, False
+        # The kinds take turns.
+        self.error = ERRORS[fail[0].co_firstlineno % len(ERRORS)] if fail else RuntimeError
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
@@ -53,7 +63,7 @@ class Calls:
             self.numbers[code] += 1
             if self.fail == (code, self.numbers[code]):
                 self.raised = True
-                raise Injected(code.co_name)  # Python removes a trace function that raises
+                raise self.error(code.co_name)  # Python removes a trace function that raises
 
 
 @contextmanager
@@ -100,20 +110,49 @@ def check_faults(make: Callable[[], Trainer], while_training: bool, share: int, 
         assert_same_weights(run.model, undisturbed.model)
         warnings = [record for record in caplog.records if record.name.startswith("defemb_callbacks")]
         # A cache entry that cannot be read is also reported as deleted.
-        assert sum(fail[0].co_name in record.getMessage() for record in warnings) == 1, name
+        number = sum(fail[0].co_name in record.getMessage() for record in warnings)
+        # An entry that cannot be read is checked again under the lock, so that a file that another process is writing
+        # is not deleted: an error that does not occur again is not shown.
+        is_retried = calls.error is OSError and Path(fail[0].co_filename).name == "cache.py"
+        assert number == 1 or (is_retried and number == 0), name
 
 
-@pytest.mark.parametrize("share", [50, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_fault_in_any_call_while_training(trainer, caplog, share) -> None:
+@pytest.fixture
+def pictures_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the first picture of each format in place of all others: matplotlib would take most of the time."""
+    savefig, written = Figure.savefig, {}
+
+    def save(figure: Figure, target: Any, format: str = "png", **settings: Any) -> None:
+        if format not in written:
+            picture = io.BytesIO()
+            savefig(figure, picture, format=format, **settings)
+            written[format] = picture.getvalue()
+        target.write(written[format]) if isinstance(target, io.BytesIO) else target.write_bytes(written[format])
+
+    monkeypatch.setattr(Figure, "savefig", save)
+
+
+@pytest.mark.usefixtures("pictures_drawn_once")
+@pytest.mark.parametrize(
+    ("files", "plots", "share"),
+    [
+        pytest.param(METRICS | PAGE, True, 50, id="sample"),
+        pytest.param(METRICS, False, SHARE, id="metrics", marks=pytest.mark.slow),
+        pytest.param(PAGE, True, SHARE, id="page", marks=pytest.mark.slow),
+    ],
+)
+def test_a_fault_in_any_call_while_training(trainer, caplog, monkeypatch, files, plots, share) -> None:
+    monkeypatch.setitem(globals(), "FILES", files)
+
     def make() -> Trainer:
-        return trainer(DefinitionEMBCallback(tiny_glossary(), monitor_steps=1), **SETTINGS)
+        return trainer(DefinitionEMBCallback(tiny_glossary(), monitor_steps=1, plots=plots), **SETTINGS)
 
     make()  # fill the cache
     caplog.set_level(logging.WARNING)
     check_faults(make, while_training=True, share=share, caplog=caplog)
 
 
-@pytest.mark.parametrize("share", [8, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_fault_in_any_call_of_the_cache(tmp_path, trainer, caplog, monkeypatch, share) -> None:
     """Both while it is filled and while it is read, when the Trainer is created."""
     monkeypatch.setitem(globals(), "FILES", {str(PACKAGE / "cache.py")})

@@ -236,6 +236,45 @@ def test_hyper_parameter_search_rebuilds_the_model_of_each_trial(trainer, tokeni
     assert_kept(tables, rebuilt, tokenizer)
 
 
+# GPUs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}, {"full_determinism": True}])
+def test_training_on_a_gpu(trainer, tables, tokenizer, rebuilt, settings) -> None:
+    run = trainer(glossary_callback(monitor_steps=2), tables, use_cpu=False, **settings)
+    run.train()
+    assert run.model.device.type == "cuda"
+    torch.testing.assert_close(tables.begin[0].cpu(), rebuilt, rtol=1e-3, atol=1e-3)
+    assert measured_steps(run) == [2, 4, 6, 8]
+
+
+@pytest.mark.gpu
+def test_steps_that_are_not_measured_do_not_wait_for_the_gpu(trainer, monkeypatch) -> None:
+    calls: list[str] = []
+
+    def without_waiting(name: str) -> None:
+        event = getattr(EmbeddingMonitorCallback, name)
+
+        def run(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            calls.append(name)
+            if state.global_step > 0:  # before the first step, the metrics of the start are sent
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                event(self, args, state, control, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        monkeypatch.setattr(EmbeddingMonitorCallback, name, run)
+
+    for name in ("on_step_begin", "on_step_end"):
+        without_waiting(name)
+    run = trainer(EmbeddingMonitorCallback(None, monitor_steps=8, plots=False), use_cpu=False, logging_steps=8)
+    run.train()
+    assert calls.count("on_step_end") == 8
+    assert measured_steps(run) == [8]
+
+
 # Saving
 
 

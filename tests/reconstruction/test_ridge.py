@@ -10,8 +10,9 @@ from torch import Tensor
 
 from defemb_callbacks.reconstruction import normal_equations
 from defemb_callbacks.reconstruction import ridge as module
-from defemb_callbacks.reconstruction.normal_equations import NormalEquations, float64_device
+from defemb_callbacks.reconstruction.normal_equations import NormalEquations
 from defemb_callbacks.reconstruction.ridge import STRENGTHS, RidgeRows, cross_fitted_rows, mapped
+from defemb_callbacks.weights.precision import float64_device
 
 
 def planted(n: int, f: int, d: int, *, noise: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -347,7 +348,7 @@ def test_a_device_without_float64_falls_back_to_the_cpu(monkeypatch: pytest.Monk
     assert torch.equal(cross_fitted_rows(x, y, device=mps).rows, cross_fitted_rows(x, y).rows)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_result() -> None:
     x, y = planted(300, 50, 100, noise=5.0)
     groups = uneven_groups(300)

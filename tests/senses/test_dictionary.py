@@ -44,6 +44,24 @@ def test_lookup_matches_a_loop(dictionary: SenseDictionary, similarity: Any) -> 
     assert replaced >= 150
 
 
+@pytest.mark.parametrize("gathered", [1, 100, 1 << 22])
+def test_devices_without_sparse_products_have_the_same_scores(
+    dictionary: SenseDictionary, monkeypatch: pytest.MonkeyPatch, gathered: int
+) -> None:
+    states = torch.randn(40, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ids = torch.arange(40) * (len(dictionary.vocabulary) // 40)
+    expected = dictionary.scores(states, ids)
+    (gradient,) = torch.autograd.grad(expected[expected.isfinite()].square().sum(), states)
+    assert gradient.any()
+    monkeypatch.setattr("defemb_callbacks.senses.dictionary._has_sampled_products", lambda device: False)
+    monkeypatch.setattr("defemb_callbacks.senses.dictionary._GATHERED", gathered)
+    found = dictionary.scores(states, ids)
+    torch.testing.assert_close(found, expected)
+    (again,) = torch.autograd.grad(found[found.isfinite()].square().sum(), states)
+    torch.testing.assert_close(again, gradient)
+    assert dictionary.scores(states[:0], ids[:0]).shape == (0, dictionary.most_senses)
+
+
 def test_gradient_of_scores(dictionary: SenseDictionary) -> None:
     ids = torch.tensor([index for index, n in enumerate(dictionary.offsets.diff()) if n == 4][:9])
     states = torch.randn(len(ids), 32, requires_grad=True)

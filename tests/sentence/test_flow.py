@@ -135,6 +135,21 @@ def test_each_actnorm_is_initialized_to_standardize_its_input():
         x = x[:, : x.shape[1] - x.shape[1] // 2]
 
 
+def test_replicas_of_data_parallel_compute_the_same():
+    """`nn.DataParallel` copies parameters as plain attributes, which `parameters()` does not find."""
+    data = vectors(100, 6)
+    flow = EmbeddingFlow(EmbeddingFlowConfig(6, levels=2, components=5)).initialize(data)
+    replicas = {part: part._replicate_for_data_parallel() for part in flow.modules()}
+    for part, replica in replicas.items():
+        for name, child in part.named_children():
+            replica._modules[name] = replicas[child]
+        for name, parameter in part.named_parameters(recurse=False):
+            setattr(replica, name, parameter.detach().clone())
+    assert not list(replicas[flow].parameters())
+    assert torch.equal(replicas[flow].log_prob(data), flow.log_prob(data))
+    assert torch.equal(replicas[flow].inverse(flow(data)), flow.inverse(flow(data)))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-32])
 def test_coordinate_without_variance_is_not_scaled_up(value):
     """Otherwise rounding error would be scaled to the size of the other coordinates."""

@@ -15,6 +15,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrai
 import launched
 from defemb_callbacks import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
+from defemb_callbacks.reconstruction.backbone import reading_of
 from defemb_callbacks.weights.rows import read_table, write_rows
 from launched import IDS, metrics_of, new_rows, trained
 from launching import torchrun
@@ -196,9 +197,11 @@ def test_a_distributed_build_equals_that_of_one_process(launch: Launch, tmp_path
     assert torch.equal(found["again"], found["rows"])
     shares = [outcome["batches"] for outcome in launch.of(launched.together)]
     assert max(shares) - min(shares) <= 1
-    # Each process tries how the model reads with three texts, and which layers' states it returns with one more.
-    tried = 4
-    assert sum(shares) - tried * launch.processes == len(calls) - tried
+    # Each process tries how the model reads, and encodes one more text to see which layers' states it returns.
+    other, tried = tiny_bert(tokenizer), [None]
+    other.register_forward_hook(lambda *call: tried.append(None))
+    reading_of(other)
+    assert sum(shares) - launch.processes * len(tried) == len(calls) - len(tried) > 0
     assert [outcome["read_again"] for outcome in launch.of(launched.together)] == [0] * launch.processes
     entries = launch.folder / "together" / "cache" / "embeddings"
     assert len([entry for entry in entries.iterdir() if entry.is_dir()]) == 1

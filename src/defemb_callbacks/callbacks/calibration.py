@@ -93,12 +93,15 @@ class CalibrationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Calibrate on every process, as fitting a flow requires; save on the main process."""
+        from defemb_callbacks.reconstruction.constructor.training import isolated_training
         from defemb_callbacks.sentence.calibrate import CalibrationRefused, calibrate
         from defemb_callbacks.sentence.modules import SentenceTransformer
 
         model: Any = bare_model(kwargs["model"])
         # The model is trained: nothing may prevent the script from saving it.
-        with Attempt("The sentence embeddings were not calibrated; run `defemb calibrate` on the saved model"):
+        attempt = Attempt("The sentence embeddings were not calibrated; run `defemb calibrate` on the saved model")
+        # Loading modules draws random numbers, which are those of the script.
+        with attempt, isolated_training():
             encoder = model if isinstance(model, SentenceTransformer) else _encoder(model, kwargs["processing_class"])
             try:
                 self.result = calibrate(encoder, self.texts, self.method, **self.settings)

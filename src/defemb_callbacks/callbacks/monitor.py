@@ -18,7 +18,7 @@ from transformers import (
 from defemb_callbacks.attempt import Attempt
 from defemb_callbacks.callbacks.console import show
 from defemb_callbacks.callbacks.events import stops_measuring
-from defemb_callbacks.callbacks.reporters import ForwardingReporters, move_to_front
+from defemb_callbacks.callbacks.reporters import ForwardingReporters, close_reporters, move_to_front
 from defemb_callbacks.callbacks.schedule import MeasuringSchedule
 from defemb_callbacks.callbacks.snapshots import RunSnapshots
 from defemb_callbacks.callbacks.tokenizer_search import find_tokenizer, require_tokenizer
@@ -147,15 +147,16 @@ class EmbeddingMonitorCallback(TrainerCallback):
                     "monitor_steps to None or a positive number."
                 )
             return
-        self._schedule = MeasuringSchedule(self.config.monitor_steps, state.max_steps)
         self._start_step = self._logged_step = state.global_step
         self._evaluated_step = -1
         self._evaluated: dict[str, float] = {}
         # Nothing is lost yet: wrong settings are errors, and so is any failure if the best checkpoint depends on it.
         fatal = (Exception,) if self._best_metric else SETTINGS_ERRORS
         attempt = Attempt("The embeddings are not measured in this run", *fatal)
-        with attempt, self._schedule.measuring(state.global_step):
-            self._measure_start(state, model, counts)
+        with attempt:
+            self._schedule = MeasuringSchedule(self.config.monitor_steps, state.max_steps)
+            with self._schedule.measuring(state.global_step):
+                self._measure_start(state, model, counts)
         self._is_measuring = not on_any_process(attempt.failed)
         if self._best_metric and self._best_metric not in self._latest_metrics:
             raise ValueError(
@@ -280,8 +281,7 @@ class EmbeddingMonitorCallback(TrainerCallback):
     ) -> None:
         """Save the pictures and the HTML page."""
         finished, self._is_measuring, self._best_metric = self._is_measuring, False, None
-        if self._reporters is not None:
-            self._reporters.close()
+        close_reporters(self._reporters)
         if not (finished and self.config.plots):
             return
         assert self.monitor is not None

@@ -126,10 +126,20 @@ class ForwardingReporters:
 
     def close(self) -> None:
         """Close the files opened here at the end of training. Logging again reopens them."""
-        with Attempt("The file with the embedding metrics for TensorBoard may be incomplete"):
-            for reporter in self._reporters:
-                if isinstance(reporter, _TensorBoardRun):
-                    reporter.close()
+        for reporter in self._reporters:
+            if isinstance(reporter, _TensorBoardRun):
+                reporter.close()
+
+
+def close_reporters(reporters: ForwardingReporters | None) -> None:
+    """Close reporters at the end of training; if that fails, a warning is logged.
+
+    Args:
+        reporters: The reporters, if there are any.
+    """
+    with Attempt("The file with the embedding metrics for TensorBoard may be incomplete"):
+        if reporters is not None:
+            reporters.close()
 
 
 class _TensorBoardRun(TrainerCallback):

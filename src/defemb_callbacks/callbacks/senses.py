@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from defemb_callbacks.attempt import Attempt
-from defemb_callbacks.callbacks.reporters import ForwardingReporters
+from defemb_callbacks.callbacks.reporters import NOT_SENT, ForwardingReporters, close_reporters
 from defemb_callbacks.callbacks.tokenizer_search import require_tokenizer
 from defemb_callbacks.senses.analysis import measure_senses
 from defemb_callbacks.senses.build import build_from_states
@@ -119,15 +119,15 @@ class SenseMonitorCallback(TrainerCallback):
         state.log_history[-1].update(metrics)
         logs.update(metrics)
         if state.is_world_process_zero:
-            self._reporters = self._reporters or ForwardingReporters(args)
-            self._reporters.log(args, state, control, metrics, model=model)
+            with Attempt(NOT_SENT):
+                self._reporters = self._reporters or ForwardingReporters(args)
+                self._reporters.log(args, state, control, metrics, model=model)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the reporters."""
-        if self._reporters is not None:
-            self._reporters.close()
+        close_reporters(self._reporters)
 
     def _measure(self, model: Any, plan: SamplePlan) -> dict[str, float]:
         config = self.config

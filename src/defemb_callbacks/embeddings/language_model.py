@@ -178,7 +178,8 @@ class LanguageModelProbe:
         if self._model.get_output_embeddings() is not None:
             return causal_logits(self._model, ids)
         # The model has another head, e.g. for classification; its language modeling head was tied to the input table.
-        return nn.functional.linear(last_states(self._model, ids), embedding_weight(self._model))
+        table = embedding_weight(self._model)
+        return nn.functional.linear(last_states(self._model, ids).to(table.device), table)
 
     def _collect(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         states = arguments[0].detach().flatten(0, -2)

@@ -22,6 +22,7 @@ from defemb_callbacks.embeddings.language_model import (
 )
 from defemb_callbacks.reconstruction.prompts import family_of
 from defemb_callbacks.vocabulary.frequency import GROUPS, rarity
+from defemb_callbacks.weights.precision import float64_device
 from defemb_callbacks.weights.unwrapping import transformers_model
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ def mean_row(table: Tensor, ids: Tensor) -> Tensor:
         table: (vocabulary, d).
         ids: (n,) int64 tokens.
     """
-    parts = ids.to(table.device).split(1 << 14)
-    return torch.stack([table[part].double().sum(dim=0) for part in parts]).sum(dim=0).cpu() / len(ids)
+    parts, device = ids.to(table.device).split(1 << 14), float64_device(table.device)
+    return torch.stack([table[part].to(device, torch.float64).sum(dim=0) for part in parts]).sum(dim=0).cpu() / len(ids)
 
 
 def group_numbers(groups: Mapping[str, Tensor], size: int) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from defemb_callbacks.weights.precision import float64_device
+
 LARGEST = 1e140  # sums of squares of larger float64 entries would overflow; all float32 entries are far smaller
 SHORTEST = 1e-145  # squares of shorter float64 rows would underflow; nonzero float32 rows are all longer
 
@@ -22,7 +24,7 @@ def checked(table: Tensor, name: str = "table") -> Tensor:
         name: Name of the table in error messages.
 
     Returns:
-        The same storage without gradient; a copy on the CPU if the device has no float64 (MPS).
+        The same storage without gradient; a copy on the CPU if the device has no float64.
 
     Raises:
         TypeError: If the table is not a floating-point tensor.
@@ -37,8 +39,7 @@ def checked(table: Tensor, name: str = "table") -> Tensor:
     if table.is_meta:
         raise ValueError(f"{name} is on the meta device and has no values. Load the weights first.")
     table = table.detach()
-    if table.device.type == "mps":
-        table = table.cpu()
+    table = table.to(float64_device(table.device))
     low, high = (float(bound) for bound in torch.aminmax(table))
     if not (low > -LARGEST and high < LARGEST):  # negated so that NaN is caught as well
         start = 0

@@ -123,7 +123,10 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
     """
     old_size = len(embedding_weight(model))
     existing = written[written < old_size]
-    rows = {table: embedding_weight(model, table).detach()[existing.to(model.device)] for table in tables_of(model)}
+    rows = {}
+    for table in tables_of(model):
+        weight = embedding_weight(model, table).detach()
+        rows[table] = weight[existing.to(weight.device)]
     bias = _output_bias(model)
     biases = None if bias is None else bias.detach()[existing.to(bias.device)]
     record, sizes = read_new_tokens_record(model), _vocabulary_sizes(model)

@@ -174,7 +174,10 @@ def read_output_states(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -
     try:
         for _, logits in predictions(model, texts):
             read = inputs[0]
-            if read.shape[-1] != head.weight.shape[1] or (not states and not torch.equal(head(read), logits)):
+            if read.shape[-1] != head.weight.shape[1]:
+                return None
+            # With a `device_map`, accelerate moves the logits to the device of the ids.
+            if not states and not torch.equal(head(read).to(logits.device), logits):
                 return None
             inputs.clear()
             states.append(read.flatten(0, -2).float().cpu())
@@ -212,4 +215,5 @@ def predictions(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Itera
     with evaluating(model):
         for batch in equal_length_batches([len(text) for text in texts], _BATCH_SIZE):
             ids = torch.tensor([texts[index] for index in batch], device=model.device)
-            yield ids, causal_logits(model, ids)
+            logits = causal_logits(model, ids)
+            yield ids.to(logits.device), logits

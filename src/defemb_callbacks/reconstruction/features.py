@@ -24,6 +24,7 @@ from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.reconstruction.prompts import DefinitionTexts, definition_texts, mask_text
 from defemb_callbacks.reconstruction.reading import FORWARD_ERRORS
 from defemb_callbacks.weights.distributed import this_process
+from defemb_callbacks.weights.precision import float64_device
 from defemb_callbacks.weights.rows import embedding_weight
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,10 @@ def _share(batches: list[list[int]], readers: Sequence[int]) -> list[list[int]]:
 def _sum_over_processes(own: Tensor | None, words: int) -> Tensor:
     width = max(gather_object([0 if own is None else own.shape[1]]))
     own = torch.zeros(words, width, dtype=torch.float64) if own is None else own
-    return reduce(own.to(this_process().device), reduction="sum").cpu()
+    device = this_process().device
+    if float64_device(device) != device:
+        return torch.stack(gather_object([own])).sum(dim=0)
+    return reduce(own.to(device), reduction="sum").cpu()
 
 
 class _TextReader:

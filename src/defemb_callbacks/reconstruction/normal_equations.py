@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defemb_callbacks.weights.precision import float64_device
+
 # Width of the blocks of columns in which half of the symmetric Gram matrix is computed.
 COLUMNS = 256
 
@@ -165,12 +167,3 @@ class RidgeFit:
         weights.mul_(self.ridge.scale[:, None])
         intercept = self.ridge.target_mean - self.ridge.mean @ weights
         return torch.cat([weights.float(), intercept.float()[None]]).cpu()
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """Return this device, or the CPU if the device has no float64, as Apple's GPUs. Apple's CPUs have fast float64."""
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError):
-        return torch.device("cpu")
-    return device

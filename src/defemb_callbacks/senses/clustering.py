@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from defemb_callbacks.weights.precision import float64_device
+
 
 class Clusters(NamedTuple):
     """Clusters of t sets of points.
@@ -95,7 +97,8 @@ def kmeans_plus_plus(points: Tensor, sizes: Tensor, most: int, seed: int = 0) ->
         Shape (t, most, d), float32.
     """
     sets = torch.arange(len(points), device=points.device)
-    draws = torch.rand(len(points), most, generator=torch.Generator().manual_seed(seed)).to(points.device)
+    exact = float64_device(points.device)
+    draws = torch.rand(len(points), most, generator=torch.Generator().manual_seed(seed)).to(exact)
     valid = torch.arange(points.shape[1], device=points.device) < sizes[:, None]
     chances = valid.float()
     nearest = torch.full_like(chances, torch.inf)
@@ -103,9 +106,9 @@ def kmeans_plus_plus(points: Tensor, sizes: Tensor, most: int, seed: int = 0) ->
     starts = []
     for draw in draws.T:
         # float64, so that rounding never selects a padding row.
-        sums = chances.double().cumsum(dim=1)
+        sums = chances.to(exact, torch.float64).cumsum(dim=1)
         chosen = torch.searchsorted(sums, draw[:, None] * sums[:, -1:], right=True)[:, 0]
-        chosen = chosen.clamp(max=sizes - 1)
+        chosen = chosen.to(points.device).clamp(max=sizes - 1)
         start = points[sets, chosen]
         starts.append(start)
         distances = lengths - 2 * (points @ start[..., None])[..., 0] + start.square().sum(dim=1, keepdim=True)

@@ -164,7 +164,7 @@ class EmbeddingFlow(
         if len(vectors) < fewest:
             cure = "Pass more vectors." if self.config.components is None else "Use fewer components or more vectors."
             raise ValueError(f"`vectors` must have at least {fewest} rows for this flow, got {len(vectors)}. {cure}")
-        vectors = vectors.to(self._dtype)
+        vectors = vectors.to(self.initialized.device, self._dtype)
         if self.axes is not None:
             self.axes.initialize(vectors)
         self._encode(vectors, initialize=True)
@@ -233,7 +233,8 @@ class EmbeddingFlow(
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        # `nn.DataParallel` copies buffers, but not parameters, into its replicas.
+        return next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Model card of a saved flow; `kwargs` are passed to the template."""

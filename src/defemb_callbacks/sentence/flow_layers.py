@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from defemb_callbacks.weights.precision import float64_device
+
 # Bound of the log-scale of affine couplings: a scale near 0 cannot be inverted in float32.
 MAX_LOG_SCALE = 2.0
 
@@ -89,6 +91,7 @@ class PrincipalAxes(nn.Module):
             ValueError: If `x` varies along fewer than `components` directions.
         """
         components = self.axes.shape[1]
+        x = x.to(float64_device(x.device))
         mean = x.double().mean(dim=0)
         centred = x.double() - mean
         variances, axes = torch.linalg.eigh(centred.T @ centred / len(x))

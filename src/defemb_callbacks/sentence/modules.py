@@ -88,7 +88,7 @@ def calibration_module(calibration: LinearCalibration | EmbeddingFlow) -> Module
     if isinstance(calibration, EmbeddingFlow):
         return FlowCalibration(calibration)
     weight = calibration.transform.T.contiguous()
-    bias = -(calibration.mean.double() @ calibration.transform.double()).float()
+    bias = -(calibration.mean.cpu().double() @ calibration.transform.cpu().double()).float()
     width, components = calibration.transform.shape
     # The layer draws random weights first, which must not change the random numbers of a run.
     with torch.random.fork_rng(devices=[]):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedModel
 
 from defemb_callbacks.weights.adapters import base_layer, with_adapters, write_into_adapters
 from defemb_callbacks.weights.sharding import (
