@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Observed once per model. Weights may change afterwards, but how a model reads does not depend on them.
 _OBSERVED: WeakKeyDictionary[nn.Module, Reading] = WeakKeyDictionary()
-_TRAINED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # see `training_problem`
+_TRAINED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 def reading_of(model: PreTrainedModel) -> Reading:
@@ -244,7 +244,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def training_problem(model: PreTrainedModel) -> str:
-    """Return why the backbone of a model cannot be trained on text alone, e.g. which input is missing; "" if it can.
+    """Return why the backbone of a model cannot be trained on text alone; "" if it can.
 
     Args:
         model: Any model whose backbone reads text in eval mode.
@@ -295,7 +295,6 @@ def unscaled(model: nn.Module) -> Iterator[None]:
 
 
 def _rescale(model: RwkvModel, wanted: bool) -> None:
-    training = model.training
-    model.training = not wanted
+    training, model.training = model.training, not wanted
     model._rescale_layers()  # does nothing if they are already
     model.training = training

@@ -75,8 +75,7 @@ def observed_reading(model: PreTrainedModel) -> Reading:
             reason = "its states do not depend on the text"
         if found is not None:
             width, per_token, ahead = found
-            mixes = ahead is not None
-            return Reading(name, "", width, per_token, ahead if mixes else declared.ahead, mixes)
+            return Reading(name, "", width, per_token, declared.ahead if ahead is None else ahead, ahead is not None)
         problem = problem or reason
     return Reading(declared.part, problem or "no part takes token ids", 0, False, declared.ahead)
 

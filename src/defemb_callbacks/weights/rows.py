@@ -118,7 +118,7 @@ def _advice(model: nn.Module) -> str:
     parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice
     if parts:
         return f"Pass the part that reads text: {' or '.join(f'`model.{name}`' for name in parts)}."
-    kind = type(getattr(model.config, "text_config", None))
+    kind: Any = type(getattr(model.config, "text_config", None))
     if kind in MODEL_MAPPING:
         text_model: Any = MODEL_MAPPING[kind]
         return f"Load its text model instead, with `{text_model.__name__}.from_pretrained(...)`."
