@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 # huggingface_hub and torch read these once, when they are imported: a fixture would be too late.
@@ -16,9 +15,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from transformers.utils import logging
-
-# A plugin that only its own host can import
-collect_ignore = [] if find_spec("axolotl") else ["src/defemb_callbacks/integrations/axolotl.py"]
 
 
 @pytest.hookimpl(tryfirst=True)
