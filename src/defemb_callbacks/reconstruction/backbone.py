@@ -259,12 +259,12 @@ def training_problem(model: PreTrainedModel) -> str:
 
 
 def _tried_in_training(backbone: PreTrainedModel) -> str:
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=backbone.device)
+    ids = torch.zeros(1, 16, dtype=torch.int64, device=backbone.device)
     copies = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.train()
     with torch.random.fork_rng([ids.device] if ids.is_cuda else []):
         try:
-            run(backbone, ids, weights=copies)
+            run(backbone, ids, weights=copies, attention_mask=torch.ones_like(ids))
         except torch.OutOfMemoryError:
             raise
         except FORWARD_ERRORS as error:
