@@ -263,6 +263,11 @@ class Tables(TrainerCallback):
 
 def in_parallel(given: Setting, kind: str) -> dict[str, Any]:
     """Train in a launch of one process: the rows of a build in one process are written, and stay."""
+    if kind == "zero3":
+        import deepspeed as library  # installed in a folder of its own
+
+        # Otherwise DeepSpeed compiles an exchange between processes, for minutes, that a single process does not need.
+        library.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     whole = given.model(RobertaForSequenceClassification)
     untouched = read_table(whole).float().cpu()
     config = DefinitionEMBConfig(strategy="replace")  # random weights would otherwise keep their rows
