@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # huggingface_hub and torch read these once, when they are imported: a fixture would be too late.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,13 +18,17 @@ import torch
 from transformers.utils import logging
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let the tests of a file run in one process with `--dist loadgroup`, unless they have another group."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.get_closest_marker("xdist_group") is None:
-                item.add_marker(pytest.mark.xdist_group(item.location[0]))
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let the tests of a file share a process and its fixtures, but divide the architectures, which share none."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduler(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file.endswith("test_every_architecture.py") else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

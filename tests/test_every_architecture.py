@@ -22,13 +22,8 @@ DOCUMENTED = documented(Path(__file__).parents[1] / "docs" / "architectures.md")
 
 # One of each kind: encoder, decoder, encoder-decoder, two tables, state space, bytes, a tower inside a joint model.
 QUICK = ("BertForMaskedLM", "Qwen3ForCausalLM", "T5ForConditionalGeneration", "CLIPModel", "MambaForCausalLM")
-# The cases share no fixtures, so that several processes can divide them.
 CASES = [
-    pytest.param(
-        case,
-        id=str(case),
-        marks=[pytest.mark.xdist_group(str(case)), *([] if case.class_name in QUICK else [pytest.mark.slow])],
-    )
+    pytest.param(case, id=str(case), marks=[] if case.class_name in QUICK else pytest.mark.slow)
     for case in architectures()
 ]
 

@@ -259,7 +259,7 @@ def training_problem(model: PreTrainedModel) -> str:
 
 
 def _tried_in_training(backbone: PreTrainedModel) -> str:
-    ids = torch.zeros(1, 16, dtype=torch.int64, device=backbone.device)
+    ids = torch.zeros(1, 16, dtype=torch.int64, device=next(backbone.parameters()).device)
     copies = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.train()
     with torch.random.fork_rng([ids.device] if ids.is_cuda else []):
