@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings, load_definitions
-from defemb_callbacks.embeddings import build
+from defemb_callbacks.embeddings import compute
 from defemb_callbacks.reconstruction import definition_texts, prompt_style, resolve_settings
 from defemb_callbacks.reconstruction.batching import equal_length_batches
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
@@ -38,7 +38,7 @@ def measure_build(model_name: str, cache: str) -> dict[str, float]:
     model, tokenizer = AutoModel.from_pretrained(model_name), AutoTokenizer.from_pretrained(model_name)
     config = DefinitionEMBConfig(cache_dir=cache)
     encoding = [0.0]
-    word_features = build.word_features
+    word_features = compute.word_features
 
     def timed(*arguments: Any, **settings: Any) -> Tensor:
         begin = time.perf_counter()
@@ -46,7 +46,7 @@ def measure_build(model_name: str, cache: str) -> dict[str, float]:
         encoding[0] += time.perf_counter() - begin
         return features
 
-    build.word_features = timed
+    compute.word_features = timed
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak, so that loading does not count
     before = held_mb("VmRSS")
     start = time.perf_counter()
