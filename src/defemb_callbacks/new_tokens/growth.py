@@ -20,7 +20,7 @@ from transformers import (
 from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight, output_weight, write_rows
 from defemb_callbacks.weights.sharding import is_sharded
-from defemb_callbacks.weights.unwrapping import bare_model, transformers_model
+from defemb_callbacks.weights.unwrapping import bare_model, input_layer, transformers_model
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -186,10 +186,7 @@ def _has_rows(part: Any, size: int) -> bool:
     """Whether a part is a model whose input table has this number of rows."""
     if not isinstance(part, PreTrainedModel):
         return False
-    try:
-        weight = getattr(part.get_input_embeddings(), "weight", None)
-    except (NotImplementedError, AttributeError):  # raised by transformers for models without token inputs
-        return False
+    weight = getattr(input_layer(part), "weight", None)
     return isinstance(weight, Tensor) and len(weight) == size
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
+from defemb_callbacks.weights.unwrapping import input_layer
+
 # What models raise if they are called with token ids alone, or in another dtype: some ask for images (ValueError,
 # TypeError), others use an argument that is `None` (AttributeError, TypeError) or multiply tensors that do not fit.
 FORWARD_ERRORS: tuple[type[Exception], ...] = (
@@ -190,20 +192,14 @@ def _name_of(model: nn.Module, part: nn.Module) -> str | None:
 
 def _path_to_table(model: PreTrainedModel) -> list[str]:
     """Names of the modules from the model to its input embeddings; only of the last one if there are none."""
-    try:
-        table = model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # raised by transformers for models without token inputs
-        return [""]
-    return (_name_of(model, table) or "").split(".")
+    table = input_layer(model)
+    return [""] if table is None else (_name_of(model, table) or "").split(".")
 
 
 def _trial_ids(model: PreTrainedModel) -> Tensor:
     """Three texts that differ only in the first or the last token, (3, length), of tokens without a special meaning."""
-    try:
-        table: Any = model.get_input_embeddings()
-        size = len(table.weight)
-    except (NotImplementedError, AttributeError):
-        size = getattr(model.config.get_text_config(), "vocab_size", 0) or 1
+    weight = getattr(input_layer(model), "weight", None)
+    size = getattr(model.config.get_text_config(), "vocab_size", 0) or 1 if weight is None else len(weight)
     special = set(_special_ids(model.config.to_dict()))
     start = size // 2
     candidates = [*range(start, size), *range(start)]

@@ -19,7 +19,7 @@ from defemb_callbacks.weights.sharding import (
     whole_shape,
     write_into,
 )
-from defemb_callbacks.weights.unwrapping import transformers_model
+from defemb_callbacks.weights.unwrapping import input_layer, transformers_model
 
 TableName = Literal["input", "output", "decoder"]
 INPUT: TableName = "input"
@@ -45,10 +45,7 @@ def embedding_layer(model: nn.Module, table: TableName = INPUT) -> Any:
         if output_weight(model) is not None:
             return inner.get_output_embeddings()
     elif table == INPUT:
-        try:
-            return inner.get_input_embeddings() if hasattr(inner, "get_input_embeddings") else None
-        except NotImplementedError:  # raised by transformers for models without token inputs
-            return None
+        return input_layer(inner)
     raise ValueError(f"{type(inner).__name__} has no separate {table} table. Use table='input'.")
 
 
@@ -108,11 +105,7 @@ def _advice(model: nn.Module) -> str:
     parts: list[str] = []
     for name, part in model.named_modules():
         if name and isinstance(part, PreTrainedModel) and not name.startswith(tuple(f"{outer}." for outer in parts)):
-            try:
-                table = part.get_input_embeddings()
-            except NotImplementedError:  # raised by transformers for models without token inputs
-                continue
-            table = base_layer(table)
+            table = base_layer(input_layer(part))
             if isinstance(table, nn.Embedding) and not _has_codebooks(table, part):
                 parts.append(name)
     parts = [name for name in parts if "text" in name] or parts  # not those of speech, if there is a choice

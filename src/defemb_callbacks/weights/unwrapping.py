@@ -66,9 +66,18 @@ def _outermost_models(module: nn.Module, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _reads_text(model: Any) -> bool:
+def input_layer(model: Any) -> Any:
+    """The layer of the input embeddings; `None` for models without token inputs, for which transformers raises errors.
+
+    Args:
+        model: A model without wrappers.
+    """
     try:
-        weight = getattr(base_layer(model.get_input_embeddings()), "weight", None)
-    except NotImplementedError:  # raised by transformers for models without token inputs
-        return False
+        return model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _reads_text(model: Any) -> bool:
+    weight = getattr(base_layer(input_layer(model)), "weight", None)
     return isinstance(weight, Tensor) and len(whole_shape(weight)) == 2
