@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 import defemb_callbacks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,17 +62,26 @@ def test_public_names_exist_and_have_docstrings():
 
 
 def test_all_lists_exactly_the_public_names():
+    for name in defemb_callbacks.__all__:
+        getattr(defemb_callbacks, name)  # names are imported when they are first used
     public = {
         name
-        for name, value in vars(defemb_callbacks).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        for name in dir(defemb_callbacks)
+        if not name.startswith("_") and not isinstance(getattr(defemb_callbacks, name), ModuleType)
     }
     assert public == set(defemb_callbacks.__all__)
 
 
+def test_unknown_names_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'defemb_callbacks' has no attribute 'DefinitionEMB'"):
+        defemb_callbacks.DefinitionEMB  # noqa: B018
+
+
 def test_import_has_no_side_effects(tmp_path):
     code = (
-        IMPORT_DEPENDENCIES + STATE + "before = state()\nimport defemb_callbacks\nprint(json.dumps([before, state()]))"
+        IMPORT_DEPENDENCIES
+        + STATE
+        + "before = state()\nfrom defemb_callbacks import *\nprint(json.dumps([before, state()]))"
     )
     (before, after), _ = fresh_python(code, tmp_path)
     for part in before:
@@ -79,7 +90,9 @@ def test_import_has_no_side_effects(tmp_path):
 
 
 def test_import_prints_and_warns_nothing(tmp_path):
-    code = "import warnings; warnings.filterwarnings('error', module='defemb_callbacks'); import defemb_callbacks"
+    code = (
+        "import warnings; warnings.filterwarnings('error', module='defemb_callbacks'); from defemb_callbacks import *"
+    )
     code = f"{IMPORT_DEPENDENCIES}\nimport sys; print('--', file=sys.stderr, flush=True)\n{code}\nprint('[]')"
     _, errors = fresh_python(code, tmp_path)
     assert errors.rpartition("--")[2].strip() == ""
@@ -87,10 +100,27 @@ def test_import_prints_and_warns_nothing(tmp_path):
 
 def test_import_loads_no_optional_dependency(tmp_path):
     optional = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
-    code = f"import json, sys, defemb_callbacks; print(json.dumps([n for n in {optional} if n in sys.modules]))"
+    found = f"print(json.dumps([n for n in {optional} if n in sys.modules]))"
+    code = f"import json, sys; from defemb_callbacks import *; {found}"
     loaded, _ = fresh_python(code, tmp_path)
     # transformers imports some of these itself if they are installed.
     code = f"{IMPORT_DEPENDENCIES}\nimport json, sys; print(json.dumps([n for n in {optional} if n in sys.modules]))"
     without_us, _ = fresh_python(code, tmp_path)
     assert set(loaded) <= set(without_us)
     assert not {"matplotlib", "wn"} & set(loaded)
+
+
+def test_heavy_dependencies_are_imported_when_they_are_used(tmp_path):
+    code = "import json, sys, torch, transformers; before = set(sys.modules); import defemb_callbacks; "
+    code += "from defemb_callbacks import DefinitionEMBConfig; DefinitionEMBConfig(); print(json.dumps("
+    code += "[name for name in sys.modules if name.partition('.')[0] in ('datasets', 'scipy', 'pyarrow')]))"
+    loaded, _ = fresh_python(code, tmp_path)
+    assert loaded == []
+
+
+def test_import_takes_at_most_15_percent_longer_than_that_of_transformers(tmp_path):
+    def seconds(modules: str) -> float:
+        code = f"import time; start = time.perf_counter(); import {modules}; print(time.perf_counter() - start)"
+        return min(float(fresh_python(code, tmp_path)[0]) for _ in range(2))
+
+    assert seconds("defemb_callbacks") <= 1.15 * seconds("transformers, torch")

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from defemb_callbacks.metrics.blocks import checked, unit_rows
@@ -188,6 +187,8 @@ def _has_different_values(values: Tensor) -> bool:
 
 
 def _rank_correlation(cosines: Tensor, scores: Tensor) -> float:
+    from scipy.stats import spearmanr  # takes longer to import than the rest of this module
+
     return float(spearmanr(cosines.numpy(), scores.cpu().numpy()).statistic)
 
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from defemb_callbacks.definitions import Definition, Lexicon
@@ -101,6 +99,10 @@ def lemma_groups(definitions: Sequence[Sequence[Definition]]) -> Tensor:
         >>> lemma_groups([[cat], [leaf], [Definition("Cat", "…")], [leaf, leave], [leave], []])
         tensor([0, 1, 0, 1, 1, 2])
     """
+    # Imported here because scipy is slow to import.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     words: dict[str, int] = {}
     pairs = [
         (token, words.setdefault(definition.word.casefold(), len(words)))
