@@ -1,4 +1,7 @@
-"""Update the README's tables from the JSON in `benchmarks/results/`, between `<!-- table NAME -->` and `<!-- end -->`.
+"""Update the tables of README and site from the JSON in `benchmarks/results/`.
+
+A table is between `<!-- table NAME -->` and `<!-- end -->`. Tables that are too wide for a page are transposed or
+divided.
 
 python benchmarks/tables.py
 """
@@ -11,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tables_common import table
 from tables_cost import faults, learned_speed, metrics, monitoring, scaling, speed
 from tables_new_tokens import new_tokens, new_tokens_lm, new_tokens_recovery, new_tokens_speed
 from tables_quality import (
@@ -61,17 +65,49 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+MAX_COLUMNS = 6
+
+
+def fitted(markdown: str) -> str:
+    """Return a table with at most six columns.
+
+    Args:
+        markdown: The table. If it is too wide, it is divided where the first column repeats a value; otherwise it is
+            transposed, in parts of as many rows as fit.
+    """
+    head, _, *rows = (line[2:-2].split(" | ") for line in markdown.splitlines())
+    if len(head) <= MAX_COLUMNS:
+        return markdown
+    values = list(dict.fromkeys(row[0] for row in rows))
+    if len(values) < len(rows):
+        parts = [
+            f"**{head[0]}: {value}**\n\n{fitted(table(head[1:], [row[1:] for row in rows if row[0] == value]))}"
+            for value in values
+        ]
+        return "\n\n".join(parts)
+    size = MAX_COLUMNS - 1
+    parts = []
+    for start in range(0, len(rows), size):
+        header, *body = zip(head, *rows[start : start + size], strict=True)
+        parts.append(table(list(header), [list(row) for row in body]))
+    return "\n\n".join(parts)
+
+
 def render(text: str) -> str:
     """Return the text with every table generated again from its results."""
 
     def replaced(match: re.Match[str]) -> str:
         file, make = TABLES[match["name"]]
         result = json.loads((RESULTS / file).read_text(encoding="utf-8"))
-        return f"<!-- table {match['name']} -->\n{make(result)}\n<!-- end -->"
+        return f"<!-- table {match['name']} -->\n{fitted(make(result))}\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>\w+) -->\n.*?<!-- end -->", replaced, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if render(text) != text:
+            page.write_text(render(text), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Shared by the generators of the README's tables: Markdown and the names of the frequency groups."""
+"""Shared by the generators of the tables: Markdown and the names of the frequency groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generate the README's tables of time, memory and robustness."""
+"""Generate the tables of time, memory and robustness."""
 
 from __future__ import annotations
 

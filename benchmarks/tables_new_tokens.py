@@ -1,4 +1,4 @@
-"""Generate the README's tables of new tokens."""
+"""Generate the tables of new tokens."""
 
 from __future__ import annotations
 

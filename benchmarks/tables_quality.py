@@ -1,4 +1,4 @@
-"""Generate the README's tables of the quality of rebuilt embeddings, and of the choice of defaults."""
+"""Generate the tables of the quality of rebuilt embeddings, and of the choice of defaults."""
 
 from __future__ import annotations
 

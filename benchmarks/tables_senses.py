@@ -1,4 +1,4 @@
-"""Generate the README's tables of sentence embeddings and of senses."""
+"""Generate the tables of sentence embeddings and of senses."""
 
 from __future__ import annotations
 
