@@ -145,3 +145,25 @@ def test_no_file_names_a_registry_or_an_absolute_path(repository_files, what):
 def test_patterns_match_paths_and_hosts_but_not_urls(what, line):
     assert TRACES_OF_A_MACHINE[what].search(line)
     assert not TRACES_OF_A_MACHINE[what].search("see https://arxiv.org/abs/2408.01308 and https://x.org/home/page")
+
+
+def test_the_version_is_the_same_in_the_citation(setup_cfg):
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [setup_cfg["metadata"]["version"]]
+    assert re.findall(r"^repository-code: (.*)$", citation, re.MULTILINE) == [setup_cfg["metadata"]["url"]]
+
+
+def test_the_lowest_versions_are_those_of_setup_cfg(core, extras):
+    lowest = importlib.import_module("lowest")
+    lines = lowest.pinned((ROOT / "setup.cfg").read_text(encoding="utf-8"))
+    bounded = [*core, *(requirement for extra in lowest.EXTRAS for requirement in extras[extra])]
+    assert lines == [str(requirement).replace(">=", "==") for requirement in bounded]
+    assert {"torch==2.6", "transformers==5.0", "peft==0.13"} <= set(lines)
+
+
+def test_continuous_integration_has_each_python_of_the_classifiers(setup_cfg):
+    classifiers = set(re.findall(r"Python :: (3\.\d+)", setup_cfg["metadata"]["classifiers"]))
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    [matrix] = re.findall(r"python-version: \[(.*)\]", workflow)
+    assert set(re.findall(r"[\d.]+", matrix)) == classifiers
+    assert min(classifiers, key=lambda name: int(name[2:])) == "3.10"
