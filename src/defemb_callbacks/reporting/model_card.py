@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -74,7 +74,10 @@ def update_model_card(folder: str | Path, report: RebuildReport) -> Path:
     except ValueError as error:
         raise ValueError(f"{path} cannot be updated: {error}") from error
     header = content.removesuffix(card.text)
-    tags, library = card.data.get("tags", []), card.data.get("library_name")
+    # Not from `card.data`: huggingface_hub 1 makes a list of letters of a single tag.
+    stored = metadata_load(path) if path.is_file() else None
+    tags = (stored or {}).get("tags") or card.data.get("tags", [])
+    tags, library = [tags] if isinstance(tags, str) else tags, card.data.get("library_name")
     if TAG not in tags or library is None:
         card.data["tags"] = list(dict.fromkeys([*tags, TAG]))
         card.data["library_name"] = library or "transformers"

@@ -109,7 +109,8 @@ def lemma_groups(definitions: Sequence[Sequence[Definition]]) -> Tensor:
         for token, found in enumerate(definitions)
         for definition in found
     ]
-    tokens, entries = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    # 32 bits, because scipy 1.11 accepts no others here.
+    tokens, entries = np.array(pairs, dtype=np.int32).reshape(-1, 2).T
     size = len(definitions) + len(words)
     links = coo_array((np.ones(len(pairs)), (tokens, len(definitions) + entries)), shape=(size, size))
     _, component = connected_components(links, directed=False)
