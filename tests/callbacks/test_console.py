@@ -50,7 +50,7 @@ def test_before_the_build_after_it_and_at_the_end(trainer, own_cache, console, t
         before,
     )
     assert re.fullmatch(
-        r"Rebuilt 66 of \d+ token embeddings from definitions \(\w+\)\. It took \d+\.\d s \(rows built now\)\. "
+        r"Rebuilt 66 of \d+ token embeddings from definitions \(\w+\)\. It took \d+\.\d s \(built now\)\. "
         rf"Metrics and pictures will be in {page}\.",
         after,
     )
@@ -64,7 +64,7 @@ def test_rows_from_the_cache_are_said_to_be(trainer, own_cache, console) -> None
     trainer(DefinitionEMBCallback(tiny_glossary(), plots=False))
     *_, last = lines(console)
     assert len(lines(console)) == 3
-    assert last.endswith("(rows from the cache).")
+    assert last.endswith("(from the cache).")
 
 
 @pytest.mark.parametrize("log_level", ["warning", "error"])
@@ -117,4 +117,4 @@ Trainer(model, training_args(sys.argv[1]), processing_class=tokenizer, callbacks
     )
     assert done.stdout == ""
     assert "Rebuilding the token embeddings" in done.stderr
-    assert "(rows built now)" in done.stderr
+    assert "(built now)" in done.stderr
