@@ -140,6 +140,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             with shown_operations(args, state):
                 written = self.new_tokens.write(model, self._ready_embeddings)
             if written:
+                if state.is_world_process_zero:
+                    logger.info("%s", self.new_tokens_report)
                 self._save_report(args, state, self.new_tokens_report, "new_tokens.json")
         if self._tokenizer is None:
             show(args, state, "The Trainer has no tokenizer. The data collator may have one when training begins.")
@@ -197,7 +199,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
     def _on_resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Copy the record of the rebuild from the config of the checkpoint; its rows are kept as they are."""
-        show(args, state, f"The token embeddings are left as in the checkpoint of step {state.global_step}.")
+        text = f"The token embeddings are left as in the checkpoint of step {state.global_step}."
+        show(args, state, text + " They replace those rebuilt above." if self._untrained else text)
         saved = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / CONFIG_NAME
         if not saved.is_file():  # resumed from another folder, or from a checkpoint without a config
             return
@@ -238,7 +241,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
     def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         if self._is_rebuilt(model):
-            logger.info("The embeddings were rebuilt before. They are kept as they are.")
+            logger.debug("The embeddings were rebuilt before. They are kept as they are.")
             show(args, state, "The token embeddings were rebuilt before and are kept as they are.")
             return
         start = time.perf_counter()
@@ -273,7 +276,6 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
     def _save_report(self, args: TrainingArguments, state: TrainerState, report: Any, name: str) -> None:
         if not state.is_world_process_zero:
             return
-        logger.info("%s", report)
         path = Path(str(args.output_dir), "defemb", name)
         with Attempt(f"No files are saved in {path.parent}") as attempt:
             path.parent.mkdir(parents=True, exist_ok=True)
