@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -215,7 +216,10 @@ def test_a_signal_ends_the_script_as_without_defemb(script, tmp_path) -> None:
     path = script(f"import time\nopen({str(tmp_path / 'started')!r}, 'w').close()\ntime.sleep(120)")
     codes = {}
     for name, prefix in (("plain", []), ("run", ["-m", "defemb_callbacks", "run"])):
-        process = subprocess.Popen([sys.executable, *prefix, str(path)], env=environment(), stderr=subprocess.DEVNULL)
+        # Where the tests run in the background of a shell, processes ignore this signal unless they are told not to.
+        start = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command = [sys.executable, *prefix, str(path)]
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, preexec_fn=start)
         while not (tmp_path / "started").exists():
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 import defemb_callbacks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +40,8 @@ def state():
         "signals": str(__import__("signal").getsignal(2)),
     }
 """
+
+OPTIONAL = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
 
 
 def fresh_python(code: str, folder: Path) -> tuple[Any, str]:
@@ -68,29 +72,36 @@ def test_all_lists_exactly_the_public_names():
     assert public == set(defemb_callbacks.__all__)
 
 
-def test_import_has_no_side_effects(tmp_path):
-    code = (
-        IMPORT_DEPENDENCIES + STATE + "before = state()\nimport defemb_callbacks\nprint(json.dumps([before, state()]))"
-    )
-    (before, after), _ = fresh_python(code, tmp_path)
-    for part in before:
-        assert after[part] == before[part], part
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an import changes after that of the dependencies, in a process of its own."""
+    folder = tmp_path_factory.mktemp("import")
+    code = f"""
+{IMPORT_DEPENDENCIES}
+{STATE}
+optional = lambda: [name for name in {OPTIONAL} if name in sys.modules]
+warnings.filterwarnings("error", module="defemb_callbacks")
+print("--", file=sys.stderr, flush=True)
+before, loaded = state(), optional()
+import defemb_callbacks
+print(json.dumps({{"before": before, "after": state(), "loaded": [loaded, optional()]}}))
+"""
+    found, errors = fresh_python(code, folder)
+    return {**found, "errors": errors.rpartition("--")[2].strip(), "files": list(folder.iterdir())}
 
 
-def test_import_prints_and_warns_nothing(tmp_path):
-    code = "import warnings; warnings.filterwarnings('error', module='defemb_callbacks'); import defemb_callbacks"
-    code = f"{IMPORT_DEPENDENCIES}\nimport sys; print('--', file=sys.stderr, flush=True)\n{code}\nprint('[]')"
-    _, errors = fresh_python(code, tmp_path)
-    assert errors.rpartition("--")[2].strip() == ""
+def test_import_has_no_side_effects(imported: dict[str, Any]) -> None:
+    for part, value in imported["before"].items():
+        assert imported["after"][part] == value, part
+    assert imported["files"] == []
 
 
-def test_import_loads_no_optional_dependency(tmp_path):
-    optional = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
-    code = f"import json, sys, defemb_callbacks; print(json.dumps([n for n in {optional} if n in sys.modules]))"
-    loaded, _ = fresh_python(code, tmp_path)
+def test_import_prints_and_warns_nothing(imported: dict[str, Any]) -> None:
+    assert imported["errors"] == ""
+
+
+def test_import_loads_no_optional_dependency(imported: dict[str, Any]) -> None:
     # transformers imports some of these itself if they are installed.
-    code = f"{IMPORT_DEPENDENCIES}\nimport json, sys; print(json.dumps([n for n in {optional} if n in sys.modules]))"
-    without_us, _ = fresh_python(code, tmp_path)
-    assert set(loaded) <= set(without_us)
-    assert not {"matplotlib", "wn"} & set(loaded)
+    before, after = imported["loaded"]
+    assert after == before
+    assert not {"matplotlib", "wn"} & set(after)
