@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 import defemb_callbacks
 import tiny
-from architectures import Architecture, NoTinyModel
+from architectures import Architecture, NoTinyModel, forget_model
 from defemb_callbacks import (
     DefinitionEMBCallback,
     DefinitionEMBConfig,
@@ -30,11 +30,16 @@ from defemb_callbacks.weights.rows import embedding_layer, read_table
 
 PACKAGE = str(Path(defemb_callbacks.__file__).parent)
 TERMS = {"lynx": "a wild cat with long ears", "tokamak": "a machine for hot gas"}
-# Texts of few different lengths for each tokenizer: texts of one length are read together, and reading takes longest.
-TEXTS = [text for text in tiny.random_texts(180) if text.count(" ") in (3, 5, 7)]
-GLOSSARY = dict(zip(tiny.tiny_glossary(), TEXTS[:20], strict=False))
+# Most time goes into the number of batches, which have one length each, so texts have few lengths. Byte-level BPE
+# splits the first word, which it knows only behind a space, hence the letter in front.
+TEXTS = [f"a {text}" for text in tiny.random_texts(270) if text.count(" ") in (3, 5)]
+DEFINITIONS = [text for text in TEXTS if text.count(" ") == 6]
+GLOSSARY = dict(zip(tiny.tiny_glossary(), DEFINITIONS[:20], strict=False))
 # Rows of which so many differ, as a share of the glossary's words: those of synonyms may be equal.
 DISTINCT = 0.9
+
+# Families that start from tokens drawn from the vocabulary, so their output changes when it grows.
+DRAWN_FROM_VOCABULARY = {"diffusion_gemma"}
 
 # Results of a check. A model is refused by an error that this package raises, whose message is listed below.
 WORKS, REFUSED, FAILS, UNKNOWN = "yes", "no", "fails", "unknown"
@@ -111,7 +116,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str = "the old dog saw a 
 def rebuild(case: Architecture, folder: Path) -> None:
     """Build, apply, metrics, one step of a Trainer with the callback, save and load."""
     tokenizer = case.tokenizer()
-    model = case.model(tokenizer)
+    model = case.model()
     settings = {"cache_dir": str(folder.parent / "cache")}
     config = DefinitionEMBConfig(strategy="replace", rescale=False, **settings)
     with unchanged(model):
@@ -124,11 +129,12 @@ def rebuild(case: Architecture, folder: Path) -> None:
     metrics = measure_embeddings(model, tokenizer, GLOSSARY)
     assert all(map(math.isfinite, metrics.values()))
 
-    model = case.model(tokenizer)
+    model = case.model()
     callback = DefinitionEMBCallback(GLOSSARY, plots=False, monitor_steps=1, **settings)
-    data = tiny.tiny_dataset(tokenizer, 8).remove_columns("labels")
+    batch = tokenizer(TEXTS[:8], padding="max_length", max_length=16, truncation=True)
+    rows = [{name: batch[name][row] for name in ("input_ids", "attention_mask")} for row in range(8)]
     arguments = tiny.training_args(folder / "run", max_steps=1, remove_unused_columns=False)
-    trainer = OneStep(model, arguments, train_dataset=data, processing_class=tokenizer, callbacks=[callback])
+    trainer = OneStep(model, arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[callback])
     trainer.train()
     assert callback.report is not None
     assert any("defemb/isotropy/all" in row for row in trainer.state.log_history)
@@ -138,7 +144,7 @@ def rebuild(case: Architecture, folder: Path) -> None:
 def learned(case: Architecture, folder: Path) -> None:
     """Build with a constructor that is trained for one step."""
     tokenizer = case.tokenizer()
-    model = case.model(tokenizer)
+    model = case.shared_model()
     training = {"max_steps": 1, "disable_tqdm": True, "learning_rate": 1e-3, "warmup_steps": 0}
     training |= {"eval_strategy": "no", "save_strategy": "no"}
     config = DefinitionEMBConfig(
@@ -155,10 +161,10 @@ def learned(case: Architecture, folder: Path) -> None:
 def new_tokens(case: Architecture, folder: Path) -> None:
     """Define two terms: other rows and the output for other text stay the same, and the checkpoint can be loaded."""
     tokenizer = case.tokenizer()
-    model = case.model(tokenizer)
+    model = case.model()
     ids, size = text_ids(tokenizer), len(tokenizer)
     old, logits = read_table(model), first_output(model, ids)
-    config = DefinitionEMBConfig(cache_dir=str(folder.parent / "cache"))
+    config = DefinitionEMBConfig(precision="float32", cache_dir=str(folder.parent / "cache"))  # "auto" is tried above
     with unchanged(model, only_if_it_fails=True):
         report = define_new_tokens(model, tokenizer, TERMS, GLOSSARY, config)
     assert len(report.terms) == len(TERMS), report.skipped
@@ -166,11 +172,9 @@ def new_tokens(case: Architecture, folder: Path) -> None:
     assert torch.equal(read_table(model)[:size], old[:size])  # rows after the last token may be used
     assert tokenizer("the lynx is")["input_ids"] != tokenizer("the cat is")["input_ids"]
     assert max(tokenizer("the lynx is")["input_ids"]) >= size
-    # DiffusionGemma starts from tokens that are drawn from the vocabulary, which is larger now.
-    random = [first_output(model, ids, seed) for seed in range(2)]
-    if logits is not None and torch.equal(*random):  # type: ignore[arg-type]
-        now = first_output(model, ids)
-        assert now is not None
+    now = first_output(model, ids)
+    assert (now is None) == (logits is None)
+    if now is not None and logits is not None and case.family not in DRAWN_FROM_VOCABULARY:
         torch.testing.assert_close(now[..., :size], logits[..., :size], rtol=1e-4, atol=1e-4)
     check_reloads(model, folder / "model", ids)
 
@@ -178,7 +182,7 @@ def new_tokens(case: Architecture, folder: Path) -> None:
 def senses(case: Architecture, folder: Path) -> None:
     """Replace states with senses: the output changes, and is restored."""
     tokenizer = case.tokenizer()
-    model = case.model(tokenizer)
+    model = case.shared_model()
     # Another text: states of rare words in the sampled texts are senses themselves.
     ids = text_ids(tokenizer, " ".join(reversed(TEXTS[0].split())))
     before = first_output(model, ids)
@@ -229,6 +233,7 @@ def _outcome(function: Callable[[Architecture, Path], None], case: Architecture,
         by_package = frames[-1].filename.startswith(PACKAGE) and isinstance(error, (ValueError, TypeError))
         if by_package and any(re.search(pattern, text) for pattern in REFUSALS):
             return Outcome(REFUSED, text)
+        forget_model()  # it may be damaged
         return Outcome(FAILS, f"{type(error).__name__} in {Path(frames[-1].filename).name}: {text[:500]}")
     return Outcome(WORKS)
 

@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -214,7 +214,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": dict(_MROPE)}},
     "dbrx": {"attn_config": {"rope_theta": 10_000.0, "clip_qkv": 8}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
-    "diffusion_gemma": {"text_config": _EXPERTS},
+    "diffusion_gemma": {"canvas_length": 16, "text_config": _EXPERTS},
     "dots1": {"n_routed_experts": EXPERTS, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note": {
         "audio_config": {"adapter_input_size": WIDTH, "adapter_out_dim": WIDTH},
@@ -316,31 +316,17 @@ class Architecture:
         """A fresh tokenizer of the kind that the model type uses."""
         return copy.deepcopy(_tokenizer(self.family))
 
-    def model(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+    def model(self) -> Any:
         """A tiny model in eval mode, the same on each call.
 
         Raises:
             NoTinyModel: If it cannot be created.
         """
-        model_class = getattr(transformers, self.class_name)
-        try:
-            config = self._config(tokenizer)
-            text_config = config.get_text_config(decoder=True)
-            if not isinstance(config, model_class.config_class) and isinstance(text_config, model_class.config_class):
-                config = text_config  # a decoder alone
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = model_class(config).eval()
-                _fill(model)
-            return model.get_submodule(self.part)
-        except Exception as error:
-            raise NoTinyModel(f"{self}: {error}") from error
+        return copy.deepcopy(_model(self))
 
-    def _config(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-        config_class = CONFIG_MAPPING[self.family]
-        parts = {name: {"model_type": kind} for name, kind in PARTS.get(self.family, {}).items()}
-        parts |= _DEFAULTS.get(self.family, {})
-        return config_class(**_small(config_class(**parts), tokenizer, EXCEPTIONS.get(self.family, {})))
+    def shared_model(self) -> Any:
+        """The same model itself, for those who leave it as it is."""
+        return _model(self)
 
 
 def architectures() -> Iterator[Architecture]:
@@ -359,6 +345,35 @@ def architectures() -> Iterator[Architecture]:
     for family in OTHERS:
         if family not in seen and family in modeling_auto.MODEL_MAPPING_NAMES:
             yield Architecture(family, modeling_auto.MODEL_MAPPING_NAMES[family])
+
+
+@lru_cache(maxsize=1)  # the checks of an architecture follow one another
+def _model(case: Architecture) -> Any:
+    model_class = getattr(transformers, case.class_name)
+    try:
+        config = _config(case, case.tokenizer())
+        text_config = config.get_text_config(decoder=True)
+        if not isinstance(config, model_class.config_class) and isinstance(text_config, model_class.config_class):
+            config = text_config  # a decoder alone
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = model_class(config).eval()
+            _fill(model)
+        return model.get_submodule(case.part)
+    except Exception as error:
+        raise NoTinyModel(f"{case}: {error}") from error
+
+
+def forget_model() -> None:
+    """Create the model again when it is needed next."""
+    _model.cache_clear()
+
+
+def _config(case: Architecture, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    config_class = CONFIG_MAPPING[case.family]
+    parts = {name: {"model_type": kind} for name, kind in PARTS.get(case.family, {}).items()}
+    parts |= _DEFAULTS.get(case.family, {})
+    return config_class(**_small(config_class(**parts), tokenizer, EXCEPTIONS.get(case.family, {})))
 
 
 @torch.no_grad()

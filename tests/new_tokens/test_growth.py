@@ -48,7 +48,7 @@ def test_architectures_that_cannot_grow_are_refused(family: str, name: str, matc
     case = Architecture(family, name)
     tokenizer = case.tokenizer()
     with pytest.raises(ValueError, match=match):
-        define_new_tokens(case.model(tokenizer), tokenizer, TERMS, tiny_glossary())
+        define_new_tokens(case.model(), tokenizer, TERMS, tiny_glossary())
 
 
 def grow(model: PreTrainedModel, size: int) -> None:

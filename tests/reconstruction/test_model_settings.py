@@ -45,7 +45,7 @@ def test_learned_needs_states_that_depend_on_the_definition():
 
 def test_learned_cannot_train_a_model_that_needs_more_than_text_in_training():
     case = Architecture("molmo2", "Molmo2ForConditionalGeneration")
-    model = case.model(case.tokenizer())
+    model = case.model()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"cannot be trained on text alone .*`mm_token_type_ids` is required.*ridge"):
         resolve_settings(DefinitionEMBConfig(method="learned"), model)

@@ -95,4 +95,4 @@ def test_models_without_a_state_per_token_are_refused(family: str, name: str, ma
     case = Architecture(family, name)
     tokenizer = case.tokenizer()
     with pytest.raises(ValueError, match=match):
-        build_sense_dictionary(case.model(tokenizer), tokenizer, TEXTS, senses=3)
+        build_sense_dictionary(case.model(), tokenizer, TEXTS, senses=3)

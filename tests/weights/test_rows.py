@@ -294,14 +294,14 @@ def test_a_text_model_that_is_not_a_model_of_its_own_is_named_by_its_class():
     with pytest.raises(
         TypeError, match=r"Load its text model instead, with `OwlViTTextModel\.from_pretrained\(\.\.\.\)`"
     ):
-        embedding_weight(case.model(case.tokenizer()))
+        embedding_weight(case.model())
 
 
 def test_a_part_that_reads_codes_of_sounds_is_not_recommended():
     """The table of CSM's depth decoder has several codebooks; that of its text is not in a part."""
     case = Architecture("csm", "CsmForConditionalGeneration")
     with pytest.raises(TypeError, match=r"Pass a model that reads tokens through one embedding table\.$"):
-        embedding_weight(case.model(case.tokenizer()))
+        embedding_weight(case.model())
 
 
 @pytest.mark.parametrize(

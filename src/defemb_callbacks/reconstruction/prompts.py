@@ -66,14 +66,15 @@ def slot_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     known = tokenizer.get_vocab()
     own = () if tokenizer.mask_token is None else (tokenizer.mask_token,)
     for names, most in ((own, 1), (_SENTINELS, len(_SENTINELS)), (("<mask>", "[MASK]"), 1)):
-        if found := tuple(name for name in names if name in known and _is_read_whole(name, tokenizer))[:most]:
-            return found
+        found = tuple(name for name in names if name in known and _is_read_whole(name, known[name], tokenizer))
+        if found:
+            return found[:most]
     return ()
 
 
-def _is_read_whole(token: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+def _is_read_whole(token: str, index: int, tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer(f"{token}: a", return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-    return ids.count(tokenizer.get_vocab()[token]) == 1
+    return ids.count(index) == 1
 
 
 def mask_text(tokenizer: PreTrainedTokenizerBase) -> str:

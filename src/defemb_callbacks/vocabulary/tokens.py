@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -100,6 +101,12 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int | None = None)
         tokens[index] = token
     added = tokenizer.added_tokens_decoder
     special = set(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+    return _vocabulary(tuple(tokens), frozenset(special), frozenset(added))
+
+
+@lru_cache(maxsize=4)  # most features read the vocabulary, which takes about a second for 256,000 tokens
+def _vocabulary(tokens: tuple[str, ...], special: frozenset[int], added: frozenset[int]) -> Vocabulary:
+    """Classify the tokens; `special` and `added` are the ids of special tokens and of those added to the tokenizer."""
     mark = _start_mark(tokens)
     words: list[str | None] = []
     reasons: list[str | None] = []
@@ -111,10 +118,10 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int | None = None)
     # Tokens added by users do not show whether the tokenizer is cased.
     original = (word for index, word in enumerate(words) if word and index not in added)
     uncased = not any(char.isupper() for word in original if not word.islower() for char in word)
-    return Vocabulary(tuple(tokens), tuple(words), tuple(reasons), uncased)
+    return Vocabulary(tokens, tuple(words), tuple(reasons), uncased)
 
 
-def _start_mark(tokens: list[str]) -> str:
+def _start_mark(tokens: Sequence[str]) -> str:
     """The most common prefix of `Ġ`, `▁` and `##`; `""` stands for `##` and for no prefix at all."""
     counts = Counter(mark for token in tokens for mark in ("Ġ", "▁", "##") if token.startswith(mark))
     mark = counts.most_common(1)[0][0] if counts else ""

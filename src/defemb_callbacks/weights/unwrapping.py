@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
+from torch.distributed import is_initialized
 from torch.distributed.fsdp import FullyShardedDataParallel
 from transformers import PreTrainedModel
 
@@ -37,7 +38,8 @@ def transformers_model(model: nn.Module) -> Any:
         True
     """
     bare = bare_model(model)
-    if any(isinstance(module, FullyShardedDataParallel) for module in (model, *bare.modules())):
+    # FSDP1 needs a process group; without one, there is no need to walk through all modules.
+    if is_initialized() and any(isinstance(part, FullyShardedDataParallel) for part in (model, *bare.modules())):
         raise TypeError(
             "The model is wrapped by FSDP1, which flattens the embedding table into one parameter with other weights. "
             'Use FSDP2: fsdp_config={"version": 2} in TrainingArguments, or fsdp_version: 2 in accelerate\'s config.'
