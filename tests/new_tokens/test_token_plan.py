@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from defemb_callbacks.new_tokens.terms import Term
@@ -303,3 +303,36 @@ def test_spaces_after_special_tokens_are_a_warning(caplog):
     caplog.clear()
     plan_tokens(byte_bpe_tokenizer(), [special_term("<|svg|>")])
     assert not caplog.records
+
+
+# Collisions
+
+
+def test_terms_that_differ_in_accents_or_width_only_are_the_same_token():
+    with pytest.raises(ValueError, match="'café' and 'cafe' are the same token"):
+        plan(wordpiece_tokenizer(), "café", "cafe")
+    tokenizer = byte_bpe_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    with pytest.raises(ValueError, match="'ＩｇＧ' and 'IgG' are the same token"):
+        plan(tokenizer, "ＩｇＧ", "IgG")
+
+
+def test_the_longest_of_overlapping_terms_matches():
+    for make in (wordpiece_tokenizer, byte_bpe_tokenizer, qwen, gemma):
+        found = plan(make(), "t cell", "car t cell", "cell")
+        short, long, word = (set(token.ids) for token in found.tokens)
+        ids = set(found.after("a car t cell dies", add_special_tokens=False)["input_ids"])
+        assert ids & long
+        assert not ids & (short | word)
+        assert short & set(found.after("a t cell dies", add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("make", [byte_bpe_tokenizer, gemma, llama])
+def test_parts_of_characters_are_not_averaged(make: Callable[[], PreTrainedTokenizerBase]):
+    found = plan(make(), "β-catenin", "猫")
+    first, second = found.tokens
+    known = [index for index in first.pieces if "\ufffd" not in found.before.decode([index])]
+    assert 0 < len(known) < len(first.pieces)
+    assert first.averaged == tuple(known)
+    if make is not byte_bpe_tokenizer:  # its space is a piece of its own
+        assert set(found.before.convert_ids_to_tokens(list(second.averaged))) <= {"▁"}
