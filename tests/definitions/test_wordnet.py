@@ -12,6 +12,7 @@ import pytest
 from defemb_callbacks.definitions import Lexicon, Relation, load_definitions, wndb, wordnet
 from defemb_callbacks.definitions.wndb import read_wordnet
 from defemb_callbacks.definitions.wordnet import CLOSED_CLASS_WORDS
+from defemb_callbacks.progress import Display, shown_on
 
 
 def test_found_in_the_folder_of_the_environment(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,15 @@ def test_reading_is_logged_once(
         load_definitions("wordnet")
         load_definitions("wordnet")
     assert [record.getMessage() for record in caplog.records] == ["Reading WordNet; this is done once."]
+
+
+def test_reading_is_shown_to_the_user_but_is_no_build(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORDNET_DIR", str(tiny_dir))
+    shown: list[str] = []
+    with shown_on(Display(shown.append)) as display:
+        load_definitions("wordnet")
+    assert shown == ["Reading WordNet; this is done once."]
+    assert not display.used
 
 
 # The real dictionary.

@@ -99,9 +99,9 @@ def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
     if not missing:
         return None
     return (
-        f"{missing:,} of {len(ids):,} rebuilt rows are in the model but will not be in its saved adapter. Set "
-        f"modules_to_save=[{name!r}] in the adapter's config, or save with save_embedding_layers=True, or "
-        "save the merged model (merge_and_unload)."
+        f"its saved adapter will lack {missing:,} of {len(ids):,} rebuilt token embeddings, so a model loaded from it "
+        f"has the old ones. To save them, set modules_to_save=[{name!r}] in the adapter's config, or save with "
+        "save_embedding_layers=True, or save the merged model (merge_and_unload)."
     )
 
 
@@ -123,8 +123,8 @@ def advice_on_ties(layer: Any, name: str, head: Any) -> str | None:
     # PEFT ties only layers with these names again.
     cure = "Set ensure_weight_tying=True" if name in EMBEDDING_LAYER_NAMES else "Use trainable_token_indices instead"
     return (
-        "the input and output tables were tied, but modules_to_save has untied them, so the rows were written to the "
-        f"input table only. {cure} in the adapter's config."
+        "the input and output tables were tied, but modules_to_save has untied them, so the rebuilt embeddings "
+        f"were written to the input table only. {cure} in the adapter's config."
     )
 
 
