@@ -5,6 +5,7 @@ from defemb_callbacks.callbacks import (
     DefinitionEMBCallback,
     EmbeddingMonitorCallback,
     SenseMonitorCallback,
+    TrainNewTokensCallback,
 )
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.constructor_config import ConstructorConfig
@@ -29,6 +30,7 @@ __all__ = [
     "Lexicon",
     "RebuildReport",
     "SenseMonitorCallback",
+    "TrainNewTokensCallback",
     "build_definition_embeddings",
     "define_new_tokens",
     "load_definitions",

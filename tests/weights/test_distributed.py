@@ -136,6 +136,17 @@ def test_a_tied_table_sharded_by_fsdp2_behaves_like_an_unsharded_one(
     close(found["second"], second)
 
 
+@pytest.mark.parametrize("case", [launched.ddp_new_rows, launched.fsdp_new_rows])
+def test_all_processes_train_only_the_chosen_rows(launch: Launch, case: Any):
+    found = launch.same(case, "before", "after")
+    changed = (found["before"] != found["after"]).any(dim=1).nonzero().flatten().tolist()
+    assert changed == sorted(IDS.tolist())
+    if "moments" in found:
+        assert found["moments"].sum(dim=1).nonzero().flatten().tolist() == sorted(IDS.tolist())
+    else:
+        assert found["world"] == launch.processes
+
+
 def test_an_untied_output_table_and_other_shardings(launch: Launch) -> None:
     found = launch.same(launched.fsdp_untied, "input", "output", "by_column", "small", "metrics")
     model = model_of_one_process(tie_word_embeddings=False)
