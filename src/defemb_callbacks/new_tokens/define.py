@@ -79,9 +79,9 @@ def define_new_tokens(
     come from the definition alone, also if the token exists. With `config.reuse_reserved`, reserved tokens of the
     tokenizer, such as `<unused12>`, are renamed into new tokens, so that the tables need not grow.
 
-    A row may also be made from other rows: `{"<|svg|>": {"like": "draw"}}` copies a row, and `{"like": {"draw": 2,
-    "line": 1}}` averages several. With a definition, too, both have an equal say. `"pieces": ["hydroxy", "chloro"]`
-    replaces the sub-tokens. The report shows the nearest words of each new row.
+    A row may also be made from other rows: `{"like": "draw"}` copies a row, and `{"like": {"draw": 2, "line": 1}}`
+    averages several; with a definition, the two have equal shares. `{"pieces": ["hydroxy", "chloro"]}` replaces the
+    sub-tokens. The report shows the nearest words of each new row.
 
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
@@ -236,15 +236,10 @@ def write_new_tokens(
             write_rows(model, rows.ids, rows.rows, table)
         write_bias(model, torch.tensor(untrained, dtype=torch.int64), old_groups[config.new_token_group])
         after = TableMeasure(groups, pairs=pairs).measure(whole_table(model))
-        info = dict(embeddings[INPUT].info)
-        if plan.renamed:
-            info["renamed_tokens"] = plan.renamed
+        info = embeddings[INPUT].info | ({"renamed_tokens": plan.renamed} if plan.renamed else {})
         if texts:
-            info["other_text"] = {
-                "texts": len(texts),
-                "loss_before": loss_before,
-                "loss_after": text_loss(model, texts),
-            }
+            losses = {"loss_before": loss_before, "loss_after": text_loss(model, texts)}
+            info["other_text"] = {"texts": len(texts), **losses}
         rebuilt = whole_table(model)
         centre = mean_row(rebuilt, groups["all"])
         nearest = nearest_tokens(rebuilt, [token.ids for token in plan.tokens], vocabulary.word_ids, centre)
