@@ -193,7 +193,7 @@ def monitored(given: Setting) -> dict[str, Any]:
     make = monitoring.random_tokens(given.config(), given.tokenizer, given.steps, 5, use_cpu=on_cpu)
     setups: monitoring.Setups = {
         "none": None,
-        "monitor": EmbeddingMonitorCallback,
+        "monitor": lambda: EmbeddingMonitorCallback(given.lexicon),
         "rebuild": lambda: DefinitionEMBCallback(given.lexicon),
     }
     return monitoring.compare(make, 1, setups)

@@ -12,7 +12,8 @@ user: `define_new_tokens(model, tokenizer, {word: glosses})`. Upper bound: the o
 - Alternatives: the mean of the sub-tokens; a sample from mean and covariance of the table (`resize_token_embeddings`);
   the mean row of the tokens of the glosses.
 
-Needs shared/tools/wordsim.py and shared/data next to the repository. `--speed` measures 1,000 terms instead.
+Needs shared/tools/wordsim.py and shared/data next to the repository. `--speed` measures 1,000 terms instead;
+`--scaling`, how the time to add terms and to tokenize text with them grows with their number.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ from transformers import (
 )
 
 from defemb_callbacks import Lexicon, define_new_tokens, load_definitions
+from defemb_callbacks.new_tokens.terms import Term
+from defemb_callbacks.new_tokens.token_plan import plan_tokens
 from defemb_callbacks.reconstruction import features
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
@@ -314,12 +317,47 @@ def speed(name: str, number: int = 1000) -> dict[str, Any]:
     }
 
 
+def scaling(name: str, sizes: Sequence[int] = (500, 1000, 2000, 4000, 8000)) -> dict[str, list[dict[str, float]]]:
+    """Measure, for growing numbers of terms, the CPU seconds to add them and to tokenize text in which they occur."""
+    wordnet = load_definitions("wordnet")
+    words = [word for word in wordnet.words if word.isalpha() and word.islower() and len(word) > 6]
+    result: dict[str, list[dict[str, float]]] = {}
+    for folder in (name, str(DATA / "tokenizers" / "roberta-base"), str(DATA / "tokenizers" / "t5-small")):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        known = read_vocabulary(tokenizer).words
+        several = sorted(set(words) - set(known))
+        texts = [" ".join(several[number :: len(several) // 40]) for number in range(500)]
+        result[Path(folder).name] = rows = []
+        for size in (0, *sizes):
+            terms = [
+                Term(word, tuple(wordnet.lookup(word)[:1])) for word in several[:: len(several) // sizes[-1]][:size]
+            ]
+            start = time.process_time()
+            plan = plan_tokens(tokenizer, terms, wordnet.words) if terms else None
+            planned = time.process_time()
+            tokens = (tokenizer if plan is None else plan.after)(texts)["input_ids"]
+            done = time.process_time()
+            added = 0 if plan is None else len(plan.forms)
+            rows.append(
+                {
+                    "terms": size,
+                    "tokens_added": added,
+                    "cpu_seconds_to_add": planned - start,
+                    "cpu_seconds_to_tokenize": done - planned,
+                    "tokens_of_text": sum(map(len, tokens)),
+                }
+            )
+            print(Path(folder).name, rows[-1], flush=True)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_argument(parser)
     parser.add_argument("--folds", type=int, default=5, help="number of folds of held-out words")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of fine-tuning; 0 skips it")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens.json")
     arguments = parser.parse_args()
     if not (DATA / "wordsim").is_dir():
@@ -328,13 +366,16 @@ def main() -> None:
     result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
     if arguments.speed:
         result["speed"] = speed(name)
+    elif arguments.scaling:
+        result["scaling"] = scaling(name)
     else:
         with tempfile.TemporaryDirectory() as folder:
             result |= compare(name, arguments.folds, arguments.seeds, Path(folder))
     result["environment"] = environment()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["speed"] if arguments.speed else result["similarity"], indent=1))
+    shown = "speed" if arguments.speed else "scaling" if arguments.scaling else "similarity"
+    print(json.dumps(result[shown], indent=1))
 
 
 if __name__ == "__main__":

@@ -57,10 +57,10 @@ from defemb_callbacks.new_tokens.define import plan_new_tokens
 from defemb_callbacks.new_tokens.definition_rows import rows_from_definitions
 from defemb_callbacks.new_tokens.distillation import distilled_rows
 from defemb_callbacks.new_tokens.output_calibration import read_output_states
+from defemb_callbacks.new_tokens.subtokens import split_without_itself
 from defemb_callbacks.new_tokens.term_rows import TermRows, piece_means, term_rows
+from defemb_callbacks.new_tokens.term_token import TermToken
 from defemb_callbacks.new_tokens.terms import Term
-from defemb_callbacks.new_tokens.token_forms import split_without_itself
-from defemb_callbacks.new_tokens.token_plan import TermToken
 from defemb_callbacks.reporting.summary import TermSummary
 from defemb_callbacks.weights.rows import read_table
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertForSequenceClassification, Trainer, TrainerCallback
 
-from defemb_callbacks import build_definition_embeddings
+from defemb_callbacks import TrainNewTokensCallback, build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.weights.rows import embedding_weight, read_table, write_rows
 from runs import glossary_callback
@@ -91,6 +91,18 @@ def in_bfloat16(stage: int) -> dict[str, Any]:
     return {"first": read_table(engine)}
 
 
+def refused(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """The error of a callback that cannot keep rows which DeepSpeed trains."""
+    tokenizer = wordpiece_tokenizer()
+    args = training_args(folder, deepspeed=settings(2), use_cpu=False, max_steps=1)
+    model = BertForSequenceClassification.from_pretrained(checkpoint)
+    try:
+        Trainer(model, args, processing_class=tokenizer, callbacks=[TrainNewTokensCallback(["the"])])
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"error": "none"}
+
+
 def main(folder: Path) -> None:
     import deepspeed  # not at the top, because pytest imports this module as well
 
@@ -113,6 +125,7 @@ def main(folder: Path) -> None:
             name = f"zero{stage}-{'late' if late else 'init'}"
             outcomes[name] = trained(folder / name, folder / "checkpoint", stage, late)
     outcomes["zero3-data"] = trained(folder / "data", folder / "checkpoint", 3, False, frequency="training_data")
+    outcomes["refused"] = refused(folder / "refused", folder / "checkpoint")
     # TrainingArguments would otherwise shard every model that is loaded after them.
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 

@@ -27,9 +27,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from transformers import BertForMaskedLM, BertForSequenceClassification, Trainer, TrainerCallback
 from transformers.models.bert.modeling_bert import BertLayer
 
-from defemb_callbacks import DefinitionEMBCallback, build_definition_embeddings
+from defemb_callbacks import DefinitionEMBCallback, TrainNewTokensCallback, build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.metrics.model_metrics import EmbeddingMonitor
+from defemb_callbacks.new_tokens import TrainedRows
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights import distributed
 from defemb_callbacks.weights.config_record import read_record
@@ -129,6 +130,38 @@ def fsdp_tied(folder: Path) -> Outcome:
     write_rows(model, IDS, 2 * new_rows())
     tables = trained(model, 2)
     return {"written": written, "metrics": metrics, "logits": logits, "first": tables[0], "second": tables[1]}
+
+
+def ddp_new_rows(folder: Path) -> Outcome:
+    """A Trainer that trains four rows of the table, with weight decay."""
+    tokenizer = wordpiece_tokenizer()
+    model = tiny_bert(tokenizer, BertForSequenceClassification)
+    before = read_table(model)
+    trainer = Trainer(
+        model,
+        training_args(folder, per_device_train_batch_size=4, weight_decay=0.1, num_train_epochs=3),
+        train_dataset=tiny_dataset(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[TrainNewTokensCallback(IDS.tolist())],
+    )
+    trainer.train()
+    return {"before": before, "after": read_table(model), "world": trainer.args.world_size}
+
+
+def fsdp_new_rows(folder: Path) -> Outcome:
+    """The same with tied tables that are sharded; the last shard may have no trained row."""
+    model = sharded(tiny_bert(wordpiece_tokenizer(), BertForMaskedLM))
+    before = read_table(model)
+    rows = TrainedRows(model, IDS.tolist())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    ids = torch.stack([IDS, IDS.roll(1) + torch.distributed.get_rank()])
+    for _ in range(20):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        rows.restore()
+    moments = [value["exp_avg_sq"] for weight, value in optimizer.state.items() if weight.shape == before.shape]
+    return {"before": before, "after": read_table(model), "moments": whole(moments[0])}
 
 
 def fsdp_untied(folder: Path) -> Outcome:
@@ -330,13 +363,15 @@ CASES: dict[int, list[Callable[[Path], Outcome]]] = {
         ddp_training_data,
         fsdp_tied,
         fsdp_untied,
+        ddp_new_rows,
+        fsdp_new_rows,
         fsdp_of_the_file,
         fsdp_peft,
         awaited,
         together,
         from_main,
     ],
-    3: [ddp_vocabulary, fsdp_tied, fsdp_untied, together, from_main],
+    3: [ddp_vocabulary, fsdp_tied, fsdp_untied, ddp_new_rows, fsdp_new_rows, together, from_main],
 }
 
 

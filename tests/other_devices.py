@@ -31,12 +31,14 @@ from defemb_callbacks import (
 )
 from defemb_callbacks.metrics.snapshot import TableSnapshot
 from defemb_callbacks.new_tokens.growth import resized
+from defemb_callbacks.reconstruction.constructor.training import isolated_training
 from defemb_callbacks.reconstruction.ridge import cross_fitted_rows
 from defemb_callbacks.senses import SenseConfig, build_sense_dictionary, with_senses
 from defemb_callbacks.senses.clustering import kmeans
 from defemb_callbacks.sentence import EmbeddingFlow, EmbeddingFlowConfig, fit_whitening
 from defemb_callbacks.sentence.modules import calibration_module
 from defemb_callbacks.weights.precision import float64_device
+from defemb_callbacks.weights.random_states import same_random_states
 from defemb_callbacks.weights.rows import read_table, write_rows
 from stand_in_device import NAME, use_stand_in
 from tiny import random_texts, tiny_bert, tiny_glossary, tiny_model, wordpiece_tokenizer
@@ -99,6 +101,31 @@ def the_device_has_no_float64() -> None:
 def the_device_is_another_one() -> None:
     with pytest.raises(RuntimeError, match="same device"):
         vectors().to(GPU) + vectors()
+
+
+def random_states() -> None:
+    """Those of the device, which a training inside another Trainer's run seeds."""
+    backend = torch.get_device_module(GPU)
+    torch.manual_seed(1)
+    before = backend.get_rng_state(GPU)
+    with isolated_training():
+        torch.manual_seed(7)
+        assert not torch.equal(backend.get_rng_state(GPU), before)
+    assert torch.equal(backend.get_rng_state(GPU), before)
+    with same_random_states(torch.device(GPU)):
+        torch.manual_seed(7)
+    assert torch.equal(backend.get_rng_state(GPU), before)
+
+
+def autocast_of_a_failed_step() -> None:
+    @isolated_training()
+    def fails() -> None:
+        torch.autocast(torch.device(GPU).type, torch.bfloat16).__enter__()
+        raise RuntimeError("step")
+
+    with pytest.raises(RuntimeError, match="step"):
+        fails()
+    assert not torch.is_autocast_enabled(torch.device(GPU).type)
 
 
 def ridge() -> None:
@@ -250,6 +277,8 @@ def sentence_transformers_module() -> None:
 
 OF_THE_STAND_IN: tuple[Callable[[], None], ...] = (the_device_has_no_float64, the_device_is_another_one)
 CASES: tuple[Callable[[], None], ...] = (
+    random_states,
+    autocast_of_a_failed_step,
     ridge,
     rebuild_an_encoder,
     rebuild_a_masked_language_model,

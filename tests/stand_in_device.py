@@ -25,8 +25,20 @@ _INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default, tor
 
 
 class _Backend(_DummyBackendModule):
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
+
+    def manual_seed_all(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def get_rng_state(self, device: Any = 0) -> Tensor:
+        return self.generator.get_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = 0) -> None:
+        self.generator.set_state(state)
 
 
 class OnDevice(Tensor):

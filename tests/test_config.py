@@ -31,6 +31,7 @@ WRITE = {
     "group_edges": [0.1, 0.2],
     "new_token_group": "medium",
     "distil": True,
+    "reuse_reserved": True,
     "monitor_steps": 5,
     "monitor_sample": 500,
     "ratings": __file__,

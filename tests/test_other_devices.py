@@ -7,7 +7,7 @@ import json
 import pytest
 
 import other_devices
-from launching import torchrun
+from launching import launch
 
 
 def names(cases: tuple[object, ...]) -> list[str]:
@@ -27,7 +27,7 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def outcomes(tmp_path_factory: pytest.TempPathFactory, *device: str) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("devices")
     path, env = folder / "outcomes.json", {"DEFEMB_CACHE": str(folder / "cache")}
-    torchrun(other_devices.__file__, str(path), *device, processes=1, env=env, timeout=600)
+    launch(other_devices.__file__, str(path), *device, processes=1, env=env, timeout=600)
     found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -9,6 +9,7 @@ if typing.TYPE_CHECKING:
         DefinitionEMBCallback,
         EmbeddingMonitorCallback,
         SenseMonitorCallback,
+        TrainNewTokensCallback,
     )
     from defemb_callbacks.config import DefinitionEMBConfig
     from defemb_callbacks.constructor_config import ConstructorConfig
@@ -33,6 +34,7 @@ __all__ = [
     "Lexicon",
     "RebuildReport",
     "SenseMonitorCallback",
+    "TrainNewTokensCallback",
     "build_definition_embeddings",
     "define_new_tokens",
     "load_definitions",
@@ -54,6 +56,7 @@ _MODULES = {
     "Lexicon": "definitions",
     "RebuildReport": "reporting.summary",
     "SenseMonitorCallback": "callbacks.senses",
+    "TrainNewTokensCallback": "callbacks.train_new_tokens",
     "build_definition_embeddings": "embeddings.build",
     "define_new_tokens": "new_tokens",
     "load_definitions": "definitions",

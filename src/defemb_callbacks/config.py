@@ -159,6 +159,13 @@ class DefinitionEMBConfig:
             "help": "Train rows of new tokens of a causal language model until it reads them as their sub-tokens."
         },
     )
+    reuse_reserved: bool = field(
+        default=False,
+        metadata={
+            "help": "Rename reserved tokens of the tokenizer, such as <unused12>, into new tokens, so that the table "
+            "does not grow."
+        },
+    )
     monitor_steps: int | None = field(
         default=None,
         metadata={

@@ -26,7 +26,7 @@ class Display:
     Attributes:
         line: Shows one line of text.
         bar: Whether a bar may be shown in a terminal; otherwise progress is shown as lines.
-        used: Whether a line was shown.
+        used: Whether a line was shown that announces a build.
     """
 
     line: Callable[[str], None]
@@ -60,14 +60,15 @@ def _display() -> Display:
     return _DISPLAY.get() or Display(logger.info)
 
 
-def show_status(text: str) -> None:
+def show_status(text: str, *, is_build: bool = True) -> None:
     """Show a line of text on the current display; without one, log it at level INFO.
 
     Args:
         text: The line.
+        is_build: Whether it announces that embeddings are built.
     """
     display = _display()
-    display.used = True
+    display.used |= is_build
     display.line(text)
 
 

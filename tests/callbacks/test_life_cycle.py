@@ -67,7 +67,7 @@ def test_added_after_the_trainer_was_created(trainer, tables, rebuilt, tokenizer
 
 
 def test_two_callbacks_rebuild_once(trainer, tables, rebuilt, tokenizer, caplog) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     first, second = glossary_callback(), DefinitionEMBCallback({"dog": "something else"}, plots=False)
     trainer(first, second, EmbeddingMonitorCallback(None, plots=False), tables).train()
     assert_kept(tables, rebuilt, tokenizer)

@@ -243,3 +243,70 @@ def test_the_command_line(tokenizer, model, tmp_path, capsys):
         main(["define", str(tmp_path / "model"), str(tmp_path / "terms.tsv"), "--output", str(tmp_path / "model")])
     assert end.value.code == 1
     assert "is the folder of MODEL" in capsys.readouterr().err
+
+
+def run_define(capsys: Any, *arguments: object) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["define", *map(str, arguments)])
+    shown = capsys.readouterr()
+    return int(end.value.code or 0), shown.out + shown.err
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_the_command_line_reads_options(tokenizer, model, tmp_path, capsys, suffix):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "glossary.json").write_text(json.dumps(tiny_glossary()))
+    rows = [
+        {"word": "<|svg|>", "definition": "starts a drawing", "special": True},
+        {"word": "ocelot", "like": {"lion": 2, "cat": 1}},
+    ]
+    contents = {
+        "json": json.dumps({row["word"]: {key: row[key] for key in row if key != "word"} for row in rows}),
+        "jsonl": "\n".join(map(json.dumps, rows)),
+        "csv": "word,definition,special,like\n<|svg|>,starts a drawing,yes,\nocelot,,,lion=2; cat\n",
+    }
+    (tmp_path / f"terms.{suffix}").write_text(contents[suffix])
+    arguments = [tmp_path / "model", tmp_path / f"terms.{suffix}", "--output", tmp_path / "out", "--reuse-reserved"]
+    code, shown = run_define(capsys, *arguments, "--definitions", tmp_path / "glossary.json")
+    assert code == 0
+    assert "2 of these tokens are renamed reserved tokens: [unused0], [unused1]." in shown
+    assert "100% like lion, cat" in shown
+    again = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(again) == len(tokenizer)
+    assert again("the<|svg|>ocelot", add_special_tokens=False)["input_ids"][1:] == [1, 2]
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert len(read_table(loaded)) == len(tokenizer)
+
+
+def test_the_command_line_proposes_words_of_a_corpus(tokenizer, model, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "glossary.json").write_text(json.dumps({**tiny_glossary(), "lynx": "a wild cat"}))
+    (tmp_path / "texts.txt").write_text("the lynx was in the house\na lynx\n" * 3)
+    corpus = [tmp_path / "model", "--corpus", tmp_path / "texts.txt"]
+    words = [*corpus, "--definitions", tmp_path / "glossary.json", "--proposals", tmp_path / "terms.csv"]
+    code, shown = run_define(capsys, *words)
+    assert code == 0
+    assert shown.startswith("1 word would save 18 of 42 tokens (42.9%)")
+    assert "Next: defemb define" in shown
+    assert not (tmp_path / "out").exists()
+    arguments = [tmp_path / "model", tmp_path / "terms.csv", "--output", tmp_path / "out"]
+    code, _ = run_define(capsys, *arguments, "--definitions", tmp_path / "glossary.json")
+    assert code == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("a lynx") == ["a", "lynx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model"], "Pass a glossary of terms and --output DIR; or --corpus FILE"),
+        (["model", "terms.csv"], "Pass a glossary of terms and --output DIR"),
+        (["model", "terms.csv", "--corpus", "texts.txt"], "Leave out TERMS and --output"),
+        (["model", "terms.csv", "--output", "out", "--proposals", "p.csv"], "--proposals requires a corpus"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_errors(capsys, arguments, message):
+    code, shown = run_define(capsys, *arguments)
+    assert code == 1
+    assert message in shown

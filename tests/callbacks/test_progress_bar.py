@@ -14,7 +14,7 @@ import pytest
 from transformers import BertForSequenceClassification, PrinterCallback, Trainer
 
 from defemb_callbacks import DefinitionEMBCallback, EmbeddingMonitorCallback
-from launching import exit_together, torchrun
+from launching import exit_together, launch
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 4}
@@ -116,12 +116,10 @@ def worker(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_only_the_main_process_shows_anything(tmp_path) -> None:
-    torchrun(__file__, str(tmp_path), options=["--redirects", "3", "--log-dir", str(tmp_path / "logs")])
     after = {}
-    for rank in (0, 1):
-        for stream in ("stdout", "stderr"):
-            [file] = (tmp_path / "logs").rglob(f"{rank}/{stream}.log")
-            _, mark, after[rank, stream] = file.read_text().partition(f"{MARK}\n")
+    for rank, streams in enumerate(launch(__file__, str(tmp_path))):
+        for name, text in zip(("stdout", "stderr"), streams, strict=True):
+            _, mark, after[rank, name] = text.partition(f"{MARK}\n")
             assert mark
     assert "defemb/isotropy/rare" in after[0, "stdout"]
     assert after[1, "stdout"] == after[1, "stderr"] == ""

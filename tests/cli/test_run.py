@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -88,7 +89,11 @@ def test_the_script_gets_its_own_options_and_a_double_dash(script, capsys) -> No
     assert exit_code("run", script("import sys; print(sys.argv[1:])"), "--blend", "x", "--help", "--", "-m") == 0
     captured = capsys.readouterr()
     assert captured.out == "['--blend', 'x', '--help', '--', '-m']\n"
-    assert captured.err == "defemb run: the script has created no Trainer in this process; nothing was changed here.\n"
+    assert captured.err == (
+        "defemb run: the script has created no Trainer in this process, so nothing was changed here. Processes that it "
+        "started report for themselves. For a script with its own training loop, use `defemb build` and `defemb "
+        "apply`.\n"
+    )
 
 
 def test_errors_of_the_script_are_its_own(script) -> None:
@@ -96,6 +101,34 @@ def test_errors_of_the_script_are_its_own(script) -> None:
         main(["run", str(script("raise ValueError('of the script')"))])
     with pytest.raises(KeyboardInterrupt):
         main(["run", str(script("raise KeyboardInterrupt"))])
+
+
+def test_wrong_arguments_of_a_trainer_are_the_same_error(script) -> None:
+    text = "from transformers import Trainer; Trainer(processing_classtokenizer=None)"
+    with pytest.raises(TypeError) as plain:
+        exec(text)
+    with pytest.raises(TypeError) as launched:
+        main(["run", str(script(text))])
+    assert str(launched.value) == str(plain.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    ["processing_class=tokenizer, callbacks=[seen]", "None, None, None, tokenizer, None, None, None, [seen]"],
+    ids=["by name", "by position"],
+)
+def test_callbacks_of_the_script_are_kept(script, glossary, tmp_path, call) -> None:
+    text = f"""
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from tiny import tiny_bert, wordpiece_tokenizer
+seen, tokenizer = TrainerCallback(), wordpiece_tokenizer()
+args = TrainingArguments({str(tmp_path / "out")!r}, use_cpu=True, report_to="none")
+trainer = Trainer(tiny_bert(tokenizer), args, {call})
+kinds = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+assert seen in trainer.callback_handler.callbacks and kinds.count("LaunchedCallback") == 1, kinds
+assert trainer.model.config.definition_emb["rebuilt"] == 66
+"""
+    assert exit_code("run", "--definitions", glossary, script(text)) == 0
 
 
 def test_a_model_without_text_is_trained_as_it_is(script, tmp_path) -> None:
@@ -183,7 +216,10 @@ def test_a_signal_ends_the_script_as_without_defemb(script, tmp_path) -> None:
     path = script(f"import time\nopen({str(tmp_path / 'started')!r}, 'w').close()\ntime.sleep(120)")
     codes = {}
     for name, prefix in (("plain", []), ("run", ["-m", "defemb_callbacks", "run"])):
-        process = subprocess.Popen([sys.executable, *prefix, str(path)], env=environment(), stderr=subprocess.DEVNULL)
+        # Where the tests run in the background of a shell, processes ignore this signal unless they are told not to.
+        start = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command = [sys.executable, *prefix, str(path)]
+        process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL, preexec_fn=start)
         while not (tmp_path / "started").exists():
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)

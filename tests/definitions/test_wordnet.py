@@ -12,6 +12,7 @@ import pytest
 from defemb_callbacks.definitions import Lexicon, Relation, load_definitions, wndb, wordnet
 from defemb_callbacks.definitions.wndb import read_wordnet
 from defemb_callbacks.definitions.wordnet import CLOSED_CLASS_WORDS
+from defemb_callbacks.progress import Display, shown_on
 
 
 def test_found_in_the_folder_of_the_environment(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +70,15 @@ def test_reading_is_logged_once(
     assert [record.getMessage() for record in caplog.records] == ["Reading WordNet; this is done once."]
 
 
+def test_reading_is_shown_to_the_user_but_is_no_build(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORDNET_DIR", str(tiny_dir))
+    shown: list[str] = []
+    with shown_on(Display(shown.append)) as display:
+        load_definitions("wordnet")
+    assert shown == ["Reading WordNet; this is done once."]
+    assert not display.used
+
+
 # The real dictionary.
 
 
@@ -81,16 +91,20 @@ def real(wordnet_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield load_definitions("wordnet")
 
 
-def test_wordnet_is_complete(wordnet_dir: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(wordnet_dir: Path) -> Lexicon:
+    """With closed-class words, and not from the cache."""
+    return read_wordnet(wordnet_dir)
+
+
+def test_wordnet_is_complete(whole: Lexicon) -> None:
     # The numbers of lemmas and senses in the four index files.
-    whole = read_wordnet(wordnet_dir)
     lemmas = {word.lower() for word in whole}
     assert len(lemmas) == 147_306
     assert sum(len(whole.lookup(lemma, ignore_case=True)) for lemma in lemmas) == 206_941
 
 
-def test_homographs_of_closed_class_words_are_removed(real: Lexicon, wordnet_dir: Path) -> None:
-    whole = read_wordnet(wordnet_dir)
+def test_homographs_of_closed_class_words_are_removed(real: Lexicon, whole: Lexicon) -> None:
     assert any("inert gasses" in found.gloss for found in whole.lookup("he", ignore_case=True))  # helium
     assert not any(real.lookup(word, ignore_case=True) for word in CLOSED_CLASS_WORDS)
     assert real.lookup("be")
@@ -139,14 +153,14 @@ def test_words_that_are_entries_are_not_inflected(real: Lexicon) -> None:
     assert "geese" not in real.without(["goose"])
 
 
-def test_best_senses_of_real_words(real: Lexicon, wordnet_dir: Path) -> None:
+def test_best_senses_of_real_words(real: Lexicon, whole: Lexicon) -> None:
     dog = real.lookup("dog")[0]
     assert (dog.tag_count, dog.category, dog.rank) == (42, "noun.animal", 1)
     assert dog.synonyms == ("domestic dog", "Canis familiaris")
     assert {found.category for found in real.lookup("China")} == {"noun.location"}
     assert real.lookup("china")[0].gloss == "high quality porcelain originally made only in China"
     assert real.lookup("single")[0].tag_count == 74
-    above = read_wordnet(wordnet_dir).lookup("above")
+    above = whole.lookup("above")
     assert ("adjective", 13) in {(found.pos, found.tag_count) for found in above}  # of "preceding(a)"
 
 

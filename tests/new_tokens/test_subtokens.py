@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from defemb_callbacks.new_tokens.token_forms import split_without_itself
+from defemb_callbacks.new_tokens.subtokens import split_without_itself
 from tiny import byte_bpe_tokenizer, unigram_tokenizer, wordpiece_tokenizer
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from defemb_callbacks.definitions import Definition
 from defemb_callbacks.new_tokens.terms import Term
 from defemb_callbacks.new_tokens.token_plan import (
     INSERTS_SPACES,
@@ -24,50 +21,21 @@ from defemb_callbacks.new_tokens.token_plan import (
     plan_tokens,
 )
 from tiny import WORDS, byte_bpe_tokenizer, gemma_tokenizer, unigram_tokenizer, wordpiece_tokenizer
+from tokenizer_kinds import gemma, llama, qwen, special_term, term
 
 TERMS = ("pembrolizumab", "Röntgenium", "COVID-19", "IgG4", "β-catenin", "tokamak")
-
-
-def term(text: str) -> Term:
-    return Term(text, (Definition(text, "something"),))
 
 
 def plan(tokenizer: PreTrainedTokenizerBase, *texts: str, words: tuple[str, ...] = ()) -> TokenPlan:
     return plan_tokens(tokenizer, [term(text) for text in texts], words)
 
 
-def sentencepiece_bpe(
-    make: Callable[..., PreTrainedTokenizerBase], specials: tuple[str, ...]
-) -> PreTrainedTokenizerBase:
-    """A tokenizer like Llama's or Gemma's: BPE over `▁` with byte fallback."""
-    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:()-'▁"
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000,
-        min_frequency=1,
-        special_tokens=[*specials, *(f"<0x{byte:02X}>" for byte in range(256))],
-        initial_alphabet=list(letters),
-        show_progress=False,
-    )
-    backend.train_from_iterator([f" {word}" for word in WORDS for _ in range(2)], trainer)
-    state = json.loads(backend.to_str())["model"]
-    return make(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
-
-
-def qwen() -> PreTrainedTokenizerBase:
-    state = json.loads(byte_bpe_tokenizer().backend_tokenizer.to_str())["model"]
-    return Qwen2Tokenizer(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
-
-
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "WordPiece": wordpiece_tokenizer,
     "byte-level BPE": byte_bpe_tokenizer,
     "byte-level BPE, Qwen's": qwen,
-    "SentencePiece BPE, Llama's": partial(sentencepiece_bpe, LlamaTokenizer, ("<unk>", "<s>", "</s>")),
-    "SentencePiece BPE, Gemma's": partial(
-        sentencepiece_bpe, GemmaTokenizer, ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
-    ),
+    "SentencePiece BPE, Llama's": llama,
+    "SentencePiece BPE, Gemma's": gemma,
     "Unigram": unigram_tokenizer,
     "Unigram, Gemma's specials": gemma_tokenizer,
 }
@@ -259,9 +227,112 @@ def test_added_tokens_behind_a_unigram_vocabulary_keep_their_ids():
 
 
 def test_a_legacy_sentencepiece_tokenizer_is_refused_with_the_setting():
-    legacy = sentencepiece_bpe(partial(LlamaTokenizer, legacy=True), ("<unk>", "<s>", "</s>"))
+    legacy = llama(legacy=True)
     assert plan(legacy, "tokamak").refused == {INSERTS_SPACES: ("tokamak",)}
     assert "load it with `legacy=False`" in INSERTS_SPACES
     # A phrase that no setting would allow is refused for its own reason.
-    other = sentencepiece_bpe(LlamaTokenizer, ("<unk>", "<s>", "</s>"))
-    assert not plan(other, "tokamak").refused
+    assert not plan(llama(), "tokamak").refused
+
+
+# Special tokens
+
+
+CONTROL = ("<|svg|>", "<reasoning>", "[START OF SVG]")
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_special_and_plain_terms_round_trip_everywhere(name: str, tmp_path: Path):
+    tokenizer = TOKENIZERS[name]()
+    found = plan_tokens(tokenizer, [*map(special_term, CONTROL), *map(term, TERMS)])
+    assert not found.refused
+    found.extend(tokenizer)
+    is_wordpiece = type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece"
+    plain = ("tokamak", "pembrolizumab") if is_wordpiece else TERMS
+    texts = sentences(1000, (*CONTROL, *plain), [word for word in WORDS if word.isalpha()])
+    inserts = is_wordpiece or decoded(tokenizer, ["the<|svg|>is"]) != ["the<|svg|>is"]
+    if inserts:  # a space after each special token, also its own, so it must be followed by one
+        texts = [text.translate({ord(mark): None for mark in ",.)"}) for text in texts]
+    else:
+        texts += ["<|svg|>the<|svg|>", "the<reasoning>tokamak", "(<|svg|>)\n<|svg|>", "[START OF SVG]<|svg|>"]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert tokenizer.batch_decode(ids) == texts
+    special = {token.word: token.term.text for token in found.tokens[:3]}
+    for text, cut in zip(texts, ids, strict=True):
+        assert sum(index in special for index in cut) == sum(text.count(control) for control in CONTROL)
+    skipped = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert not any(control in text for text in skipped for control in CONTROL)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, alone = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert loaded(texts, add_special_tokens=False)["input_ids"] == ids
+    assert loaded.batch_decode(ids) == texts
+    assert set(special) <= set(loaded.all_special_ids)
+    assert [found.ids for found in alone.encode_batch(texts, add_special_tokens=False)] == ids
+    assert alone.decode_batch(ids, skip_special_tokens=False) == texts
+
+
+def test_a_special_token_that_exists_keeps_its_id():
+    tokenizer = byte_bpe_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|svg|>"]})
+    found = plan_tokens(tokenizer, [special_term("<|svg|>")])
+    (token,) = found.tokens
+    assert (token.word, token.is_new, token.replaces_row) == (tokenizer.convert_tokens_to_ids("<|svg|>"), False, True)
+    assert len(found.after) == len(tokenizer)
+
+
+def test_an_entry_of_the_vocabulary_becomes_special():
+    found = plan_tokens(wordpiece_tokenizer(), [special_term("[unused1]")])
+    assert found.before.tokenize("a [unused1]") != ["a", "[unused1]"] == found.after.tokenize("a [unused1]")
+    assert len(found.after) == len(found.before)
+    assert found.tokens[0].word in found.after.all_special_ids
+
+
+def test_special_tokens_are_not_normalized():
+    found = plan_tokens(wordpiece_tokenizer(), [special_term("<|SVG|>"), special_term("<|svg|>")])
+    first, second = (token.word for token in found.tokens)
+    assert found.after("<|SVG|><|svg|>", add_special_tokens=False)["input_ids"] == [first, second]
+
+
+def test_a_role_is_not_given_another_row():
+    with pytest.raises(ValueError, match=r"'\[MASK\]' is the mask_token of this tokenizer.*another name"):
+        plan_tokens(wordpiece_tokenizer(), [special_term("[MASK]")])
+
+
+def test_spaces_after_special_tokens_are_a_warning(caplog):
+    plan_tokens(unigram_tokenizer(), [special_term("<|svg|>")])
+    assert "'the<|svg|>is' is decoded as 'the<|svg|> is'" in caplog.text
+    caplog.clear()
+    plan_tokens(byte_bpe_tokenizer(), [special_term("<|svg|>")])
+    assert not caplog.records
+
+
+# Collisions
+
+
+def test_terms_that_differ_in_accents_or_width_only_are_the_same_token():
+    with pytest.raises(ValueError, match="'café' and 'cafe' are the same token"):
+        plan(wordpiece_tokenizer(), "café", "cafe")
+    tokenizer = byte_bpe_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    with pytest.raises(ValueError, match="'ＩｇＧ' and 'IgG' are the same token"):
+        plan(tokenizer, "ＩｇＧ", "IgG")
+
+
+def test_the_longest_of_overlapping_terms_matches():
+    for make in (wordpiece_tokenizer, byte_bpe_tokenizer, qwen, gemma):
+        found = plan(make(), "t cell", "car t cell", "cell")
+        short, long, word = (set(token.ids) for token in found.tokens)
+        ids = set(found.after("a car t cell dies", add_special_tokens=False)["input_ids"])
+        assert ids & long
+        assert not ids & (short | word)
+        assert short & set(found.after("a t cell dies", add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("make", [byte_bpe_tokenizer, gemma, llama])
+def test_parts_of_characters_are_not_averaged(make: Callable[[], PreTrainedTokenizerBase]):
+    found = plan(make(), "β-catenin", "猫")
+    first, second = found.tokens
+    known = [index for index in first.pieces if "\ufffd" not in found.before.decode([index])]
+    assert 0 < len(known) < len(first.pieces)
+    assert first.averaged == tuple(known)
+    if make is not byte_bpe_tokenizer:  # its space is a piece of its own
+        assert set(found.before.convert_ids_to_tokens(list(second.averaged))) <= {"▁"}

@@ -35,7 +35,7 @@ from defemb_callbacks.reconstruction.constructor.training import isolated_traini
 from defemb_callbacks.vocabulary.lookup import definitions_of_tokens
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.rows import read_table
-from launching import exit_together, torchrun
+from launching import exit_together, launch, torchrun
 from runs import forward_calls, losses
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, training_args, wordpiece_tokenizer
 
@@ -495,7 +495,7 @@ def worker(folder: Path, tokens: int) -> None:
 def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     for name, processes, tokens in (("two", 2, "128"), ("one", 1, "256")):
         (tmp_path / name).mkdir()
-        torchrun(__file__, str(tmp_path / name), tokens, processes=processes)
+        launch(__file__, str(tmp_path / name), tokens, processes=processes)
     info = [json.loads((tmp_path / name).read_text()) for name in ("one/info-0.json", "two/info-0.json")]
     rows = [
         torch.load(tmp_path / name, weights_only=True) for name in ("one/rows-0.pt", "two/rows-0.pt", "two/rows-1.pt")

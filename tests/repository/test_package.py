@@ -41,6 +41,8 @@ def state():
     }
 """
 
+OPTIONAL = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
+
 
 def fresh_python(code: str, folder: Path) -> tuple[Any, str]:
     """Run `code` in a new interpreter; return the JSON that it prints, and its standard error."""
@@ -77,37 +79,39 @@ def test_unknown_names_are_attribute_errors():
         defemb_callbacks.DefinitionEMB  # noqa: B018
 
 
-def test_import_has_no_side_effects(tmp_path):
-    code = (
-        IMPORT_DEPENDENCIES
-        + STATE
-        + "before = state()\nfrom defemb_callbacks import *\nprint(json.dumps([before, state()]))"
-    )
-    (before, after), _ = fresh_python(code, tmp_path)
-    for part in before:
-        assert after[part] == before[part], part
-    assert list(tmp_path.iterdir()) == []
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an import changes after that of the dependencies, in a process of its own."""
+    folder = tmp_path_factory.mktemp("import")
+    code = f"""
+{IMPORT_DEPENDENCIES}
+{STATE}
+optional = lambda: [name for name in {OPTIONAL} if name in sys.modules]
+warnings.filterwarnings("error", module="defemb_callbacks")
+print("--", file=sys.stderr, flush=True)
+before, loaded = state(), optional()
+from defemb_callbacks import *
+print(json.dumps({{"before": before, "after": state(), "loaded": [loaded, optional()]}}))
+"""
+    found, errors = fresh_python(code, folder)
+    return {**found, "errors": errors.rpartition("--")[2].strip(), "files": list(folder.iterdir())}
 
 
-def test_import_prints_and_warns_nothing(tmp_path):
-    code = (
-        "import warnings; warnings.filterwarnings('error', module='defemb_callbacks'); from defemb_callbacks import *"
-    )
-    code = f"{IMPORT_DEPENDENCIES}\nimport sys; print('--', file=sys.stderr, flush=True)\n{code}\nprint('[]')"
-    _, errors = fresh_python(code, tmp_path)
-    assert errors.rpartition("--")[2].strip() == ""
+def test_import_has_no_side_effects(imported: dict[str, Any]) -> None:
+    for part, value in imported["before"].items():
+        assert imported["after"][part] == value, part
+    assert imported["files"] == []
 
 
-def test_import_loads_no_optional_dependency(tmp_path):
-    optional = ["matplotlib", "wn", "sklearn", "sentence_transformers", "peft", "tensorboard", "wandb"]
-    found = f"print(json.dumps([n for n in {optional} if n in sys.modules]))"
-    code = f"import json, sys; from defemb_callbacks import *; {found}"
-    loaded, _ = fresh_python(code, tmp_path)
+def test_import_prints_and_warns_nothing(imported: dict[str, Any]) -> None:
+    assert imported["errors"] == ""
+
+
+def test_import_loads_no_optional_dependency(imported: dict[str, Any]) -> None:
     # transformers imports some of these itself if they are installed.
-    code = f"{IMPORT_DEPENDENCIES}\nimport json, sys; print(json.dumps([n for n in {optional} if n in sys.modules]))"
-    without_us, _ = fresh_python(code, tmp_path)
-    assert set(loaded) <= set(without_us)
-    assert not {"matplotlib", "wn"} & set(loaded)
+    before, after = imported["loaded"]
+    assert after == before
+    assert not {"matplotlib", "wn"} & set(after)
 
 
 def test_heavy_dependencies_are_imported_when_they_are_used(tmp_path):

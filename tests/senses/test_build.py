@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import tiny
 from defemb_callbacks.senses import SenseConfig, SenseDictionary, build_sense_dictionary
 from defemb_callbacks.senses.build import cluster_states, most_senses
-from launching import exit_together, torchrun
+from launching import exit_together, launch
 from runs import forward_calls
 
 TEXTS = tiny.random_texts(160)
@@ -76,7 +76,7 @@ def test_silhouette_without_scikit_learn(
 
 @pytest.mark.slow
 def test_two_processes_build_the_dictionary_of_one(tmp_path: Path) -> None:
-    torchrun(__file__, str(tmp_path))
+    launch(__file__, str(tmp_path))
     one, two = (SenseDictionary.from_pretrained(tmp_path / str(rank)) for rank in (0, 1))
     tokenizer = tiny.wordpiece_tokenizer()
     alone = build_sense_dictionary(tiny.tiny_bert(tokenizer), tokenizer, TEXTS, senses=4, samples=50)

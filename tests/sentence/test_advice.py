@@ -125,22 +125,29 @@ def test_vectors_with_infinity() -> None:
         calibration_advice(vectors)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pooling", "verdict"),
-    [("static", "helps"), ("layer:3", "helps"), ("layer:5", "helps"), ("first_last", "harms"), ("last", "harms")],
-)
-def test_advice_agrees_with_human_ratings(
-    minilm_dir: Path, data_dir: Path, several_threads: None, pooling: str, verdict: str
-) -> None:
+VERDICTS = {"static": "helps", "layer:3": "helps", "layer:5": "helps", "first_last": "harms", "last": "harms"}
+
+
+@pytest.fixture(scope="module")
+def rated(minilm_dir: Path, data_dir: Path) -> tuple[dict[str, Tensor], list[float]]:
+    """Vectors of STS-B's first and second sentences by pooling, and the ratings of the pairs."""
     model, tokenizer = AutoModel.from_pretrained(minilm_dir), AutoTokenizer.from_pretrained(minilm_dir)
     with open(data_dir / "stsb" / "validation.csv", encoding="utf-8", newline="") as file:
         left, right, scores = zip(*csv.reader(file), strict=True)
-    vectors = encode_texts(model, tokenizer, [*left, *right], pooling, max_length=64)
+    vectors = encode_texts(model, tokenizer, [*left, *right], list(VERDICTS), max_length=64)
+    return vectors, list(map(float, scores))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pooling", "verdict"), VERDICTS.items())
+def test_advice_agrees_with_human_ratings(
+    rated: tuple[dict[str, Tensor], list[float]], pooling: str, verdict: str
+) -> None:
+    vectors, scores = rated[0][pooling], rated[1]
 
     def spearman(vectors: Tensor) -> float:
-        cosines = torch.cosine_similarity(vectors[: len(left)], vectors[len(left) :])
-        ranks = np.argsort(np.argsort(np.stack([cosines.numpy(), np.array(scores, dtype=float)])), axis=1)
+        cosines = torch.cosine_similarity(vectors[: len(scores)], vectors[len(scores) :])
+        ranks = np.argsort(np.argsort(np.stack([cosines.numpy(), np.array(scores)])), axis=1)
         return float(np.corrcoef(ranks)[0, 1])
 
     gain = spearman(fit_whitening(vectors)(vectors)) - spearman(vectors)

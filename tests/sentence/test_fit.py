@@ -19,7 +19,7 @@ from defemb_callbacks.sentence import fit as module
 from defemb_callbacks.sentence.fit import fit_flow, fit_flow_on_texts, flow_training_arguments
 from defemb_callbacks.sentence.flow import EmbeddingFlow, EmbeddingFlowConfig
 from defemb_callbacks.sentence.pooling import encode_texts
-from launching import exit_together, torchrun
+from launching import exit_together, launch
 from tiny import tiny_bert, tiny_dataset, wordpiece_tokenizer
 
 
@@ -317,7 +317,7 @@ def worker(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_fit_the_same_flow(tmp_path):
-    torchrun(__file__, str(tmp_path), timeout=240)
+    launch(__file__, str(tmp_path), timeout=240)
     for name in ("vectors", "texts"):
         first, second = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in (0, 1))
         assert all(torch.equal(first[key], second[key]) for key in first)

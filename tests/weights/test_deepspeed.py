@@ -78,3 +78,7 @@ def test_the_rows_are_saved(outcomes: dict[str, Any]) -> None:
 def test_the_float32_master_copies_of_bfloat16_weights_are_written_too(outcomes: dict[str, Any], stage: int) -> None:
     """Otherwise the optimizer's first step restores the old rows."""
     assert (outcomes[f"zero{stage}-bfloat16"]["first"][[7, 3, 470, 100]] - 9.0).abs().max() < 0.1
+
+
+def test_training_only_new_rows_is_refused(outcomes: dict[str, Any]) -> None:
+    assert outcomes["refused"]["error"].startswith("DeepSpeed trains copies of the weights")

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
 
 import launched
+import launching
 from defemb_callbacks import build_definition_embeddings
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.reconstruction.backbone import reading_of
 from defemb_callbacks.weights.rows import read_table, write_rows
 from launched import IDS, metrics_of, new_rows, trained
-from launching import torchrun
 from runs import defined_ids
 from tiny import tiny_bert, tiny_dataset, tiny_glossary, wordpiece_tokenizer
 
@@ -53,7 +53,7 @@ class Launch:
 def launch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     folder = tmp_path_factory.mktemp("launch")
     env = {"DEFEMB_CACHE": str(folder / "cache")}
-    torchrun(launched.__file__, str(folder), processes=request.param, env=env)
+    launching.launch(launched.__file__, str(folder), processes=request.param, env=env)
     return Launch(folder, request.param)
 
 
@@ -134,6 +134,17 @@ def test_a_tied_table_sharded_by_fsdp2_behaves_like_an_unsharded_one(
     first, second = trained(model, 2)
     close(found["first"], first)
     close(found["second"], second)
+
+
+@pytest.mark.parametrize("case", [launched.ddp_new_rows, launched.fsdp_new_rows])
+def test_all_processes_train_only_the_chosen_rows(launch: Launch, case: Any):
+    found = launch.same(case, "before", "after")
+    changed = (found["before"] != found["after"]).any(dim=1).nonzero().flatten().tolist()
+    assert changed == sorted(IDS.tolist())
+    if "moments" in found:
+        assert found["moments"].sum(dim=1).nonzero().flatten().tolist() == sorted(IDS.tolist())
+    else:
+        assert found["world"] == launch.processes
 
 
 def test_an_untied_output_table_and_other_shardings(launch: Launch) -> None:

@@ -104,16 +104,22 @@ def create_trainer(
         kwargs: Keyword arguments of the script.
         settings: Arguments of the callback.
     """
-    bound = inspect.signature(create).bind(trainer, *args, **kwargs)
-    callbacks = list(bound.arguments.get("callbacks") or [])
+    names = list(inspect.signature(create).parameters)[1:]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    callbacks = list(given.get("callbacks") or [])
     kinds = [callback if isinstance(callback, type) else type(callback) for callback in callbacks]
-    names = [type(owner).__module__ for owner in (trainer, bound.arguments.get("model"))]
-    if any(issubclass(kind, DefinitionEMBCallback) for kind in kinds) or any(map(is_internal, names)):
+    modules = [type(owner).__module__ for owner in (trainer, given.get("model"))]
+    if any(issubclass(kind, DefinitionEMBCallback) for kind in kinds) or any(map(is_internal, modules)):
         create(trainer, *args, **kwargs)
         return
     callback = LaunchedCallback(**settings)
-    bound.arguments["callbacks"] = [*callbacks, callback]
-    create(*bound.args, **bound.kwargs)
+    callbacks.append(callback)
+    position = names.index("callbacks")
+    # Other arguments are passed on as they are: Python's own error about wrong ones names `Trainer.__init__`.
+    if len(args) > position:
+        create(trainer, *args[:position], callbacks, *args[position + 1 :], **kwargs)
+    else:
+        create(trainer, *args, **kwargs | {"callbacks": callbacks})
     callback.attach(trainer)
 
 

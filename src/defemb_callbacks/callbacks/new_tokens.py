@@ -130,9 +130,13 @@ class NewTokens:
         """Return the plan without the terms whose rows the model already has."""
         assert self._plan is not None
         recorded = read_new_tokens_record(model) or {}
-        wanted = [term for term in self._plan.terms if recorded.get(term.text) != term_fingerprint(term, self.config)]
-        tokens = tuple(token for token in self._plan.tokens if token.term in wanted)
-        return replace(self._plan, terms=tuple(wanted), tokens=tokens)
+        wanted = {
+            term.text: term
+            for term in self._plan.terms
+            if recorded.get(term.text) != term_fingerprint(term, self.config)
+        }
+        tokens = tuple(token for token in self._plan.tokens if token.term.text in wanted)
+        return replace(self._plan, terms=tuple(wanted.values()), tokens=tokens)
 
 
 def _ids(row: Any) -> Iterator[int]:

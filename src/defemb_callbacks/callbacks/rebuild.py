@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 from transformers.utils import CONFIG_NAME
 
@@ -18,6 +18,7 @@ from defemb_callbacks.attempt import Attempt
 from defemb_callbacks.callbacks.console import show, shown_operations
 from defemb_callbacks.callbacks.monitor import EmbeddingMonitorCallback
 from defemb_callbacks.callbacks.new_tokens import NewTokens
+from defemb_callbacks.callbacks.reference_model import warn_about_reference_model
 from defemb_callbacks.callbacks.tokenizer_search import require_tokenizer
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon
@@ -100,13 +101,20 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         self._rebuilt_model: weakref.ref[Any] | None = None
         self._built_for: weakref.ref[Any] | None = None
         self._untrained = False  # whether the model was rebuilt, but not trained since
+        self._trainer: weakref.ref[Any] | None = None  # set by attach
 
         if self.new_tokens is not None and tokenizer is not None:
             self.new_tokens.extend(tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for pickling, as a hyper-parameter search with Ray does, without references to models."""
-        return {**self.__dict__, "_rebuilt_model": None, "_built_for": None}
+        return {**self.__dict__, "_rebuilt_model": None, "_built_for": None, "_trainer": None}
+
+    def attach(self, trainer: Trainer) -> DefinitionEMBCallback:
+        """See `EmbeddingMonitorCallback.attach`; also looks for a reference model that keeps the old embeddings."""
+        super().attach(trainer)
+        self._trainer = weakref.ref(trainer)
+        return self
 
     def on_init_end(
         self,
@@ -121,6 +129,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         same_model = _refers_to(self._rebuilt_model, model)
         snapshots = self._snapshots
         super().on_init_end(args, state, control, processing_class=processing_class, model=model, **kwargs)
+        self._trainer = None
         if same_model:  # a second Trainer for one model: the rebuild is still valid
             self._snapshots = snapshots
         else:
@@ -131,6 +140,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             with shown_operations(args, state):
                 written = self.new_tokens.write(model, self._ready_embeddings)
             if written:
+                if state.is_world_process_zero:
+                    logger.info("%s", self.new_tokens_report)
                 self._save_report(args, state, self.new_tokens_report, "new_tokens.json")
         if self._tokenizer is None:
             show(args, state, "The Trainer has no tokenizer. The data collator may have one when training begins.")
@@ -181,11 +192,15 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             self._on_resume(args, state, model)
         elif not self._is_rebuilt(model):
             self._rebuild(args, state, model, counts)
+        written = self._untrained and self.report is not None and self.report.rebuilt
+        if written and self._trainer is not None and state.is_world_process_zero:
+            warn_about_reference_model(self._trainer(), self.config.table)
         self._untrained = False
 
     def _on_resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         """Copy the record of the rebuild from the config of the checkpoint; its rows are kept as they are."""
-        show(args, state, f"The token embeddings are left as in the checkpoint of step {state.global_step}.")
+        text = f"The token embeddings are left as in the checkpoint of step {state.global_step}."
+        show(args, state, text + " They replace those rebuilt above." if self._untrained else text)
         saved = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / CONFIG_NAME
         if not saved.is_file():  # resumed from another folder, or from a checkpoint without a config
             return
@@ -226,7 +241,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
     def _rebuild(self, args: TrainingArguments, state: TrainerState, model: Any, counts: Tensor | None) -> None:
         if self._is_rebuilt(model):
-            logger.info("The embeddings were rebuilt before. They are kept as they are.")
+            logger.debug("The embeddings were rebuilt before. They are kept as they are.")
             show(args, state, "The token embeddings were rebuilt before and are kept as they are.")
             return
         start = time.perf_counter()
@@ -252,8 +267,8 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
 
     def _show_report(self, args: TrainingArguments, state: TrainerState, seconds: float, is_new: bool) -> None:
         assert self.report is not None
-        source = "given" if self._ready_embeddings is not None else "built now" if is_new else "from the cache"
-        text = f"{self.report.headline} It took {seconds:.1f} s (rows {source})."
+        source = "ready embeddings" if self._ready_embeddings else "built now" if is_new else "from the cache"
+        text = f"{self.report.headline} It took {seconds:.1f} s ({source})."
         if self.config.plots and self.config.monitor_steps != 0 and self._saves_files:
             text += f" Metrics and pictures will be in {Path(str(args.output_dir), 'defemb', 'index.html')}."
         show(args, state, text)
@@ -261,7 +276,6 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
     def _save_report(self, args: TrainingArguments, state: TrainerState, report: Any, name: str) -> None:
         if not state.is_world_process_zero:
             return
-        logger.info("%s", report)
         path = Path(str(args.output_dir), "defemb", name)
         with Attempt(f"No files are saved in {path.parent}") as attempt:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,11 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables truncate option names
 )
 
+NO_TRAINER = (
+    "defemb run: the script has created no Trainer in this process, so nothing was changed here. Processes that it "
+    "started report for themselves. For a script with its own training loop, use `defemb build` and `defemb apply`."
+)
+
 
 @app.callback()
 def _options(
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
     # Outside of typer, which has its own way of handling interruptions and errors.
     if session.script is not None and not session.script.run():
-        typer.echo("defemb run: the script has created no Trainer in this process; nothing was changed here.", err=True)
+        typer.echo(NO_TRAINER, err=True)
     raise SystemExit(0)
 
 

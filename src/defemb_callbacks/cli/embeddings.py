@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers import AutoTokenizer
 
 from defemb_callbacks.cli.models import (
     Model,
@@ -18,6 +19,7 @@ from defemb_callbacks.cli.models import (
     check_output,
     echo,
     load_model,
+    read_lines,
     save_model,
 )
 from defemb_callbacks.cli.settings import APPLY_SETTINGS, BUILD_SETTINGS, DEFINE_SETTINGS, with_settings
@@ -27,6 +29,7 @@ from defemb_callbacks.definitions import load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.build import build_definition_embeddings
 from defemb_callbacks.new_tokens import define_new_tokens
+from defemb_callbacks.new_tokens.proposals import propose_terms
 from defemb_callbacks.reporting.inspection import as_text, inspect_embeddings, save_inspections
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.distributed import this_process
@@ -126,9 +129,19 @@ def apply(
 @with_settings(*BUILD_SETTINGS, *DEFINE_SETTINGS)
 def define(
     model: Model,
-    terms: Annotated[Path, typer.Argument(help="Glossary of the new terms (.tsv, .csv, .json).")],
-    output: OutputFolder,
+    terms: Annotated[
+        Path | None, typer.Argument(help="Glossary of the new terms (.tsv, .csv, .json, .jsonl).", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Output folder.", show_default=False)] = None,
     definitions: Sources = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Instead of TERMS: a file with one text per line. Propose words of it to add.")
+    ] = None,
+    proposals: Annotated[
+        Path | None, typer.Option(help="With --corpus: write the proposed words to this .csv.")
+    ] = None,
+    most: Annotated[int, typer.Option(help="With --corpus: maximum number of words.")] = 50,
+    min_count: Annotated[int, typer.Option(help="With --corpus: minimum number of occurrences.")] = 5,
     report: ReportFile = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -137,8 +150,30 @@ def define(
 ) -> None:
     """Add new terms to a model and its tokenizer, with embeddings built from their definitions, and save both.
 
-    Terms that are already tokens are rebuilt.
+    Terms that are already tokens are rebuilt. With --corpus, words that are worth adding are shown instead: frequent
+    ones that are cut into several tokens and defined in the dictionary.
     """
+    if corpus is not None:
+        if terms is not None or output is not None:
+            raise ValueError("--corpus proposes words without adding them. Leave out TERMS and --output.")
+        settings = {"revision": revision, "trust_remote_code": trust_remote_code}
+        dictionary = load_definitions(definitions or "wordnet")
+        found = propose_terms(
+            AutoTokenizer.from_pretrained(model, **settings),
+            read_lines(corpus),
+            dictionary,
+            most=most,
+            min_count=min_count,
+        )
+        echo(str(found))
+        if proposals is not None and this_process().is_main_process:
+            found.save(proposals)
+            echo(f"\nSaved in {proposals}. Next: defemb define {model} {proposals} --output DIR")
+        return
+    if proposals is not None:
+        raise ValueError("--proposals requires a corpus. Add --corpus FILE.")
+    if terms is None or output is None:
+        raise ValueError("Pass a glossary of terms and --output DIR; or --corpus FILE, to see which words to add.")
     check_output(model, output)
     network, tokenizer = load_model(model, revision, trust_remote_code)
     network.to(this_process().device)

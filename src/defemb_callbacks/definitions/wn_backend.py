@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,11 @@ from defemb_callbacks.definitions.definition import Definition, Relation
 from defemb_callbacks.definitions.lexicon import Lexicon
 from defemb_callbacks.definitions.morphology import Morphology
 from defemb_callbacks.definitions.wndb import POINTERS
+from defemb_callbacks.progress import show_status
 
 if TYPE_CHECKING:
     import wn
 
-logger = logging.getLogger(__name__)
 
 # WordNet 3.0, the same release as Debian's database files.
 SPECIFIER = "omw-en:1.4"
@@ -43,7 +42,7 @@ def open_wordnet(specifier: str = SPECIFIER) -> wn.Wordnet:
         try:
             wordnet = _installed(specifier)
             if wordnet is None:
-                logger.info("Downloading WordNet (%s) with the `wn` library.", specifier)
+                show_status(f"Downloading WordNet ({specifier}) with the `wn` library.", is_build=False)
                 wn.download(specifier)
                 wordnet = _installed(specifier)
         except (wn.Error, httpx.HTTPError, OSError) as error:

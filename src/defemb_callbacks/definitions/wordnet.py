@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from defemb_callbacks.cache import cache_root, cached, file_fingerprint, fingerp
 from defemb_callbacks.definitions import wndb
 from defemb_callbacks.definitions.lexicon import Lexicon
 
-logger = logging.getLogger(__name__)
 DEBIAN_FOLDER = Path("/usr/share/wordnet")
 
 # Part of the cache key. Increment it when a change of the readers changes the lexicon of the same files.
@@ -65,7 +63,10 @@ def find_wordnet() -> Path | None:
 
 def _cached_lexicon(content: str, read: Callable[[], Lexicon]) -> Lexicon:
     def build() -> Lexicon:
-        logger.info("Reading WordNet; this is done once.")
+        # Imported here because it imports transformers, which takes longer than loading the cached WordNet.
+        from defemb_callbacks.progress import show_status
+
+        show_status("Reading WordNet; this is done once.", is_build=False)
         return read().without(CLOSED_CLASS_WORDS)
 
     folder = cache_root() / "wordnet" / fingerprint(READER_VERSION, content)

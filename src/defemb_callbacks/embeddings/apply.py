@@ -72,7 +72,8 @@ def apply_embeddings(
             else "the predictions of this language model could not be measured"
         )
         logger.warning(
-            "The embeddings were not changed: %s. To rebuild them anyway, set the weight yourself, e.g. `blend=0.1`.",
+            "The embeddings were not changed: %s. To rebuild them anyway, set the weight of the new embeddings, e.g. "
+            "`blend=0.1`.",
             reason,
         )
         ids, rows, weights = ids[:0], rows[:0], weights[:0]

@@ -17,24 +17,32 @@ from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.language_model import serves_as_output
+from defemb_callbacks.embeddings.rows_to_write import mean_row
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor, rows_from_definitions
 from defemb_callbacks.new_tokens.distillation import distilled_rows
 from defemb_callbacks.new_tokens.growth import check_model, resized, tables_of, write_bias
+from defemb_callbacks.new_tokens.nearest import nearest_tokens
 from defemb_callbacks.new_tokens.output_calibration import (
     predicts_text,
     read_output_states,
     text_loss,
     without_terms,
 )
+from defemb_callbacks.new_tokens.subtokens import split_without_itself
+from defemb_callbacks.new_tokens.term_options import TermOptions
 from defemb_callbacks.new_tokens.term_rows import TermRows, expected_rank, term_rows
+from defemb_callbacks.new_tokens.term_summary import term_summary
 from defemb_callbacks.new_tokens.terms import Term, TermSource, read_terms
-from defemb_callbacks.new_tokens.token_forms import split_without_itself
-from defemb_callbacks.new_tokens.token_plan import TermToken, TokenPlan, plan_tokens
-from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport, TermSummary
+from defemb_callbacks.new_tokens.token_plan import TokenPlan, plan_tokens
+from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
 from defemb_callbacks.vocabulary.frequency import frequency_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
-from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
+from defemb_callbacks.weights.config_record import (
+    read_new_tokens_record,
+    write_new_token_ids,
+    write_new_tokens_record,
+)
 from defemb_callbacks.weights.rows import (
     INPUT,
     TableName,
@@ -67,6 +75,14 @@ def define_new_tokens(
     `config.distil`, its input rows are also trained, on the definitions, until the model reads the new tokens as it
     reads their sub-tokens.
 
+    Special terms, `{"<|svg|>": {"definition": "starts a drawing", "special": True}}`, become special tokens. Their rows
+    come from the definition alone, also if the token exists. With `config.reuse_reserved`, reserved tokens of the
+    tokenizer, such as `<unused12>`, are renamed into new tokens, so that the tables need not grow.
+
+    A row may also be made from other rows: `{"like": "draw"}` copies a row, and `{"like": {"draw": 2, "line": 1}}`
+    averages several; with a definition, the two have equal shares. `{"pieces": ["hydroxy", "chloro"]}` replaces the
+    sub-tokens. The report shows the nearest words of each new row.
+
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
     reported with the reason. If a step fails, model and tokenizer are left unchanged.
@@ -75,7 +91,8 @@ def define_new_tokens(
         model: Any model that is not wrapped, sharded or adapted yet. Its tables grow.
         tokenizer: The model's tokenizer, to which the terms are added; see `plan_tokens`.
         terms: `{term: definition, or a list of them, or None}`, a list of terms, a `Lexicon`, or a glossary file. A
-            definition may be `{"definition": …, "synonyms": […]}`; synonyms are encoded with the definition.
+            definition may be `{"definition": …, "synonyms": […]}`, in which synonyms are encoded with the definition,
+            and have the options `special`, `like` and `pieces`.
         definitions: The dictionary to fit on; any source that `load_definitions` accepts.
         config: Settings; defaults if `None`.
 
@@ -83,8 +100,9 @@ def define_new_tokens(
         The tokens and the composition of each term, and the metrics of the input table before and after.
 
     Raises:
-        ValueError: If a definition is empty; a term is empty, repeated, a special token or contains control characters;
-            or the model does not fit the tokenizer, is wrapped, read-only or has adapters.
+        ValueError: If a definition or an option is invalid; a term is empty, repeated, a special token or contains
+            control characters; no token can be renamed; or the model does not fit the tokenizer, is wrapped, read-only
+            or has adapters.
         TypeError: If a table is quantized, so that it cannot be written.
 
     Example:
@@ -131,7 +149,7 @@ def plan_new_tokens(
     # The default depends on the model, which may not exist yet: `rows_from_definitions` reads no more than that.
     most = config.definitions_per_token or 8
     defined = read_terms(terms, dictionary, ignore_case=uncased, max_definitions=most)
-    return plan_tokens(tokenizer, defined, dictionary.words)
+    return plan_tokens(tokenizer, defined, dictionary.words, reuse_reserved=config.reuse_reserved)
 
 
 def new_token_embeddings(
@@ -204,28 +222,32 @@ def write_new_tokens(
         )
         weight = embedding_weight(model, table)
         check_rows(rows.ids, rows.rows.to(weight.dtype), size=size, width=weight.shape[1])
-    groups = frequency_groups(expected_rank(read_vocabulary(plan.after, size), config), config.group_edges)
+    vocabulary = read_vocabulary(plan.after, size)
+    groups = frequency_groups(expected_rank(vocabulary, config), config.group_edges)
+    new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
+    untrained = [index for token in plan.tokens if token.is_new or token.term.special for index in token.ids]
     # The same groups without the new tokens, which have no rows yet.
-    old_groups = {name: members[members < len(embedding_weight(model))] for name, members in groups.items()}
+    old_groups = {name: members[~torch.isin(members, new)] for name, members in groups.items()}
     pairs = embeddings[INPUT].pairs
     before = TableMeasure(old_groups, pairs=pairs).measure(whole_table(model))
     loss_before = text_loss(model, texts)
-    new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
     with resized(model, size, rows_of[INPUT].ids):
         for table, rows in rows_of.items():
             write_rows(model, rows.ids, rows.rows, table)
-        write_bias(model, new, old_groups[config.new_token_group])
+        write_bias(model, torch.tensor(untrained, dtype=torch.int64), old_groups[config.new_token_group])
         after = TableMeasure(groups, pairs=pairs).measure(whole_table(model))
-        info = dict(embeddings[INPUT].info)
+        info = embeddings[INPUT].info | ({"renamed_tokens": plan.renamed} if plan.renamed else {})
         if texts:
-            info["other_text"] = {
-                "texts": len(texts),
-                "loss_before": loss_before,
-                "loss_after": text_loss(model, texts),
-            }
-        report = _report(plan, rows_of, groups, info, before, after)
+            losses = {"loss_before": loss_before, "loss_after": text_loss(model, texts)}
+            info["other_text"] = {"texts": len(texts), **losses}
+        rebuilt = whole_table(model)
+        centre = mean_row(rebuilt, groups["all"])
+        nearest = nearest_tokens(rebuilt, [token.ids for token in plan.tokens], vocabulary.word_ids, centre)
+        words = [[str(vocabulary.words[index]) for index in ids] for ids in nearest]
+        report = _report(plan, rows_of, groups, info, before, after, words)
         added = {term.text: term_fingerprint(term, config) for term in plan.terms}
         write_new_tokens_record(model, {**(read_new_tokens_record(model) or {}), **added})
+        write_new_token_ids(model, untrained)
     return report
 
 
@@ -237,6 +259,8 @@ def term_fingerprint(term: Term, config: DefinitionEMBConfig) -> str:
         config: Settings.
     """
     read = json.dumps([(definition.gloss, definition.synonyms) for definition in term.definitions])
+    if term.options != TermOptions():
+        read += json.dumps(asdict(term.options))
     return fingerprint(term.text, read, config.build_fingerprint, config.new_token_group, str(config.distil))[:8]
 
 
@@ -247,6 +271,7 @@ def _report(
     info: dict[str, Any],
     before: dict[str, float],
     after: dict[str, float],
+    nearest: Sequence[Sequence[str]],
 ) -> RebuildReport:
     rows = rows_of[INPUT]
     weights = rows.weights.tolist()
@@ -268,16 +293,8 @@ def _report(
         before=before,
         after=after,
         info=info | {"new_tokens": mixtures},
-        terms=tuple(_summary(token, weight, plan) for token, weight in zip(plan.tokens, weights, strict=True)),
-    )
-
-
-def _summary(token: TermToken, weight: float, plan: TokenPlan) -> TermSummary:
-    return TermSummary(
-        term=token.term.text,
-        tokens={str(plan.after.convert_ids_to_tokens(index)): index for index in token.ids},
-        is_new=token.is_new,
-        definitions=len(token.term.definitions),
-        pieces=tuple(map(str, plan.before.convert_ids_to_tokens(list(token.pieces)))),
-        weight=weight,
+        terms=tuple(
+            term_summary(token, weight, plan, words)
+            for token, weight, words in zip(plan.tokens, weights, nearest, strict=True)
+        ),
     )

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from defemb_callbacks.new_tokens.token_plan import TermToken, TokenPlan
+from defemb_callbacks.new_tokens.term_token import TermToken
+from defemb_callbacks.new_tokens.token_plan import TokenPlan
 from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import backbone_of, evaluating, has_fast_bfloat16
 from defemb_callbacks.weights.rows import embedding_layer, embedding_weight
@@ -51,11 +52,11 @@ def readings_of(plan: TokenPlan) -> list[Reading]:
     """Return the definitions of each new token as texts in which the term occurs once.
 
     Args:
-        plan: The new tokens. Terms that are read as one token, or have no definition, have no texts.
+        plan: The new tokens. Terms that are read as one token, have no definition or are special have no texts.
     """
     found = []
     for row, token in enumerate(plan.tokens):
-        if not token.is_new or len(token.pieces) < 2:
+        if not token.is_new or token.term.special or len(token.pieces) < 2:
             continue
         for definition in token.term.definitions[:DEFINITIONS]:
             for template in TEMPLATES:

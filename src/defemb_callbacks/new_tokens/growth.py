@@ -17,7 +17,7 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from defemb_callbacks.weights.config_record import read_new_tokens_record, write_new_tokens_record
+from defemb_callbacks.weights.config_record import read_records, restore_records
 from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight, output_weight, write_rows
 from defemb_callbacks.weights.sharding import is_sharded
 from defemb_callbacks.weights.unwrapping import bare_model, input_layer, transformers_model
@@ -129,7 +129,7 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
         rows[table] = weight[existing.to(weight.device)]
     bias = _output_bias(model)
     biases = None if bias is None else bias.detach()[existing.to(bias.device)]
-    record, sizes = read_new_tokens_record(model), _vocabulary_sizes(model)
+    records, sizes = read_records(model), _vocabulary_sizes(model)
     try:
         if size > old_size:
             try:
@@ -155,8 +155,8 @@ def resized(model: PreTrainedModel, size: int, written: Tensor) -> Iterator[None
         if bias is not None and biases is not None:
             with torch.no_grad():
                 bias[existing.to(bias.device)] = biases
-        if read_new_tokens_record(model) != record:
-            write_new_tokens_record(model, record)
+        if read_records(model) != records:
+            restore_records(model, records)
         raise
 
 

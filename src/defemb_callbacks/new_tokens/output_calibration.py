@@ -147,12 +147,19 @@ def without_terms(texts: Sequence[Sequence[int]], terms: Sequence[Sequence[int]]
         [[2, 1, 3], [1, 23]]
     """
 
-    def written(ids: Sequence[int]) -> str:
-        return "".join(f" {index} " for index in ids)
+    by_first: dict[int, set[tuple[int, ...]]] = {}
+    for ids in terms:
+        if ids:
+            by_first.setdefault(ids[0], set()).add(tuple(ids))
 
-    found = [written(ids) for ids in terms if ids]
-    as_written = [written(text) for text in texts]
-    return [text for text, ids in zip(texts, as_written, strict=True) if not any(term in ids for term in found)]
+    def has_term(text: Sequence[int]) -> bool:
+        return any(
+            tuple(text[place : place + len(term)]) == term
+            for place, index in enumerate(text)
+            for term in by_first.get(index, ())
+        )
+
+    return [text for text in texts if not has_term(text)]
 
 
 @torch.no_grad()

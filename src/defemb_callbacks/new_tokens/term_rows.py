@@ -13,8 +13,9 @@ from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.blending import DirectionalBlend, written_rows
 from defemb_callbacks.embeddings.rows_to_write import group_numbers, mean_row
 from defemb_callbacks.new_tokens.definition_rows import out_of_sample
+from defemb_callbacks.new_tokens.like_rows import like_rows
 from defemb_callbacks.new_tokens.output_calibration import OUTPUT_LENGTH, OutputStates
-from defemb_callbacks.new_tokens.token_plan import TermToken
+from defemb_callbacks.new_tokens.term_token import TermToken
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.tokens import Vocabulary
 
@@ -68,12 +69,19 @@ def term_rows(
     centre = mean_row(table, groups["all"]).float()
     mixture = _mixture(table, splits, embeddings, config, centre)
 
-    pieces = piece_means(table, [token.pieces for token in tokens])
+    pieces = piece_means(table, [token.averaged for token in tokens])
     weight = 1.0 if mixture is None else mixture.weight
+    of_defined = [weight if token.averaged else 1.0 for token in tokens]
     weights = torch.tensor(
-        [(weight if token.pieces else 1.0) if token.term.definitions else 0.0 for token in tokens], dtype=torch.float64
+        [share if token.term.definitions else 0.0 for token, share in zip(tokens, of_defined, strict=True)],
+        dtype=torch.float64,
     )
     directions = mixed_directions(from_definitions, pieces, weights, centre)
+    shares = torch.tensor([token.like_share for token in tokens])
+    others = like_rows(table, [token.like for token in tokens], centre)
+    mixed, copied = shares > 0, shares == 1
+    directions[mixed] = mixed_directions(others, directions + centre, shares, centre)[mixed]
+    weights *= 1 - shares
     like = table[groups[config.new_token_group]]
     rows = scale_like(directions, like, centre)
     if distil is not None:
@@ -82,7 +90,7 @@ def term_rows(
         rows = distilled
     if output is not None:
         rows = scale_like(directions, like, centre, OUTPUT_LENGTH)
-    existing = torch.tensor([position for position, token in enumerate(tokens) if not token.is_new], dtype=torch.int64)
+    existing = torch.tensor([position for position, token in enumerate(tokens) if not token.replaces_row]).long()
     if len(existing):
         existing_ids = torch.tensor([tokens[position].word for position in existing.tolist()])
         rows[existing], weights[existing] = written_rows(
@@ -99,8 +107,9 @@ def term_rows(
         words = embeddings.ids[torch.isin(embeddings.ids, members)]
         words = words if len(words) else members
         target = float(output.log_probabilities(table[words], output.bias[words], new=False).mean())
-        new = torch.tensor([token.is_new for token in tokens], dtype=torch.bool)
+        new = torch.tensor([token.replaces_row for token in tokens], dtype=torch.bool) & ~copied
         rows[new] = output.calibrate(rows[new], target, output.bias[members].median())
+    rows[copied] = others[copied]  # with their own lengths
     offset = bare_offset(table, vocabulary)
     bare = torch.tensor([position for position, token in enumerate(tokens) if token.bare is not None]).long()
     ids = [token.word for token in tokens] + [token.bare for token in tokens if token.bare is not None]

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.definitions.glossary import Gloss
+from defemb_callbacks.new_tokens.term_files import GivenTerms, terms_from_dict, terms_from_file
+from defemb_callbacks.new_tokens.term_options import TermOptions
 
 # The zero-width non-joiner and joiner, which belong to the spelling of Persian, Hindi or Sinhala words
 JOINERS = "\u200c\u200d"
 
-TermSource: TypeAlias = Mapping[str, Gloss | Sequence[Gloss] | None] | Sequence[str] | str | os.PathLike[str] | Lexicon
+TermSource: TypeAlias = (
+    Mapping[str, Gloss | Mapping[str, Any] | Sequence[Gloss] | None] | Sequence[str] | str | os.PathLike[str] | Lexicon
+)
 
 
 @dataclass(frozen=True)
 class Term:
-    """A word or phrase with its definitions, best first; empty if neither the user nor the dictionary defines it.
+    """A word, a phrase or a control token, and the sources of its row.
+
+    Attributes:
+        text: The term.
+        definitions: Its definitions, best first; empty if neither the user nor the dictionary defines it.
+        options: Whether it is special, and other sources of its row.
 
     Example:
         >>> Term("pembrolizumab", (Definition("pembrolizumab", "a monoclonal antibody"),)).text
@@ -28,6 +38,12 @@ class Term:
 
     text: str
     definitions: tuple[Definition, ...] = ()
+    options: TermOptions = field(default_factory=TermOptions)
+
+    @property
+    def special(self) -> bool:
+        """Whether it becomes a special token."""
+        return self.options.special
 
 
 def read_terms(
@@ -35,18 +51,20 @@ def read_terms(
 ) -> list[Term]:
     """Read terms, in the order in which they are given.
 
-    A term's own definitions replace those of the dictionary, which defines terms that come without any.
+    A term's own definitions replace those of the dictionary, which defines terms that come without any source.
 
     Args:
         source: `{term: definition, or a list of them, or None}`; a list of terms without definitions; a `Lexicon`; or a
-            `.tsv`, `.csv` or `.json` file, as `load_definitions` reads them, with synonyms if there are any.
+            `.tsv`, `.csv`, `.json` or `.jsonl` file, with synonyms if there are any. In place of a definition there may
+            be a dict `{"definition": …, "synonyms": […], "special": True}`; see `read_options`. Files may have the same
+            columns; their terms are sorted as in a `Lexicon`.
         dictionary: Dictionary for the terms that come without a definition.
         ignore_case: Whether to ignore case when terms are looked up, for uncased tokenizers.
         max_definitions: Maximum number of definitions of a term from each dictionary.
 
     Raises:
-        ValueError: If there is no term, a term or definition is empty, or a term is repeated or contains control
-            characters.
+        ValueError: If there is no term, a term, definition or option is empty or invalid, a term is repeated or
+            contains control characters, or a special one has no source of its row.
         TypeError: If a term is not a string, or a definition has another type.
         FileNotFoundError: If there is no such file.
 
@@ -56,29 +74,42 @@ def read_terms(
         >>> [(term.text, [found.gloss for found in term.definitions]) for term in terms]
         [('lynx', ['a wild cat with tufted ears']), ('cat', ['a small feline']), ('ounce', [])]
     """
-    if isinstance(source, str | os.PathLike | Lexicon):
-        given: Lexicon | None = load_definitions(source)
-        names: Iterable[object] = given.words if given else ()
-    elif isinstance(source, Mapping):
-        names = list(source)
-        defined = {term: glosses for term, glosses in source.items() if glosses is not None}
-        given = load_definitions(defined) if defined else None
-    elif isinstance(source, Sequence):
-        names, given = source, None
-    else:
-        raise TypeError(f"New tokens must be a dict {{term: definition}}, a list of terms or a file, got {source!r}.")
+    given = _given(source)
     terms: dict[str, Term] = {}
-    for name in names:
+    for name in given.names:
         text = clean_term(name)
         if text in terms:
             raise ValueError(f"The term {text!r} is given twice. Give it once, with all its definitions in a list.")
+        options = given.options.get(name, TermOptions())
+        found = [] if given.definitions is None else given.definitions.lookup(text)
         # Case-sensitive: "CAR" and "car" may both be defined.
-        found = [] if given is None else [found for found in given.lookup(text) if found.word == text]
-        found = found or dictionary.lookup(text, ignore_case=ignore_case)
-        terms[text] = Term(text, tuple(definition for definition in found if definition.rank <= max_definitions))
+        found = [definition for definition in found if definition.word == text]
+        if not found and options == TermOptions():
+            found = dictionary.lookup(text, ignore_case=ignore_case)
+        if not found and options == TermOptions(special=True):
+            raise ValueError(
+                f"The special token {text!r} has no source of its row. Describe it with a definition, or set `like` to "
+                "a word."
+            )
+        kept = tuple(definition for definition in found if definition.rank <= max_definitions)
+        terms[text] = Term(text, kept, options)
     if not terms:
         raise ValueError("There are no new tokens to define. Give at least one term.")
     return list(terms.values())
+
+
+def _given(source: TermSource) -> GivenTerms:
+    if isinstance(source, Lexicon):
+        return GivenTerms(list(source.words), source)
+    if source == "wordnet":
+        return _given(load_definitions("wordnet"))
+    if isinstance(source, str | os.PathLike):
+        return terms_from_file(Path(source).expanduser())
+    if isinstance(source, Mapping):
+        return terms_from_dict(source)
+    if isinstance(source, Sequence):
+        return GivenTerms(list(source))
+    raise TypeError(f"New tokens must be a dict {{term: definition}}, a list of terms or a file, got {source!r}.")
 
 
 def clean_term(name: object) -> str:

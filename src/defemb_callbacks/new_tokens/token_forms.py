@@ -1,4 +1,4 @@
-"""The forms of a term as a token of a WordPiece, BPE or Unigram tokenizer, and the split of a word into sub-tokens."""
+"""The forms of a term as a token of a WordPiece, BPE or Unigram tokenizer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tokenizers import models
-from torch import Tensor
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from defemb_callbacks.new_tokens.reserved import rename_tokens
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
 # How much more likely a new Unigram piece is than its sub-tokens. Less is lost in rounding; more would also change how
@@ -31,12 +31,14 @@ class Form:
         place: "word" for the token at the start of a word, "bare" for the one without a leading space.
         single_word: Whether it matches only whole words; see `AddedToken`.
         score: Log-probability of a Unigram piece; `None` for an added token.
+        special: Whether it is a special token: found in text before anything is normalized or split.
     """
 
     text: str
     place: Literal["word", "bare"]
     single_word: bool = False
     score: float | None = None
+    special: bool = False
 
 
 class FormCandidates:
@@ -75,18 +77,10 @@ class FormCandidates:
         # Byte-level BPE decodes added tokens with letters like "ö" wrongly unless they contain a space.
         return [[bare], [spaced]] if self._is_prefix(text) else [[spaced, bare], [spaced], [bare]]
 
-    def pieces(self, text: str) -> tuple[int, ...]:
-        """Return the sub-tokens of a term at the start of a word, without unknown tokens.
-
-        Args:
-            text: The term.
-        """
-        ids = self.tokenizer(at_word_start(self.tokenizer, text), add_special_tokens=False)["input_ids"]
-        return tuple(int(index) for index in ids if index != self.tokenizer.unk_token_id)
-
     def _is_prefix(self, text: str) -> bool:
         """Whether a known word continues the term with a letter or digit."""
-        for word in self.words[bisect_right(self.words, text) :]:
+        for place in range(bisect_right(self.words, text), len(self.words)):
+            word = self.words[place]
             if not word.startswith(text):
                 return False
             if word[len(text)].isalnum():
@@ -158,6 +152,17 @@ def at_word_start(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return f" {text}" if model_kind(tokenizer) == "BPE" else text
 
 
+def word_pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Return the tokens of a text at the start of a word, without unknown ones.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+    """
+    ids = tokenizer(at_word_start(tokenizer, text), add_special_tokens=False)["input_ids"]
+    return tuple(int(index) for index in ids if index != tokenizer.unk_token_id)
+
+
 def known_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
     """Return the id of a token, or `None` if the vocabulary does not contain it.
 
@@ -184,12 +189,13 @@ def id_of(tokenizer: PreTrainedTokenizerBase, form: Form) -> int:
     return index
 
 
-def add_forms(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> None:
-    """Add tokens to a tokenizer in place: pieces to its Unigram model, all others as added tokens.
+def add_forms(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form], reserved: Sequence[str] = ()) -> None:
+    """Add tokens to a tokenizer in place: pieces to its Unigram model, all others as added tokens, special ones last.
 
     Args:
         tokenizer: The tokenizer to change.
         forms: The tokens.
+        reserved: Tokens to rename into the first added tokens, whose ids these get; see `reserved_tokens`.
     """
     pieces = [(form.text, form.score) for form in forms if form.score is not None]
     if pieces:
@@ -202,80 +208,21 @@ def add_forms(tokenizer: PreTrainedTokenizerBase, forms: Sequence[Form]) -> None
         vocabulary += [(token, lowest) for _, token in behind]
         settings = {"unk_id": state["unk_id"], "byte_fallback": state.get("byte_fallback", False)}
         backend.model = models.Unigram([*vocabulary, *pieces], **settings)
-    uncased = bool(forms) and read_vocabulary(tokenizer).uncased
-    normalized = uncased or model_kind(tokenizer) not in ("BPE", "Unigram")
-    added = [
-        AddedToken(form.text, single_word=form.single_word, normalized=normalized)
-        for form in forms
-        if form.score is None
+    added = [form for form in forms if form.score is None]
+    if not added:
+        return
+    normalized = model_kind(tokenizer) not in ("BPE", "Unigram") or read_vocabulary(tokenizer).uncased
+    # Special tokens are found in the text as it is given.
+    tokens = [
+        AddedToken(form.text, normalized=False, special=True)
+        if form.special
+        else AddedToken(form.text, single_word=form.single_word, normalized=normalized)
+        for form in added
     ]
-    if added:
-        tokenizer.add_tokens(added)
-
-
-# A tenth of the words is removed from the vocabulary at a time.
-PARTS = 10
-
-
-def split_without_itself(tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> list[list[int]]:
-    """Split tokens that are whole words as if they were missing from the vocabulary.
-
-    For WordPiece and Unigram the words are removed from a copy of the tokenizer's model, a tenth of them at a time; for
-    BPE the last merge of the word is undone.
-
-    Args:
-        tokenizer: The tokenizer; not changed. Slow tokenizers and other kinds of models split nothing.
-        ids: (n,) int64, tokens of its vocabulary.
-
-    Returns:
-        n lists of token ids; empty if a word cannot be split.
-
-    Example:
-        >>> import torch
-        >>> from tokenizers import Tokenizer
-        >>> from transformers import PreTrainedTokenizerFast
-        >>> entries = {token: i for i, token in enumerate(["[UNK]", "cat", "cats", "##s", "dog"])}
-        >>> backend = Tokenizer(models.WordPiece(entries, unk_token="[UNK]"))
-        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
-        >>> split_without_itself(tokenizer, torch.tensor([2, 4]))
-        [[1, 3], []]
-    """
-    tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
-    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"] if tokenizer.is_fast else {}
-    known, unknown = tokenizer.get_vocab(), tokenizer.unk_token
-    if state.get("type") == "BPE":
-        pieces = _undo_last_merge(state["merges"], tokens)
-    elif state.get("type") in ("WordPiece", "Unigram"):
-        pieces = [[] for _ in tokens]
-        for part in range(min(PARTS, len(tokens))):
-            model = _without(state, set(tokens[part::PARTS]))
-            pieces[part::PARTS] = [[piece.value for piece in model.tokenize(token)] for token in tokens[part::PARTS]]
-    else:
-        pieces = [[] for _ in tokens]
-    return [
-        [known[piece] for piece in split] if all(piece in known and piece != unknown for piece in split) else []
-        for split in pieces
-    ]
-
-
-def _without(state: dict[str, Any], words: set[str]) -> Any:
-    if state["type"] == "WordPiece":
-        vocabulary = {token: index for token, index in state["vocab"].items() if token not in words}
-        settings = {
-            name: state[name] for name in ("unk_token", "max_input_chars_per_word", "continuing_subword_prefix")
-        }
-        return models.WordPiece(vocabulary, **settings)
-    unknown = None if state["unk_id"] is None else state["vocab"][state["unk_id"]][0]
-    kept = [(piece, score) for piece, score in state["vocab"] if piece == unknown or piece not in words]
-    position = next((index for index, (piece, _) in enumerate(kept) if piece == unknown), None)
-    return models.Unigram(kept, unk_id=position, byte_fallback=state.get("byte_fallback", False))
-
-
-def _undo_last_merge(merges: Sequence[Any], tokens: Sequence[str]) -> list[list[str]]:
-    wanted = set(tokens)
-    halves: dict[str, list[str]] = {}
-    for merge in merges:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        if left + right in wanted:
-            halves.setdefault(left + right, [left, right])
-    return [halves.get(token, []) for token in tokens]
+    if reserved:
+        known = tokenizer.get_vocab()
+        new = [token for token in tokens if token.content not in known]
+        rename_tokens(tokenizer, dict(zip(reserved, new, strict=False)))
+    tokenizer.add_tokens([token for token in tokens if not token.special])
+    special = [token for token in tokens if token.special]
+    tokenizer.add_special_tokens({"extra_special_tokens": special}, replace_extra_special_tokens=False)

@@ -21,6 +21,7 @@ from defemb_callbacks.reconstruction.reading import (
     states_in,
     states_of,
 )
+from defemb_callbacks.weights.random_states import same_random_states
 from defemb_callbacks.weights.sharding import is_sharded
 
 logger = logging.getLogger(__name__)
@@ -190,10 +191,8 @@ def layer_states(
         and all(states.ndim == 3 and states.shape[:2] == last.shape[:2] for states in hidden[1:])
     ):
         return [*hidden[1:-1], last]
-    logger.info(
-        "%s does not return the hidden states of its layers; only the last hidden states are used.",
-        type(model).__name__,
-    )
+    name = type(model).__name__
+    logger.info("%s does not return the hidden states of its layers; only the last hidden states are used.", name)
     return [last_states(model, input_ids, weights=weights) if last is None else last]
 
 
@@ -262,7 +261,7 @@ def _tried_in_training(backbone: PreTrainedModel) -> str:
     ids = torch.zeros(1, 16, dtype=torch.int64, device=next(backbone.parameters()).device)
     copies = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     backbone.train()
-    with torch.random.fork_rng([ids.device] if ids.is_cuda else []):
+    with same_random_states(ids.device):
         try:
             run(backbone, ids, weights=copies, attention_mask=torch.ones_like(ids))
         except torch.OutOfMemoryError:

@@ -97,7 +97,7 @@ def best_rows(
             fitted, device = None, torch.device("cpu")
         if fitted is None:  # after the exception is gone, which keeps tensors on the device
             fitted = cross_fitted_rows(x, targets, groups=groups, device=device)
-        logger.info("Features %s: held-out R² %.4f.", ", ".join(candidate), fitted.r_squared)
+        logger.debug("Features %s: held-out R² %.4f.", ", ".join(candidate), fitted.r_squared)
         if best is None or fitted.r_squared > best.r_squared:
             best = ChosenRows(**vars(fitted), features=list(candidate))
     assert best is not None

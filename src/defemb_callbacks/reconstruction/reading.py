@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
+from defemb_callbacks.weights.random_states import same_random_states
 from defemb_callbacks.weights.unwrapping import input_layer
 
 # What models raise if they are called with token ids alone, or in another dtype: some ask for images (ValueError,
@@ -229,10 +230,9 @@ def _tried(part: nn.Module, ids: Tensor) -> tuple[int, bool, bool | None] | None
     `None` if the states do not depend on the text.
     """
     states: list[Tensor] = []
-    devices = [ids.device] if ids.device.type == "cuda" else []
     for text in ids:
         # Models with random hashes, such as Reformer, draw the same ones each time.
-        with torch.random.fork_rng(devices):
+        with same_random_states(ids.device):
             states.append(states_of(part, text[None]))
     base, later, earlier = (found[0].float() for found in states)
     if states[0].ndim != 3 or not base.shape == later.shape == earlier.shape:

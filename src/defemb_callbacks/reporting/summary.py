@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from defemb_callbacks.metrics.catalog import CATALOG
@@ -41,8 +41,12 @@ class TermSummary:
         is_new: Whether its tokens were added; otherwise they existed and were rebuilt.
         definitions: Number of definitions that its row was computed from.
         pieces: Tokens that the tokenizer split it into before.
-        weight: Share of the definitions in the new row. The rest comes from the sub-tokens or, for an existing token,
-            from its old row.
+        weight: Share of the definitions in the new row. The rest comes from the rows that it is like, and from the
+            pieces or, for an existing token, from its old row.
+        like: Words whose rows it is like, with their relative weights.
+        like_weight: Share of these rows in the new row.
+        given_pieces: Words or tokens that were given to be averaged instead of the sub-tokens.
+        nearest: The words with the nearest rows after the change, nearest first.
     """
 
     term: str
@@ -51,6 +55,10 @@ class TermSummary:
     definitions: int
     pieces: tuple[str, ...]
     weight: float
+    like: dict[str, float] = field(default_factory=dict)
+    like_weight: float = 0.0
+    given_pieces: tuple[str, ...] = ()
+    nearest: tuple[str, ...] = ()
 
     @property
     def composition(self) -> str:
@@ -61,8 +69,10 @@ class TermSummary:
             '90% 2 definitions, 10% sub-tokens'
         """
         number = f"{self.definitions} definition{'' if self.definitions == 1 else 's'}"
-        shares = [(self.weight, number), (1 - self.weight, "sub-tokens" if self.is_new else "old row")]
-        return ", ".join(f"{share:.0%} {what}" for share, what in shares if share)
+        pieces = "given pieces" if self.given_pieces else "sub-tokens" if self.is_new else "old row"
+        rest = 1 - self.weight - self.like_weight
+        shares = [(self.weight, number), (self.like_weight, f"like {', '.join(self.like)}"), (rest, pieces)]
+        return ", ".join(f"{share:.0%} {what}" for share, what in shares if share > 1e-9)
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,10 @@ class RebuildReport:
     def _term_lines(self, shown: int = 10) -> list[str]:
         new = [term for term in self.terms if term.is_new]
         added, existing = sum(len(term.tokens) for term in new), len(self.terms) - len(new)
-        lines = [f"Added {added:,} tokens for {len(new):,} terms; {existing:,} terms already were tokens.", ""]
+        lines = [f"Added {added:,} tokens for {len(new):,} terms; {existing:,} terms already were tokens."]
+        if renamed := self.info.get("renamed_tokens"):
+            lines.append(f"{len(renamed):,} of these tokens are renamed reserved tokens: {_examples(tuple(renamed))}.")
+        lines.append("")
         headers, rows = self.term_table(shown)
         lines.append(
             text_table(
@@ -177,8 +190,11 @@ class RebuildReport:
 
     def term_table(self, shown: int) -> tuple[list[str], list[list[str]]]:
         """Return headers and rows of a table of the first `shown` terms."""
-        rows = [[term.term, ", ".join(map(str, term.tokens.values())), term.composition] for term in self.terms[:shown]]
-        return ["term", "token", "new row"], rows
+        rows = [
+            [term.term, ", ".join(map(str, term.tokens.values())), term.composition, ", ".join(term.nearest)]
+            for term in self.terms[:shown]
+        ]
+        return ["term", "token", "new row", "nearest words"], rows
 
     def group_table(self) -> tuple[list[str], list[list[str]]]:
         """Return headers and rows of the table by frequency group; metrics are shown as before → after."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,16 +92,16 @@ def advice_on_saving(layer: Any, name: str, ids: Tensor) -> str | None:
         if isinstance(layer, ModulesToSaveWrapper):
             return None
         if _replaces_tokens(_tuner(layer)):
-            held = {token for tuner, adapter in _active(layer) for token in tuner.token_indices[adapter]}
+            held = adapted_tokens(layer)
             missing = sum(token not in held for token in ids.tolist())
         elif name in EMBEDDING_LAYER_NAMES:  # PEFT saves targeted embedding layers with these names
             return None
     if not missing:
         return None
     return (
-        f"{missing:,} of {len(ids):,} rebuilt rows are in the model but will not be in its saved adapter. Set "
-        f"modules_to_save=[{name!r}] in the adapter's config, or save with save_embedding_layers=True, or "
-        "save the merged model (merge_and_unload)."
+        f"its saved adapter will lack {missing:,} of {len(ids):,} rebuilt token embeddings, so a model loaded from it "
+        f"has the old ones. To save them, set modules_to_save=[{name!r}] in the adapter's config, or save with "
+        "save_embedding_layers=True, or save the merged model (merge_and_unload)."
     )
 
 
@@ -122,9 +123,64 @@ def advice_on_ties(layer: Any, name: str, head: Any) -> str | None:
     # PEFT ties only layers with these names again.
     cure = "Set ensure_weight_tying=True" if name in EMBEDDING_LAYER_NAMES else "Use trainable_token_indices instead"
     return (
-        "the input and output tables were tied, but modules_to_save has untied them, so the rows were written to the "
-        f"input table only. {cure} in the adapter's config."
+        "the input and output tables were tied, but modules_to_save has untied them, so the rebuilt embeddings "
+        f"were written to the input table only. {cure} in the adapter's config."
     )
+
+
+def train_tokens(model: Any, names: Sequence[str], ids: Sequence[int]) -> None:
+    """Let the active adapter of a PEFT model train the rows of some tokens, as `trainable_token_indices` does.
+
+    The setting is added to the adapter's config, so that the rows are saved with the adapter.
+
+    Args:
+        model: A PEFT model, or a transformers model with adapters, whose embeddings are not adapted.
+        names: Names of the embedding layers in their parent modules; a tied output layer follows the input layer.
+        ids: The tokens.
+
+    Raises:
+        ValueError: If the kind of adapter has no such setting.
+    """
+    from peft import PeftModel
+    from peft.utils.other import set_additional_trainable_modules
+
+    active = model.active_adapter if isinstance(model, PeftModel) else model.active_adapters()[0]
+    config = model.peft_config[active]
+    if not hasattr(config, "trainable_token_indices"):
+        raise ValueError(
+            f"Adapters of type {config.peft_type.value} cannot train single rows of the embeddings. Use LoRA, or set "
+            f"modules_to_save=[{names[0]!r}] in the adapter's config."
+        )
+    config.trainable_token_indices = {name: list(ids) for name in names}
+    # Other modules to save are wrapped already.
+    only = copy.copy(config)
+    only.modules_to_save = None
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    set_additional_trainable_modules(base, only, base.config.to_dict(), active)
+
+
+def adapter_kind(layer: Any) -> Literal["none", "copy", "tokens", "low-rank"]:
+    """Return which rows an embedding layer's adapter trains: those of a copy of the table, of some tokens, or all.
+
+    Args:
+        layer: The embedding layer, adapted or not.
+    """
+    if not is_adapted(layer):
+        return "none"
+    from peft.utils.other import ModulesToSaveWrapper
+
+    if isinstance(layer, ModulesToSaveWrapper):
+        return "copy"
+    return "tokens" if _replaces_tokens(_tuner(layer)) else "low-rank"
+
+
+def adapted_tokens(layer: Any) -> set[int]:
+    """Return the tokens whose rows the active adapters of an embedding layer train.
+
+    Args:
+        layer: An embedding layer whose adapter is of the kind "tokens".
+    """
+    return {token for tuner, name in _active(layer) for token in tuner.token_indices[name]}
 
 
 @contextlib.contextmanager

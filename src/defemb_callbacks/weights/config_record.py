@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from defemb_callbacks.weights.rows import INPUT, TableName
 from defemb_callbacks.weights.unwrapping import transformers_model
 
-NEW_TOKENS = "new_tokens"
+NEW_TOKENS, NEW_TOKEN_IDS = "new_tokens", "new_token_ids"
 
 
 def read_record(model: nn.Module, table: TableName = INPUT) -> dict[str, Any] | None:
@@ -28,7 +29,7 @@ def write_record(model: nn.Module, record: dict[str, Any] | None, table: TableNa
     """Store the record of a rebuild in the model's config."""
     config = _config(model)
     stored = getattr(config, "definition_emb", None) or {}
-    others = {name: stored[name] for name in ("output", "decoder", NEW_TOKENS) if name in stored}
+    others = {name: stored[name] for name in ("output", "decoder", NEW_TOKENS, NEW_TOKEN_IDS) if name in stored}
     stored = {**(record or {}), **others} if table == INPUT else {**stored, table: record}
     # Assign a new dict: several models created from one config may share the old one.
     config.definition_emb = stored or None
@@ -47,8 +48,27 @@ def write_new_tokens_record(model: nn.Module, record: dict[str, Any] | None) -> 
     config.definition_emb = ({**others, NEW_TOKENS: record} if record else others) or None
 
 
+def read_new_token_ids(model: nn.Module) -> list[int]:
+    """Return the ids of all tokens added by `define_new_tokens`, in ascending order."""
+    return list((getattr(_config(model), "definition_emb", None) or {}).get(NEW_TOKEN_IDS, []))
+
+
+def write_new_token_ids(model: nn.Module, ids: Iterable[int]) -> None:
+    """Store the ids of added tokens in the model's config, besides those of earlier calls."""
+    config = _config(model)
+    found = sorted({*read_new_token_ids(model), *ids})
+    if found:
+        config.definition_emb = {**(getattr(config, "definition_emb", None) or {}), NEW_TOKEN_IDS: found}
+
+
+def read_records(model: nn.Module) -> dict[str, Any] | None:
+    """Return all records of a model's config."""
+    records: dict[str, Any] | None = getattr(_config(model), "definition_emb", None)
+    return records
+
+
 def restore_records(model: nn.Module, records: dict[str, Any] | None) -> None:
-    """Replace all records by those of a checkpoint's config."""
+    """Replace all records, e.g. by those of a checkpoint's config."""
     _config(model).definition_emb = records
 
 

@@ -28,6 +28,7 @@ from defemb_callbacks.constructor_config import ConstructorConfig
 from defemb_callbacks.progress import ProgressBar
 from defemb_callbacks.reconstruction.backbone import has_fast_bfloat16
 from defemb_callbacks.reconstruction.batching import TokenBatchSampler
+from defemb_callbacks.weights.random_states import current_accelerator, same_random_states
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_
 @contextlib.contextmanager
 def _same_autocast() -> Iterator[None]:
     """Context manager that restores autocast, which accelerate leaves enabled if a training step raises an error."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    devices = {"cpu", current_accelerator().type}
     before = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
     depth = torch.autocast_increment_nesting()
     try:
@@ -186,7 +187,7 @@ def isolated_training() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     sharding = {name: os.environ.pop(name) for name in _SHARDING if name in os.environ}
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), _same_autocast():
+        with same_random_states(), _same_autocast():
             yield
     finally:
         os.environ.update(sharding)
