@@ -192,9 +192,10 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             self._on_resume(args, state, model)
         elif not self._is_rebuilt(model):
             self._rebuild(args, state, model, counts)
-        written = self._untrained and self.report is not None and self.report.rebuilt
-        if written and self._trainer is not None and state.is_world_process_zero:
-            warn_about_reference_model(self._trainer(), self.config.table)
+        if self._untrained and self._trainer is not None and state.is_world_process_zero:
+            with Attempt("The reference model is not compared with the rebuilt model"):
+                if self.report is not None and self.report.rebuilt:
+                    warn_about_reference_model(self._trainer(), self.config.table)
         self._untrained = False
 
     def _on_resume(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
