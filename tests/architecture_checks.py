@@ -30,11 +30,11 @@ from defemb_callbacks.weights.rows import embedding_layer, read_table
 
 PACKAGE = str(Path(defemb_callbacks.__file__).parent)
 TERMS = {"lynx": "a wild cat with long ears", "tokamak": "a machine for hot gas"}
-# Most time goes into the number of batches, which have one length each, so texts have few lengths. Byte-level BPE
-# splits the first word, which it knows only behind a space, hence the letter in front.
-TEXTS = [f"a {text}" for text in tiny.random_texts(270) if text.count(" ") in (3, 5)]
-DEFINITIONS = [text for text in TEXTS if text.count(" ") == 6]
-GLOSSARY = dict(zip(tiny.tiny_glossary(), DEFINITIONS[:20], strict=False))
+# Most time goes into the number of batches, which have one length each, so texts have one length. Byte-level BPE splits
+# the first word, which it knows only behind a space: texts begin with a letter, and words have as many pieces.
+TEXTS = [f"a {text}" for text in tiny.random_texts(540) if text.count(" ") == 5]
+WORDS = [word for word in tiny.tiny_glossary() if len(tiny.byte_bpe_tokenizer()(word)["input_ids"]) == 5]
+GLOSSARY = dict(zip(WORDS[:20], TEXTS, strict=False))
 # Rows of which so many differ, as a share of the glossary's words: those of synonyms may be equal.
 DISTINCT = 0.9
 
@@ -115,7 +115,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str = "the old dog saw a 
 
 def rebuild(case: Architecture, folder: Path) -> None:
     """Build, apply, metrics, one step of a Trainer with the callback, save and load."""
-    tokenizer = case.tokenizer()
+    tokenizer = case.shared_tokenizer()
     model = case.model()
     settings = {"cache_dir": str(folder.parent / "cache")}
     config = DefinitionEMBConfig(strategy="replace", rescale=False, **settings)
@@ -143,7 +143,7 @@ def rebuild(case: Architecture, folder: Path) -> None:
 
 def learned(case: Architecture, folder: Path) -> None:
     """Build with a constructor that is trained for one step."""
-    tokenizer = case.tokenizer()
+    tokenizer = case.shared_tokenizer()
     model = case.shared_model()
     training = {"max_steps": 1, "disable_tqdm": True, "learning_rate": 1e-3, "warmup_steps": 0}
     training |= {"eval_strategy": "no", "save_strategy": "no"}
@@ -181,7 +181,7 @@ def new_tokens(case: Architecture, folder: Path) -> None:
 
 def senses(case: Architecture, folder: Path) -> None:
     """Replace states with senses: the output changes, and is restored."""
-    tokenizer = case.tokenizer()
+    tokenizer = case.shared_tokenizer()
     model = case.shared_model()
     # Another text: states of rare words in the sampled texts are senses themselves.
     ids = text_ids(tokenizer, " ".join(reversed(TEXTS[0].split())))

@@ -314,7 +314,11 @@ class Architecture:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """A fresh tokenizer of the kind that the model type uses."""
-        return copy.deepcopy(_tokenizer(self.family))
+        return copy.deepcopy(self.shared_tokenizer())
+
+    def shared_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The same tokenizer itself, for those who leave it as it is."""
+        return _tokenizer(self.family)
 
     def model(self) -> Any:
         """A tiny model in eval mode, the same on each call.
@@ -351,7 +355,7 @@ def architectures() -> Iterator[Architecture]:
 def _model(case: Architecture) -> Any:
     model_class = getattr(transformers, case.class_name)
     try:
-        config = _config(case, case.tokenizer())
+        config = _config(case, case.shared_tokenizer())
         text_config = config.get_text_config(decoder=True)
         if not isinstance(config, model_class.config_class) and isinstance(text_config, model_class.config_class):
             config = text_config  # a decoder alone

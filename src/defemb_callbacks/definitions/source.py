@@ -136,9 +136,8 @@ class Source:
 
     def lookup_token(self, token: str) -> list[Definition]:
         """See `Lexicon.lookup_token`."""
-        if not self.explicit:
-            return []
-        return self._definitions(self._spelled(token, self._rows.get(token.lower(), ())))
+        rows = self._rows.get(token.lower()) if self.explicit else None
+        return self._definitions(self._spelled(token, rows)) if rows else []
 
     def without(self, removed: frozenset[str]) -> Source:
         """A copy without these lower-cased words; inflected forms no longer lead to them."""

@@ -45,6 +45,8 @@ def definitions_of_tokens(
             continue
         definitions = [] if word is None else lexicon.lookup(word, ignore_case=vocabulary.uncased)
         literal = lexicon.lookup_token(token)
+        if not definitions and not literal:
+            continue
         # A glossary's definitions of a literal token are added to those of the word from other dictionaries. If token
         # and word are spelled differently ("ĠGHz", "GHz"), they replace the same glossary's definitions of the word.
         overriding = {definition.source for definition in literal} if token != word else set()
