@@ -50,13 +50,21 @@ docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 # The wheel is installed without extras into an environment of its own, where the smoke test runs.
-dist: $(VENV)/.installed-release
-	rm -rf dist build/lib build/wheel
+dist: $(VENV)/.installed-release build/wheel/.installed
+	rm -rf dist build/lib
 	$(RUN) -m build --outdir dist
 	$(RUN) -m twine check --strict dist/*
-	$(PYTHON) -m venv --clear build/wheel
-	build/wheel/bin/python -m pip install --disable-pip-version-check --no-compile $(CONSTRAINTS:%=--constraint %) dist/*.whl
+	build/wheel/bin/python -m pip install --disable-pip-version-check --force-reinstall --no-deps dist/*.whl
+	build/wheel/bin/python -m pip check --disable-pip-version-check
 	cd build && DEFEMB_CACHE=wheel/cache wheel/bin/python ../tests/smoke.py
+
+# Its dependencies, but not the package.
+build/wheel/.installed: setup.cfg $(CONSTRAINTS)
+	$(PYTHON) -m venv --clear build/wheel
+	sed -n '/^install_requires/,/^$$/s/^  *//p' setup.cfg > build/wheel/requirements.txt
+	build/wheel/bin/python -m pip install --disable-pip-version-check --no-compile $(CONSTRAINTS:%=--constraint %) \
+		--requirement build/wheel/requirements.txt
+	touch $@
 
 # The lower bounds of setup.cfg, in an environment of their own. Extras whose lower bounds need newer packages stay out.
 test-lowest: wordnet build/lowest/.installed
