@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,10 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(session_cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache for each test, so that no test depends on what another one left there."""
-    folder = tmp_path_factory.mktemp("defemb-cache")
+    # Not `mktemp` of pytest, which lists the folders of all tests to number the next one.
+    folder = Path(tempfile.mkdtemp(dir=session_cache))
     monkeypatch.setenv("DEFEMB_CACHE", str(folder))
     return folder
 
