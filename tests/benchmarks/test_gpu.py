@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,15 +90,22 @@ def test_lost_rows_are_an_error(parts: ModuleType, monkeypatch: pytest.MonkeyPat
         figures_of(parts, "fsdp2")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def run(parts: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run the script in this process, which has imported transformers; each part has a process of its own."""
+    import gpu
+
+    def main(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
+        gpu.main()
+
+    return main
 
 
-def test_a_failed_part_does_not_lose_the_others(tmp_path: Path) -> None:
+def test_a_failed_part_does_not_lose_the_others(run: Callable[..., None], tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(json.dumps({"build": "of an earlier run"}))
-    done = run("--device", "cpu", "--quick", "--parts", "zero3", "fsdp2", "--output", str(path))
-    assert done.returncode == 0, done.stderr
+    run("--device", "cpu", "--quick", "--parts", "zero3", "fsdp2", "--output", str(path))
     found = json.loads(path.read_text())
     assert found["build"] == "of an earlier run"
     assert found["fsdp2"]["error_at_start"] == 0
@@ -106,7 +113,6 @@ def test_a_failed_part_does_not_lose_the_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_script_says_so() -> None:
-    done = run()
-    assert done.returncode == 1
-    assert "There is no GPU with CUDA. To try the script without one, use --device cpu --quick." in done.stderr
+def test_without_a_gpu_the_script_says_so(run: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit, match=r"There is no GPU with CUDA\. To try .*, use --device cpu --quick\."):
+        run()

@@ -6,7 +6,6 @@ all of them with `DEFEMB_FAULTS`, which takes three minutes.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
@@ -19,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from transformers import Trainer
 
 import defemb_callbacks
@@ -117,22 +115,6 @@ def check_faults(make: Callable[[], Trainer], while_training: bool, share: int, 
         assert number == 1 or (is_retried and number == 0), name
 
 
-@pytest.fixture
-def pictures_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write the first picture of each format in place of all others: matplotlib would take most of the time."""
-    savefig, written = Figure.savefig, {}
-
-    def save(figure: Figure, target: Any, format: str = "png", **settings: Any) -> None:
-        if format not in written:
-            picture = io.BytesIO()
-            savefig(figure, picture, format=format, **settings)
-            written[format] = picture.getvalue()
-        target.write(written[format]) if isinstance(target, io.BytesIO) else target.write_bytes(written[format])
-
-    monkeypatch.setattr(Figure, "savefig", save)
-
-
-@pytest.mark.usefixtures("pictures_drawn_once")
 @pytest.mark.parametrize(
     ("files", "plots", "share"),
     [

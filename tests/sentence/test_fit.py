@@ -346,7 +346,7 @@ def test_real_embeddings(data_dir, minilm_dir, several_threads, tmp_path):
     train, held_out = vectors[order[:half]], vectors[order[half:]]
     # The output of LayerNorm spans 383 directions; it has no density in 384.
     for components in (383, 128):
-        flow = fit_flow(train, EmbeddingFlowConfig(384, components=components), arguments(tmp_path, num_train_epochs=3))
+        flow = fit_flow(train, EmbeddingFlowConfig(384, components=components), arguments(tmp_path, num_train_epochs=2))
         within = [flow.axes(part) for part in (train, held_out)]
         assert nats(flow, held_out) > gaussian_nats(*within)
 
@@ -357,7 +357,7 @@ def test_real_embeddings(data_dir, minilm_dir, several_threads, tmp_path):
     def spearman(z: Tensor) -> float:
         return float(spearmanr(torch.cosine_similarity(z[pairs[:, 0]], z[pairs[:, 1]]).tolist(), scores).statistic)
 
-    flow = fit_flow(vectors, args=arguments(tmp_path, num_train_epochs=5))
+    flow = fit_flow(vectors, args=arguments(tmp_path, num_train_epochs=3))
     with torch.no_grad():
         z = flow(vectors)
     assert spearman(vectors) == pytest.approx(0.630, abs=0.005)
