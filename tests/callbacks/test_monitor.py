@@ -405,6 +405,8 @@ def test_the_page_of_a_second_trainer_shows_only_its_own_model(trainer, tmp_path
     assert ["before the rebuild" in record.snapshots for record in records] == [True, True, False]
     assert [record.rebuilt is None for record in records] == [False, False, True]
     assert [record.report is None for record in records] == [False, False, True]
+    names = ["BertForSequenceClassification", "BertForSequenceClassification", f"{tmp_path.name}/saved"]
+    assert [record.title for record in records] == [f"Token embeddings of {name}" for name in names]
 
 
 def test_the_history_of_a_resumed_run_is_in_order(trainer, monkeypatch) -> None:
