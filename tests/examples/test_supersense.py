@@ -83,7 +83,7 @@ def test_demo_runs_without_network(minilm_dir: Path, wordnet_dir: Path, tmp_path
     assert len(done.stdout.splitlines()) < 40
     assert len(re.findall(r"^ *\d+\.\d s  \w", done.stdout, flags=re.MULTILINE)) == 4  # phases
     assert done.stdout.count("Rebuilt 18,") == 1
-    assert len(re.findall(r"^(?:frequent|medium|rare) \([\d,]+\)  0\.\d", done.stdout, flags=re.MULTILINE)) == 3
+    assert len(re.findall(r"^(?:frequent|medium|rare) \([\d,]+\) +0\.\d", done.stdout, flags=re.MULTILINE)) == 3
     named = [Path(name) for name in re.findall(r": (\S+\.(?:png|html))$", done.stdout, flags=re.MULTILINE)]
     assert named == [tmp_path / "demo" / "accuracy.png", tmp_path / "demo" / "definitions-0" / "defemb" / "index.html"]
     assert all(path.is_file() for path in named)
