@@ -28,6 +28,9 @@ INTRODUCTION = """# Architectures
 Every model type of transformers {version} that reads text, as a tiny model with random weights. This table is written
 by `benchmarks/every_architecture.py` and checked by `{test}`, which walks the registry of transformers.
 
+The model type is `model_type` in the `config.json` of a model: that of DeBERTa-v3 is `deberta-v2`, that of most
+sentence encoders `bert`, `mpnet` or `xlm-roberta`. The columns:
+
 - **rebuild**: embeddings are built and applied, metrics are computed, a Trainer with the callback makes a step, and the
   checkpoint has the new rows when it is loaded;
 - **learned**: the same rows from a trained constructor (`method="learned"`);

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arguments import parse
+from console import Phases, quiet_loading
 from data_files import cut, load_splits
 from datasets import DatasetDict
 from glue_task import DataArguments, GlueTask
@@ -118,16 +118,16 @@ def one_seed(
     task = GlueTask.of(found, data_args.task_name, data_args.text_columns, AutoConfig.from_pretrained(**source))
     splits = cut(found, data_args, args)
     rows = tokenized(splits, task, tokenizer, data_args)
-    model = AutoModelForSequenceClassification.from_pretrained(**source, **task.head)
+    with quiet_loading():
+        model = AutoModelForSequenceClassification.from_pretrained(**source, **task.head)
     training = StudentTraining(
         rows["train"], tokenizer, args, sense_args.teacher_learning_rate, sense_args.train_embeddings
     )
     times: dict[str, float] = {}
-    start = time.perf_counter()
+    phases = Phases()
 
     def stop_clock(what: str) -> None:
-        nonlocal start
-        times[what], start = time.perf_counter() - start, time.perf_counter()
+        times[what] = phases.done(f"Seed {args.seed}: {what}")
 
     teacher = training.fine_tune(model, sense_args.teacher_epochs)
     stop_clock("teacher")
@@ -199,7 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     for seed in range(len(runs), sense_args.seeds):
         args.seed = seed
         runs.append(one_seed(sense_args, data_args, args, found))
-        print(f"seed {seed}: {json.dumps(runs[-1]['accuracy'])}", flush=True)
+        scores = (f"{name} {score:.4f}" for name, score in runs[-1]["accuracy"].items())
+        print(f"Accuracy with seed {seed}: {'; '.join(scores)}.\n", flush=True)
         figures = json.dumps({"settings": settings, "runs": runs}, indent=1)
         (output / "results.json").write_text(figures + "\n", encoding="utf-8")
     runs = runs[: sense_args.seeds]

@@ -18,6 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from console import Phases, TrainingBar, quiet_loading
 from datasets import Dataset
 from huggingface_hub import HfApi
 from transformers import (
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from defemb_callbacks import DefinitionEMBCallback, Lexicon, load_definitions
+from defemb_callbacks.reporting.tables import markdown_table, text_table
 from defemb_callbacks.vocabulary.frequency import GROUPS, frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 
@@ -83,19 +85,20 @@ def split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[s
     return train, test
 
 
-def run(
+def new_trainer(
     arguments: DemoArguments,
     model_name: str,
-    data: tuple[Dataset, Dataset],
+    train: Dataset,
     labels: list[str],
     seed: int,
-    rebuild: bool,
-) -> dict[str, float]:
-    """Fine-tune once and return the accuracy by frequency group."""
+    callback: DefinitionEMBCallback | None = None,
+) -> Trainer:
+    """Load the model and create its Trainer; the callback rebuilds the embeddings here."""
     set_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_name)
-    model = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=len(labels))
-    name = f"{'definitions' if rebuild else 'baseline'}-{seed}"
+    with quiet_loading():
+        tokenizer = AutoTokenizer.from_pretrained(model_name)
+        model = AutoModelForSequenceClassification.from_pretrained(model_name, num_labels=len(labels))
+    name = f"{'definitions' if callback else 'baseline'}-{seed}"
     training_arguments = TrainingArguments(
         output_dir=f"{arguments.output_dir}/{name}",
         num_train_epochs=arguments.epochs,
@@ -107,19 +110,19 @@ def run(
         seed=seed,
         report_to=["tensorboard"],
         dataloader_pin_memory=torch.cuda.is_available(),
+        log_level="error",  # the callback's lines, which this script replaces by its own
     )
-    callback = DefinitionEMBCallback(monitor_steps=40)  # by default, such a short run is measured only at start and end
-    train, test = data
-    trainer = Trainer(
+    return Trainer(
         model,
         training_arguments,
         train_dataset=train,
         processing_class=tokenizer,
-        callbacks=[callback] if rebuild else [],
+        callbacks=[callback] if callback else [],
     )
-    if rebuild and seed == 0:
-        print(f"\n{callback.report}\n")
-    trainer.train()
+
+
+def accuracy(trainer: Trainer, test: Dataset) -> dict[str, float]:
+    """Test a model and return its accuracy by frequency group."""
     correct = torch.from_numpy(trainer.predict(test).predictions).argmax(dim=-1) == torch.tensor(test["labels"])
     groups = test["group"]
     return {
@@ -127,16 +130,27 @@ def run(
     }
 
 
-def markdown(results: dict[str, list[dict[str, float]]], test: list[dict[str, Any]]) -> str:
-    """Write the accuracy by group, mean ± standard deviation over the seeds."""
-    sizes = Counter(row["group"] for row in test)
-    lines = ["| test nouns | baseline | with definitions | difference |", "|---|---|---|---|"]
+COLUMNS = ["test nouns", "without", "with the callback", "difference"]
+
+
+def accuracy_table(results: dict[str, list[dict[str, float]]], test: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the accuracy by group, with and without the callback."""
+    sizes, rows = Counter(row["group"] for row in test), []
     for group in GROUPS:
         before, after = ([run[group] for run in results[name]] for name in ("baseline", "definitions"))
         paired = [b - a for a, b in zip(before, after, strict=True)]
-        cells = [f"{mean(values):.3f} ± {stdev(values) if len(values) > 1 else 0:.3f}" for values in (before, after)]
-        lines.append(f"| {group} ({sizes[group]:,}) | {cells[0]} | {cells[1]} | {mean(paired):+.3f} |")
-    return "\n".join(lines)
+        rows.append([f"{group} ({sizes[group]:,})", spread(before), spread(after), f"{mean(paired):+.3f}"])
+    return rows
+
+
+def spread(values: list[float]) -> str:
+    """Write mean ± standard deviation."""
+    return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{mean(values):.3f}"
+
+
+def markdown(results: dict[str, list[dict[str, float]]], test: list[dict[str, Any]]) -> str:
+    """Write the table of accuracies in Markdown."""
+    return markdown_table(accuracy_table(results, test), COLUMNS)
 
 
 def picture(results: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -155,9 +169,11 @@ def picture(results: dict[str, list[dict[str, float]]], path: Path) -> None:
             axis.scatter([x] * len(values), values, color="black", s=12, zorder=3)
             axis.annotate(f"{mean(values):.3f}", (x, 0.02), ha="center", color="white", fontsize=9)
     axis.set_xticks([position + 0.19 for position in range(len(GROUPS))], [f"{group} nouns" for group in GROUPS])
-    axis.set_ylabel("accuracy over 26 categories")
-    axis.set_title("A noun's WordNet category from the bare word (dots: seeds)", loc="left", fontsize=11)
+    axis.set_ylabel("accuracy")
+    title = "WordNet category (1 of 26) of nouns that the classifier was not trained on"
+    axis.set_title(title, loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("bars: means; dots: single runs")
     figure.legend(frameon=False, loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=130)
 
@@ -165,31 +181,44 @@ def picture(results: dict[str, list[dict[str, float]]], path: Path) -> None:
 def main() -> None:
     """Run the comparison and print it."""
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses()
+    output, phases = Path(arguments.output_dir), Phases()
     model_name = arguments.model or find_model()
+    print(f"Model: {model_name}. This takes about five minutes on two CPU cores; a second run is faster.\n", flush=True)
     tokenizer = AutoTokenizer.from_pretrained(model_name)
     rows = noun_categories(tokenizer, load_definitions("wordnet"))
     labels = sorted({row["category"] for row in rows})
     for row in rows:
         row |= {"labels": labels.index(row["category"]), **tokenizer(row["text"])}
     train, test = split(rows)
-    print(f"{len(labels)} categories; train on {len(train):,} nouns, test on {len(test):,}")
     columns = ["text", "category", "id"]
     data = Dataset.from_list(train).remove_columns(columns), Dataset.from_list(test).remove_columns(columns)
+    phases.done(f"Read WordNet: {len(labels)} categories, {len(train):,} nouns to train on, {len(test):,} to test on")
 
     results: dict[str, list[dict[str, float]]] = {"baseline": [], "definitions": []}
-    for seed in range(arguments.seeds):
-        for name, runs in results.items():
-            print(f"\nSeed {seed}, {name}")
-            runs.append(run(arguments, model_name, data, labels, seed, rebuild=name == "definitions"))
+    bar = TrainingBar("Fine-tuning", runs=2 * arguments.seeds)
+    for name in ("definitions", "baseline"):
+        for seed in range(arguments.seeds):
+            # By default, such a short run is measured only at start and end.
+            callback = DefinitionEMBCallback(monitor_steps=40) if name == "definitions" else None
+            trainer = bar.instead_of_its_own(new_trainer(arguments, model_name, data[0], labels, seed, callback))
+            if callback is not None and seed == 0:
+                phases.done("Read the definitions with the model and rebuilt its token embeddings")
+                print(f"\n{callback.report}\n", flush=True)
+            trainer.train()
+            results[name].append(accuracy(trainer, data[1]))
+        how = "with the callback" if name == "definitions" else "without it"
+        seeds = "1 seed" if arguments.seeds == 1 else f"{arguments.seeds} seeds"
+        phases.done(f"Fine-tuned and tested the model {how} ({seeds})")
 
-    output = Path(arguments.output_dir)
-    table = markdown(results, test)
     sizes = Counter(row["group"] for row in test)
     result = {"arguments": asdict(arguments), "categories": len(labels), "train_nouns": len(train), "test_nouns": sizes}
     (output / "results.json").write_text(json.dumps(result | {"accuracy": results}, indent=1) + "\n")
-    (output / "results.md").write_text(table + "\n")
+    (output / "results.md").write_text(markdown(results, test) + "\n")
     picture(results, output / "accuracy.png")
-    print(f"\n{table}\n\nFigure: {output}/accuracy.png. Page of the callback: {output}/definitions-0/defemb/index.html")
+    print("\nAccuracy of the WordNet category, on nouns that the classifier was not trained on:\n")
+    print(text_table(accuracy_table(results, test), COLUMNS))
+    print(f"\nPicture of this table: {output / 'accuracy.png'}")
+    print(f"Page about the embeddings: {output / 'definitions-0' / 'defemb' / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from console import TrainingBar
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, softmax
@@ -78,7 +79,7 @@ class StudentTraining:
             train_dataset=self.rows,
             processing_class=self.tokenizer,
         )
-        trainer.train()
+        TrainingBar("Learning senses").instead_of_its_own(trainer).train()
         return trainer.model.eval()
 
     def student(self, teacher: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -103,7 +104,7 @@ class StudentTraining:
         )
         if isinstance(trainer, LogitTrainer):
             trainer.teacher = teacher
-        trainer.train()
+        TrainingBar("Fine-tuning").instead_of_its_own(trainer).train()
         return model.eval()
 
 

@@ -178,10 +178,10 @@ def test_evaluations_have_the_headlines_in_row_and_result(trainer) -> None:
             results.append(dict(metrics))
 
     callback = EmbeddingMonitorCallback(related_lexicon(), monitor_steps=4)
-    run = trainer(callback, Look, eval_strategy="steps", eval_steps=3)
+    run = trainer(callback, Look, eval_strategy="steps", eval_steps=2)
     run.train()
     rows = [row for row in run.state.log_history if "eval_loss" in row]
-    assert [row["step"] for row in rows] == [3, 6, 8]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
     for row, result in zip(rows, results, strict=True):
         ours = {key: value for key, value in row.items() if "defemb" in key}
         assert ours.keys() == {f"eval_{key}" for key in HEADLINES}
@@ -405,6 +405,8 @@ def test_the_page_of_a_second_trainer_shows_only_its_own_model(trainer, tmp_path
     assert ["before the rebuild" in record.snapshots for record in records] == [True, True, False]
     assert [record.rebuilt is None for record in records] == [False, False, True]
     assert [record.report is None for record in records] == [False, False, True]
+    names = ["BertForSequenceClassification", "BertForSequenceClassification", f"{tmp_path.name}/saved"]
+    assert [record.title for record in records] == [f"Token embeddings of {name}" for name in names]
 
 
 def test_the_history_of_a_resumed_run_is_in_order(trainer, monkeypatch) -> None:

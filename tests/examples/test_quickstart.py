@@ -88,7 +88,7 @@ def test_links_are_valid() -> None:
 def test_it_runs_without_network(
     minilm_dir: Path, wordnet_dir: Path, tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("quickstart.ipynb", "run_supersense.py"):
+    for name in ("quickstart.ipynb", "run_supersense.py", "console.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", str(CORES))
     notebook = stored()

@@ -66,7 +66,15 @@ def test_command(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_every_script_and_file_is_named() -> None:
     folder = ROOT / "examples"
-    helpers = {"arguments.py", "data_files.py", "glue_metrics.py", "glue_task.py", "intervals.py", "rare_tokens.py"}
+    helpers = {
+        "arguments.py",
+        "console.py",
+        "data_files.py",
+        "glue_metrics.py",
+        "glue_task.py",
+        "intervals.py",
+        "rare_tokens.py",
+    }
     helpers |= {"rouge.py", "saving.py", "sense_results.py", "sense_students.py"}
     for path in [*folder.glob("*.py"), *folder.glob("*.ipynb"), *folder.glob("accelerate_configs/*.yaml")]:
         assert path.name in README or path.name in helpers, path.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_demo_runs_without_network(minilm_dir: Path, wordnet_dir: Path, tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "26 categories" in done.stdout
+    assert done.stderr == ""  # no reports, no warnings, and no bars without a terminal
+    assert "{'" not in done.stdout
+    assert len(done.stdout.splitlines()) < 40
+    assert len(re.findall(r"^ *\d+\.\d s  \w", done.stdout, flags=re.MULTILINE)) == 4  # phases
+    assert done.stdout.count("Rebuilt 18,") == 1
+    assert len(re.findall(r"^(?:frequent|medium|rare) \([\d,]+\) +0\.\d", done.stdout, flags=re.MULTILINE)) == 3
+    named = [Path(name) for name in re.findall(r": (\S+\.(?:png|html))$", done.stdout, flags=re.MULTILINE)]
+    assert named == [tmp_path / "demo" / "accuracy.png", tmp_path / "demo" / "definitions-0" / "defemb" / "index.html"]
+    assert all(path.is_file() for path in named)
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     assert set(results["accuracy"]["definitions"][0]) == {"frequent", "medium", "rare"}
     assert (tmp_path / "demo" / "accuracy.png").stat().st_size > 10_000

@@ -26,7 +26,8 @@ def random_lengths(count: int, longest: int = 60) -> list[int]:
 
 def dealt(sampler: Any, processes: int = 2) -> list[list[list[int]]]:
     """The batches of each process, as accelerate distributes them."""
-    return [list(BatchSamplerShard(sampler, num_processes=processes, process_index=i)) for i in range(processes)]
+    shards = [BatchSamplerShard(sampler, processes, index, even_batches=False) for index in range(processes)]
+    return [list(shard) for shard in shards]
 
 
 # One process
@@ -175,7 +176,7 @@ def test_an_epoch_set_on_accelerates_loader_reaches_the_sampler():
         sampler = TokenBatchSampler(lengths, 60, processes=2)
         plain = DataLoader(list(range(200)), batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
         return prepare_data_loader(
-            plain, num_processes=2, process_index=process, put_on_device=False, rng_types=None, split_batches=False
+            plain, num_processes=2, process_index=process, put_on_device=False, rng_types=None, even_batches=False
         )
 
     loaders = [loader(process) for process in range(2)]

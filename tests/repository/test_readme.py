@@ -60,7 +60,8 @@ def blocks(page: str, language: str, run: bool | None = True) -> list[str]:
 
 
 def commands(page: str, run: bool | None = True) -> list[str]:
-    return [line for block in blocks(page, "bash", run) for line in block.splitlines() if line.startswith("defemb ")]
+    lines = (line for block in blocks(page, "bash", run) for line in block.replace("\\\n", " ").splitlines())
+    return [" ".join(line.split()) for line in lines if line.startswith("defemb ")]
 
 
 @pytest.mark.slow
@@ -149,6 +150,19 @@ def test_tables_fit_a_page() -> None:
     for name, page in PAGES.items():
         for line in re.findall(r"^\|.*\|$", page, flags=re.MULTILINE):
             assert len(re.sub(r"`[^`]*`", "", line).strip("|").split("|")) <= 6, f"{name}: {line}"
+
+
+def test_code_fits_a_page() -> None:
+    """Longer lines scroll sideways on the site. Outputs are shown as they are."""
+    for name, page in PAGES.items():
+        code = "\n".join(blocks(page, "python", run=None) + blocks(page, "bash", run=None))
+        assert not [line for line in code.splitlines() if len(line) > 80], name
+
+
+def test_tables_have_headers() -> None:
+    for name, page in PAGES.items():
+        for rows in re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE):
+            assert re.search(r"\A.*\n\|[ :|-]+\|\n", rows), f"{name}: {rows}"
 
 
 def test_wide_tables_are_divided_or_transposed_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,11 @@ def test_heads_and_poolers_inside_read_senses(make, tokenizer: PreTrainedTokeniz
     dictionary = build_sense_dictionary(model, tokenizer, TEXTS, senses=3)
     ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
     before = output_of(model, ids)
+    if make is clip and not isinstance(model.text_model, PreTrainedModel):  # transformers 5.0
+        with pytest.raises(ValueError, match="does not depend on the hidden states"):
+            with_senses(model, dictionary)
+        assert torch.equal(output_of(model, ids), before)
+        return
     with_senses(model, dictionary)
     assert (output_of(model, ids) - before).abs().max() > 1e-3
     without_senses(model)

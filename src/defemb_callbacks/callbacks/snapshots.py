@@ -103,7 +103,7 @@ class RunSnapshots:
         rows = [row for row in log_history if row["step"] or start_step]
         rows = [row for row in rows if any(key.startswith("defemb/") for key in row)]
         return RunRecord(
-            title=f"Token embeddings of {Path(getattr(model, 'name_or_path', '')).name or type(model).__name__}",
+            title=f"Token embeddings of {_name(model)}",
             snapshots={name: self._snapshots[name] for name in moments},
             vocabulary=vocabulary,
             history=sorted([start, *rows], key=lambda row: row["step"]),
@@ -111,3 +111,11 @@ class RunSnapshots:
             rebuilt=self.rebuilt_ids,
             glosses=first_glosses(vocabulary, lexicon, self._watched),
         )
+
+
+def _name(model: Any) -> str:
+    """The model's name on the page. Many folders are called "model" or "final", so theirs has the folder above it."""
+    path = Path(getattr(model, "name_or_path", ""))
+    if not path.name:
+        return type(model).__name__
+    return f"{path.parent.name}/{path.name}".lstrip("/") if path.is_dir() else path.name

@@ -108,7 +108,8 @@ def _summary(record: RunRecord) -> list[Context]:
             if metric.in_summary and key in first and key in last:
                 before, after = first[key], last[key]
                 written = {"before": metric.format_value(before), "after": metric.format_value(after)}
-                changes.append({"title": metric.title, **written, "change": _change(metric, before, after)})
+                change = _change(metric, before, after)
+                changes.append({"title": metric.title, "id": _card_id(metric.name), **written, "change": change})
         if changes:
             rows.append({"group": group.capitalize(), "metrics": changes})
     return rows
@@ -163,6 +164,7 @@ def _card(record: RunRecord, name: str, before: Mapping[str, float] | None) -> C
         figure = plot_metric(name, record.history, before)
         chart = inline_svg(figure, f"steps-{name}".replace("_", "-"), _describe_chart(name, record.history))
     return {
+        "id": _card_id(name),
         "title": metric.title,
         "meaning": metric.meaning,
         "direction": metric.direction,
@@ -170,6 +172,10 @@ def _card(record: RunRecord, name: str, before: Mapping[str, float] | None) -> C
         "rows": rows,
         "chart": chart,
     }
+
+
+def _card_id(name: str) -> str:
+    return f"metric-{name.replace('_', '-')}"
 
 
 def _cell(metric: Metric, value: float | None, first: float | None) -> Context:

@@ -229,7 +229,8 @@ def silhouette_number(points: Tensor, sizes: Tensor, most: int, seed: int = 0) -
         for position, size in enumerate(sizes.tolist()):
             found = labels[position, :size].cpu()
             if 2 <= len(found.unique()) == number < size:
-                score = score_of(points[position, :size].cpu().numpy(), found.numpy())
+                # Old versions of scikit-learn return a float32 of numpy, which torch does not accept.
+                score = float(score_of(points[position, :size].cpu().numpy(), found.numpy()))
                 if score > best[position]:
                     best[position], numbers[position] = score, number
     return numbers

@@ -58,7 +58,12 @@ class ConstructorTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)
+        # accelerate before 1.14 cannot even out batches of different sizes. All processes have equally many.
+        evens, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            return self.accelerator.prepare(loader)
+        finally:
+            self.accelerator.even_batches = evens
 
 
 def constructor_arguments(
