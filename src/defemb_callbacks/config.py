@@ -156,8 +156,12 @@ class DefinitionEMBConfig:
     distil: bool = field(
         default=False,
         metadata={
-            "help": "Train rows of new tokens of a causal language model until it reads them as their sub-tokens."
+            "help": "Train rows of new tokens of a causal language model, on their definitions, until it reads them as "
+            "their sub-tokens. Terms with texts are always trained."
         },
+    )
+    texts_per_term: int = field(
+        default=25, metadata={"help": "Maximum number of texts that the row of a new token is trained on."}
     )
     reuse_reserved: bool = field(
         default=False,
@@ -213,6 +217,7 @@ class DefinitionEMBConfig:
         check_minimum(self, "definitions_per_token", 1)
         check_minimum(self, "max_length", 4)
         check_minimum(self, "batch_size", 1)
+        check_minimum(self, "texts_per_term", 1)
         check_minimum(self, "monitor_steps", 0, "0 disables the metrics.")
         check_minimum(self, "monitor_sample", 2, "None measures every token.")
         if self.ratings is not None and not Path(self.ratings).is_file():

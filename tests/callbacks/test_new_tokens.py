@@ -203,6 +203,25 @@ def test_a_model_made_in_training_is_an_error_even_with_padding_rows(tokenizer, 
         trainer.train()
 
 
+def test_rows_are_trained_on_the_training_data(tokenizer, model, tmp_path):
+    texts = Dataset.from_dict({"text": SENTENCES})["text"]
+    callback = DefinitionEMBCallback(tiny_glossary(), new_tokens=TERMS, new_token_texts=texts, tokenizer=tokenizer)
+    plain = tiny_bert(wordpiece_tokenizer(), BertForSequenceClassification)
+    NewTokens(TERMS, tiny_glossary(), callback.config, SENTENCES[:4]).extend(wordpiece_tokenizer())
+    Trainer(
+        model,
+        training_args(tmp_path),
+        train_dataset=tokenized(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    assert [term.texts for term in callback.new_tokens_report.terms] == [2, 2]  # different ones
+    expected = define_new_tokens(plain, wordpiece_tokenizer(), TERMS, tiny_glossary(), texts=SENTENCES)
+    assert expected.terms == callback.new_tokens_report.terms
+    report = json.loads((tmp_path / "defemb" / "new_tokens.json").read_text())
+    assert report["info"]["token_distillation"]["readings"] == 4 + 6
+
+
 def test_multiple_choice_rows_are_checked(tokenizer, model, caplog):
     new_tokens = NewTokens(TERMS, tiny_glossary(), DefinitionEMBConfig())
     new_tokens.extend(tokenizer)
@@ -297,12 +316,44 @@ def test_the_command_line_proposes_words_of_a_corpus(tokenizer, model, tmp_path,
     assert AutoTokenizer.from_pretrained(tmp_path / "out").tokenize("a lynx") == ["a", "lynx"]
 
 
+def test_the_command_line_finds_texts(tokenizer, model, tmp_path, capsys):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    glossary = {**tiny_glossary(), "lynx": "a wild cat"}
+    (tmp_path / "glossary.json").write_text(json.dumps(glossary))
+    lines = ["the Lynx was in the house", "a lynx is on the road", "he saw the old lynx there"]
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    (tmp_path / "terms.csv").write_text("word,definition\nlynx,a wild cat\n")
+    definitions = ["--definitions", tmp_path / "glossary.json"]
+    options = ["--corpus", tmp_path / "texts.txt", "--proposals", tmp_path / "terms.jsonl", "--min-count", 2]
+    assert run_define(capsys, tmp_path / "model", *options, *definitions)[0] == 0
+    assert json.loads((tmp_path / "terms.jsonl").read_text()) == {
+        "word": "lynx",
+        "definition": "a wild cat",
+        "count": 3,
+        "tokens": 4,
+        "saved": 9,
+        "texts": lines,
+    }
+    tables = []
+    for name, more in (("terms.jsonl", []), ("terms.csv", ["--texts", tmp_path / "texts.txt"]), ("terms.csv", [])):
+        output = tmp_path / f"out{len(tables)}"
+        arguments = [tmp_path / "model", tmp_path / name, "--output", output, *more, *definitions]
+        code, shown = run_define(capsys, *arguments)
+        assert code == 0
+        assert ("distilled on 3 texts" in shown) == (len(tables) < 2)
+        tables.append(read_table(AutoModelForSequenceClassification.from_pretrained(output)))
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[1], tables[2])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["model"], "Pass a glossary of terms and --output DIR; or --corpus FILE"),
         (["model", "terms.csv"], "Pass a glossary of terms and --output DIR"),
         (["model", "terms.csv", "--corpus", "texts.txt"], "Leave out TERMS and --output"),
+        (["model", "--corpus", "texts.txt", "--texts", "texts.txt"], "--texts requires terms. Leave it out"),
         (["model", "terms.csv", "--output", "out", "--proposals", "p.csv"], "--proposals requires a corpus"),
     ],
 )

@@ -373,7 +373,7 @@ def test_invalid_terms_change_nothing(tokenizer, model, terms, match):
     assert same()
 
 
-@pytest.mark.parametrize("where", ["write_bias", "_report"])
+@pytest.mark.parametrize("where", ["write_bias", "new_tokens_report"])
 @pytest.mark.parametrize("padded", [0, 2])
 def test_a_failure_while_writing_restores_everything(tokenizer, monkeypatch, where, padded):
     model = tiny_bert(tokenizer, BertForMaskedLM, vocab_size=len(tokenizer) + padded)

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from defemb_callbacks import define_new_tokens
-from defemb_callbacks.new_tokens import define
+from defemb_callbacks.new_tokens import table_rows
 from defemb_callbacks.new_tokens.output_calibration import (
     OutputStates,
     predicts_text,
@@ -148,7 +148,7 @@ def test_new_words_are_as_likely_as_words_of_their_group(monkeypatch):
         # The other rows, and a model that predicts nothing, are as before.
         assert torch.equal(read_table(model)[:size], read_table(plain))
         with monkeypatch.context() as patch:
-            patch.setattr(define, "predicts_text", lambda model: False)
+            patch.setattr(table_rows, "predicts_text", lambda model: False)
             louder = copy.deepcopy(plain)
             define_new_tokens(louder, copy.deepcopy(tokenizer), TERMS, tiny_glossary())
         centre = read_table(plain, table).mean(dim=0)

@@ -144,7 +144,7 @@ def test_a_failure_restores_the_rows_of_reserved_tokens(monkeypatch):
     tokenizer = wordpiece_tokenizer()
     model = tiny_bert(tokenizer)
     before, vocabulary = read_table(model), tokenizer.get_vocab()
-    monkeypatch.setattr("defemb_callbacks.new_tokens.define._report", lambda *_: 1 / 0)
+    monkeypatch.setattr("defemb_callbacks.new_tokens.define.new_tokens_report", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         define_new_tokens(
             model, tokenizer, {"lynx": "a wild cat"}, tiny_glossary(), DefinitionEMBConfig(reuse_reserved=True)

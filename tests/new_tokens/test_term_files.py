@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from defemb_callbacks.definitions import load_definitions
+from defemb_callbacks.new_tokens.term_options import TermOptions
 from defemb_callbacks.new_tokens.terms import Term, read_terms
 
 DICTIONARY = load_definitions({"cat": "a small feline", "ounce": "a snow leopard"})
@@ -75,6 +76,26 @@ def test_a_table_without_definitions(tmp_path: Path):
     assert term.options.like == (("draw", 1.0),)
 
 
+@pytest.mark.parametrize("name", ["terms.json", "list.json", "terms.jsonl"])
+def test_texts_are_read_and_the_term_is_still_looked_up(tmp_path: Path, name: str):
+    texts = ["A cat sleeps.", "the cat"]
+    rows = [
+        {"word": "cat", "texts": texts},
+        {"word": "lynx", "definition": "a wild cat", "texts": ["a lynx"]},
+        {"word": "lynx", "definition": "a constellation"},
+    ]
+    lynx = {"definition": ["a wild cat", "a constellation"], "texts": ["a lynx"]}
+    contents = {
+        "terms.json": json.dumps({"cat": {"texts": texts}, "lynx": lynx}),
+        "list.json": json.dumps(rows),
+        "terms.jsonl": "\n".join(map(json.dumps, rows)),
+    }
+    (tmp_path / name).write_text(contents[name])
+    found = described(read_terms(tmp_path / name, DICTIONARY))
+    assert found["cat"] == (TermOptions(texts=tuple(texts)), [("a small feline", ())])
+    assert found["lynx"] == (TermOptions(texts=("a lynx",)), [("a wild cat", ()), ("a constellation", ())])
+
+
 def test_an_extract_of_wiktionary_is_still_one(tmp_path: Path):
     path = tmp_path / "extract.jsonl"
     lines = [
@@ -92,6 +113,7 @@ def test_an_extract_of_wiktionary_is_still_one(tmp_path: Path):
         ("a.csv", "word,definition,special\nlynx,a cat,maybe\n", r"a\.csv, line 2: `special` must be yes or no"),
         ("a.csv", "word,definition\nlynx,\n", r"line 2: the definition of 'lynx' is empty"),
         ("a.csv", "name,definition\nlynx,a cat\n", r"a\.csv has the columns \['name', 'definition'\]"),
+        ("a.csv", "word,texts\nlynx,a lynx\n", r"line 2: a cell cannot hold a list of `texts`"),
         ("a.csv", "word,like\nlynx,cat\nlynx,dog\n", "line 3: 'lynx' has other options in an earlier row"),
         ("a.jsonl", '{"word": "lynx", "definition": "a cat"}\n{"word": ', r"line 2 is not valid JSON.*Correct it"),
         ("a.jsonl", '["lynx"]\n', r"line 1 is \['lynx'\]\. It must be an object"),

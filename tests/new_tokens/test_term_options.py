@@ -18,6 +18,8 @@ from defemb_callbacks.new_tokens.term_options import TermOptions, options_of_cel
         ({"like": ["draw", "line"]}, TermOptions(like=(("draw", 1.0), ("line", 1.0)))),
         ({"like": {"draw": 3, "line": 0.5}}, TermOptions(like=(("draw", 3.0), ("line", 0.5)))),
         ({"pieces": ("hydroxy", "chloro")}, TermOptions(pieces=("hydroxy", "chloro"))),
+        ({"texts": "a lynx"}, TermOptions(texts=("a lynx",))),
+        ({"texts": ["a lynx", "the lynx"], "special": False}, TermOptions(texts=("a lynx", "the lynx"))),
     ],
 )
 def test_options_of_python_values(entry, options):
@@ -53,7 +55,9 @@ def test_options_of_cells(cells, options):
         ({"like": {"draw": "much"}}, "must be a positive number, got 'much'"),
         ({"like": {"draw": True}}, "must be a positive number, got True"),
         ({"pieces": {}}, "`pieces` must be a word, a token or a non-empty list"),
-        ({"texts": ["a lynx"]}, r"`texts` are not supported as the source of a row\. Give a definition"),
+        ({"texts": []}, r"`texts` must be a text or a non-empty list of texts, got \[\]\. Correct it"),
+        ({"texts": ["a lynx", " "]}, r"`texts` must be a text or a non-empty list of texts, got \['a lynx', ' '\]"),
+        ({"texts": ["<|svg|>"], "special": True}, r"`texts` cannot be used for a special token.*Give a definition"),
     ],
 )
 def test_errors_name_the_option(entry, match):
@@ -64,5 +68,8 @@ def test_errors_name_the_option(entry, match):
 def test_a_cell_that_is_neither_yes_nor_no_raises():
     with pytest.raises(ValueError, match="line 2: `special` must be yes or no, got 'maybe'"):
         options_of_cells({"special": "maybe"}, "line 2")
-    with pytest.raises(ValueError, match="`texts` are not supported"):
-        read_options(options_of_cells({"texts": "a lynx"}, "line 2"), "line 2")
+
+
+def test_texts_in_a_table_raise():
+    with pytest.raises(ValueError, match=r"line 2: a cell cannot hold a list of `texts`\. Write the terms to a \.json"):
+        options_of_cells({"texts": "a lynx"}, "line 2")

@@ -36,13 +36,16 @@ class NewTokens:
         terms: Terms in any form accepted by `define_new_tokens`.
         definitions: Dictionary in any form accepted by `load_definitions`.
         config: Settings.
+        texts: Texts to search for the terms.
 
     Attributes:
         report: Report of the terms; `None` before their rows are written.
     """
 
-    def __init__(self, terms: TermSource, definitions: Any, config: DefinitionEMBConfig) -> None:
-        self.terms, self.definitions, self.config = terms, definitions, config
+    def __init__(
+        self, terms: TermSource, definitions: Any, config: DefinitionEMBConfig, texts: Iterable[str] = ()
+    ) -> None:
+        self.terms, self.definitions, self.config, self.texts = terms, definitions, config, texts
         self.report: RebuildReport | None = None
         self._plan: TokenPlan | None = None
         self._extended: PreTrainedTokenizerBase | None = None
@@ -55,7 +58,8 @@ class NewTokens:
     def extend(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Add the terms to a tokenizer, unless it was extended before."""
         if self._extended is not tokenizer:
-            self._plan = plan_new_tokens(tokenizer, self.terms, load_definitions(self.definitions), self.config)
+            dictionary = load_definitions(self.definitions)
+            self._plan = plan_new_tokens(tokenizer, self.terms, dictionary, self.config, self.texts)
             self._plan.extend(tokenizer)
             self._extended = tokenizer
 

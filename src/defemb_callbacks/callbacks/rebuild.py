@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         new_tokens: Terms to add, in any form accepted by `define_new_tokens`. If `tokenizer` is given, they are added
             to it immediately, so that the data can be tokenized before the Trainer is created; otherwise they are added
             when the Trainer is created.
+        new_token_texts: Texts to search for the new tokens, such as `dataset["text"]`; see `define_new_tokens`.
         tokenizer: Needed only if the Trainer has no `processing_class`, or for `new_tokens`.
         config: Settings.
         force: Rebuild a model even if it was rebuilt before.
@@ -84,6 +86,7 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
         *,
         embeddings: DefinitionEmbeddings | str | Path | None = None,
         new_tokens: TermSource | None = None,
+        new_token_texts: Iterable[str] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: DefinitionEMBConfig | None = None,
         force: bool = False,
@@ -94,7 +97,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             embeddings = DefinitionEmbeddings.from_pretrained(embeddings)
         self.embeddings = embeddings
         self.force = force
-        self.new_tokens = None if new_tokens is None else NewTokens(new_tokens, definitions, self.config)
+        self.new_tokens = (
+            None if new_tokens is None else NewTokens(new_tokens, definitions, self.config, new_token_texts)
+        )
 
         # Internal state
         self._ready_embeddings = embeddings  # those of the user; self.embeddings may be built later

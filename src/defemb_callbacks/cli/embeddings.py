@@ -134,11 +134,16 @@ def define(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Output folder.", show_default=False)] = None,
     definitions: Sources = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(help="File with one text per line. Rows are trained on the texts that use their terms."),
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="Instead of TERMS: a file with one text per line. Propose words of it to add.")
     ] = None,
     proposals: Annotated[
-        Path | None, typer.Option(help="With --corpus: write the proposed words to this .csv.")
+        Path | None,
+        typer.Option(help="With --corpus: write the proposed words to this .csv, or with their texts to this .jsonl."),
     ] = None,
     most: Annotated[int, typer.Option(help="With --corpus: maximum number of words.")] = 50,
     min_count: Annotated[int, typer.Option(help="With --corpus: minimum number of occurrences.")] = 5,
@@ -156,18 +161,15 @@ def define(
     if corpus is not None:
         if terms is not None or output is not None:
             raise ValueError("--corpus proposes words without adding them. Leave out TERMS and --output.")
+        if texts is not None:
+            raise ValueError("--texts requires terms. Leave it out: --proposals FILE.jsonl contains texts of --corpus.")
         settings = {"revision": revision, "trust_remote_code": trust_remote_code}
-        dictionary = load_definitions(definitions or "wordnet")
-        found = propose_terms(
-            AutoTokenizer.from_pretrained(model, **settings),
-            read_lines(corpus),
-            dictionary,
-            most=most,
-            min_count=min_count,
-        )
+        dictionary, lines = load_definitions(definitions or "wordnet"), read_lines(corpus)
+        known = AutoTokenizer.from_pretrained(model, **settings)
+        found = propose_terms(known, lines, dictionary, most=most, min_count=min_count)
         echo(str(found))
         if proposals is not None and this_process().is_main_process:
-            found.save(proposals)
+            found.save(proposals, lines, texts_per_term=config.texts_per_term)
             echo(f"\nSaved in {proposals}. Next: defemb define {model} {proposals} --output DIR")
         return
     if proposals is not None:
@@ -175,8 +177,9 @@ def define(
     if terms is None or output is None:
         raise ValueError("Pass a glossary of terms and --output DIR; or --corpus FILE, to see which words to add.")
     check_output(model, output)
+    lines = [] if texts is None else read_lines(texts)
     network, tokenizer = load_model(model, revision, trust_remote_code)
     network.to(this_process().device)
-    done = define_new_tokens(network, tokenizer, terms, definitions or "wordnet", config)
+    done = define_new_tokens(network, tokenizer, terms, definitions or "wordnet", config, texts=lines)
     save_model(network, tokenizer, output, done, report)
     echo(f"{done}\n\nSaved in {output}.")

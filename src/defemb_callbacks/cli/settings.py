@@ -33,6 +33,7 @@ DEFINE_SETTINGS = (
     "group_edges",
     "new_token_group",
     "distil",
+    "texts_per_term",
     "reuse_reserved",
 )
 APPLY_SETTINGS = ("table", "strategy", "blend", "blend_floor", "rescale", "alpha", "frequency", "group_edges")

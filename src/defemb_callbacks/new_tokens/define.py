@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from defemb_callbacks.cache import fingerprint
 from defemb_callbacks.config import DefinitionEMBConfig
 from defemb_callbacks.definitions import Lexicon, load_definitions
 from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
-from defemb_callbacks.embeddings.language_model import serves_as_output
 from defemb_callbacks.embeddings.rows_to_write import mean_row
 from defemb_callbacks.metrics import TableMeasure
-from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor, rows_from_definitions
-from defemb_callbacks.new_tokens.distillation import distilled_rows
+from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor
+from defemb_callbacks.new_tokens.distillation import check_distillation
 from defemb_callbacks.new_tokens.growth import check_model, resized, tables_of, write_bias
 from defemb_callbacks.new_tokens.nearest import nearest_tokens
-from defemb_callbacks.new_tokens.output_calibration import (
-    predicts_text,
-    read_output_states,
-    text_loss,
-    without_terms,
-)
-from defemb_callbacks.new_tokens.subtokens import split_without_itself
+from defemb_callbacks.new_tokens.output_calibration import text_loss
+from defemb_callbacks.new_tokens.table_rows import other_texts, rows_of_tables
 from defemb_callbacks.new_tokens.term_options import TermOptions
-from defemb_callbacks.new_tokens.term_rows import TermRows, expected_rank, term_rows
-from defemb_callbacks.new_tokens.term_summary import term_summary
+from defemb_callbacks.new_tokens.term_rows import expected_rank
+from defemb_callbacks.new_tokens.term_summary import new_tokens_report
+from defemb_callbacks.new_tokens.term_texts import with_texts
 from defemb_callbacks.new_tokens.terms import Term, TermSource, read_terms
 from defemb_callbacks.new_tokens.token_plan import TokenPlan, plan_tokens
-from defemb_callbacks.reporting.summary import GroupSummary, RebuildReport
+from defemb_callbacks.reporting.summary import RebuildReport
 from defemb_callbacks.vocabulary.frequency import frequency_groups
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import (
@@ -48,12 +41,9 @@ from defemb_callbacks.weights.rows import (
     TableName,
     check_rows,
     embedding_weight,
-    read_table,
     whole_table,
     write_rows,
 )
-
-LOSS_STRIDE = 4  # every 4th text shows what new tokens cost other text, about 1,000 tokens
 
 
 def define_new_tokens(
@@ -62,6 +52,8 @@ def define_new_tokens(
     terms: TermSource,
     definitions: Any = "wordnet",
     config: DefinitionEMBConfig | None = None,
+    *,
+    texts: Iterable[str] = (),
 ) -> RebuildReport:
     """Add terms to a tokenizer, and initialize their embeddings from their definitions.
 
@@ -83,6 +75,11 @@ def define_new_tokens(
     averages several; with a definition, the two have equal shares. `{"pieces": ["hydroxy", "chloro"]}` replaces the
     sub-tokens. The report shows the nearest words of each new row.
 
+    Texts that use a term, `{"texts": ["A lynx hunts at night."]}` or found in `texts`, are used to train its input row
+    further (token distillation), until the model reads the text around the term as it does with the sub-tokens. In a
+    causal language model, the output row is also fitted to the probability of the whole word in these texts. This is a
+    short, deterministic step whose result is saved with the model, so that there is nothing to resume.
+
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
     reported with the reason. If a step fails, model and tokenizer are left unchanged.
@@ -92,18 +89,20 @@ def define_new_tokens(
         tokenizer: The model's tokenizer, to which the terms are added; see `plan_tokens`.
         terms: `{term: definition, or a list of them, or None}`, a list of terms, a `Lexicon`, or a glossary file. A
             definition may be `{"definition": …, "synonyms": […]}`, in which synonyms are encoded with the definition,
-            and have the options `special`, `like` and `pieces`.
+            and have the options `special`, `like`, `pieces` and `texts`.
         definitions: The dictionary to fit on; any source that `load_definitions` accepts.
         config: Settings; defaults if `None`.
+        texts: Texts to search for the terms, such as a column of the training data, read once. Each term is trained on
+            at most `config.texts_per_term` passages.
 
     Returns:
         The tokens and the composition of each term, and the metrics of the input table before and after.
 
     Raises:
         ValueError: If a definition or an option is invalid; a term is empty, repeated, a special token or contains
-            control characters; no token can be renamed; or the model does not fit the tokenizer, is wrapped, read-only
-            or has adapters.
-        TypeError: If a table is quantized, so that it cannot be written.
+            control characters; no token can be renamed; a term does not occur in its texts; or the model does not fit
+            the tokenizer, is wrapped, read-only or has adapters.
+        TypeError: If a table is quantized, so that it cannot be written, or `texts` contains other objects.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -123,7 +122,7 @@ def define_new_tokens(
     dictionary = load_definitions(definitions)
     check_model(model)
     read_vocabulary(tokenizer, len(embedding_weight(model)))
-    plan = plan_new_tokens(tokenizer, terms, dictionary, config)
+    plan = plan_new_tokens(tokenizer, terms, dictionary, config, texts)
     embeddings = new_token_embeddings(model, plan, dictionary, config)
     report = write_new_tokens(model, plan, embeddings, dictionary, config)
     plan.extend(tokenizer)
@@ -131,7 +130,11 @@ def define_new_tokens(
 
 
 def plan_new_tokens(
-    tokenizer: PreTrainedTokenizerBase, terms: TermSource, dictionary: Lexicon, config: DefinitionEMBConfig
+    tokenizer: PreTrainedTokenizerBase,
+    terms: TermSource,
+    dictionary: Lexicon,
+    config: DefinitionEMBConfig,
+    texts: Iterable[str] = (),
 ) -> TokenPlan:
     """Plan the tokens that `define_new_tokens` adds to a tokenizer.
 
@@ -140,15 +143,17 @@ def plan_new_tokens(
         terms: See `define_new_tokens`.
         dictionary: The dictionary for terms without a definition.
         config: Settings.
+        texts: Texts to search for the terms.
 
     Raises:
-        ValueError: If a term or a definition is invalid; see `read_terms` and `plan_tokens`.
-        TypeError: If the terms have another type; see `read_terms`.
+        ValueError: If a term or a definition is invalid; see `read_terms`, `plan_tokens` and `with_texts`.
+        TypeError: If the terms or texts have another type; see `read_terms` and `with_texts`.
     """
     uncased = read_vocabulary(tokenizer).uncased
     # The default depends on the model, which may not exist yet: `rows_from_definitions` reads no more than that.
     most = config.definitions_per_token or 8
     defined = read_terms(terms, dictionary, ignore_case=uncased, max_definitions=most)
+    defined = with_texts(defined, texts, most=config.texts_per_term, ignore_case=uncased)
     return plan_tokens(tokenizer, defined, dictionary.words, reuse_reserved=config.reuse_reserved)
 
 
@@ -169,8 +174,11 @@ def new_token_embeddings(
         ready: Embeddings that were built before, by table.
 
     Raises:
-        ValueError: If the given embeddings were built for another tokenizer.
+        ValueError: If the given embeddings were built for another tokenizer, or terms have texts that the model cannot
+            be trained on.
     """
+    if any(token.term.options.texts for token in plan.tokens):
+        check_distillation(model)
     embeddings: dict[TableName, DefinitionEmbeddings] = {}
     for table in tables_of(model):
         if ready and table in ready:
@@ -202,26 +210,12 @@ def write_new_tokens(
         The report of `define_new_tokens`.
     """
     check_model(model)
-    terms = [token.term for token in plan.tokens]
     size = max([len(embedding_weight(model)), *(index + 1 for token in plan.tokens for index in token.ids)])
-    rows_of: dict[TableName, TermRows] = {}
-    texts: list[Sequence[int]] = []
-    for table, built in embeddings.items():
-        settings = replace(config, table=table)
-        predicted = rows_from_definitions(model, plan.before, terms, built, settings, dictionary)
-        splits = split_without_itself(plan.before, built.ids)
-        output = None
-        if predicts_text(model) and serves_as_output(model, table) and built.texts:
-            output = read_output_states(model, built.texts)
-            texts = without_terms(built.texts, [token.pieces for token in plan.tokens])[::LOSS_STRIDE]
-        distil = None
-        if config.distil and table == INPUT and predicts_text(model):
-            distil = partial(distilled_rows, model, plan)
-        rows = rows_of[table] = term_rows(
-            read_table(model, table).cpu(), plan.tokens, predicted, splits, built, settings, output, distil
-        )
+    rows_of = rows_of_tables(model, plan, embeddings, dictionary, config)
+    for table, found in rows_of.items():
         weight = embedding_weight(model, table)
-        check_rows(rows.ids, rows.rows.to(weight.dtype), size=size, width=weight.shape[1])
+        check_rows(found.ids, found.rows.to(weight.dtype), size=size, width=weight.shape[1])
+    texts = other_texts(model, plan, embeddings)
     vocabulary = read_vocabulary(plan.after, size)
     groups = frequency_groups(expected_rank(vocabulary, config), config.group_edges)
     new = torch.tensor([index for token in plan.tokens if token.is_new for index in token.ids], dtype=torch.int64)
@@ -244,7 +238,7 @@ def write_new_tokens(
         centre = mean_row(rebuilt, groups["all"])
         nearest = nearest_tokens(rebuilt, [token.ids for token in plan.tokens], vocabulary.word_ids, centre)
         words = [[str(vocabulary.words[index]) for index in ids] for ids in nearest]
-        report = _report(plan, rows_of, groups, info, before, after, words)
+        report = new_tokens_report(plan, rows_of, groups, info, before, after, words)
         added = {term.text: term_fingerprint(term, config) for term in plan.terms}
         write_new_tokens_record(model, {**(read_new_tokens_record(model) or {}), **added})
         write_new_token_ids(model, untrained)
@@ -262,39 +256,3 @@ def term_fingerprint(term: Term, config: DefinitionEMBConfig) -> str:
     if term.options != TermOptions():
         read += json.dumps(asdict(term.options))
     return fingerprint(term.text, read, config.build_fingerprint, config.new_token_group, str(config.distil))[:8]
-
-
-def _report(
-    plan: TokenPlan,
-    rows_of: Mapping[TableName, TermRows],
-    groups: Mapping[str, Tensor],
-    info: dict[str, Any],
-    before: dict[str, float],
-    after: dict[str, float],
-    nearest: Sequence[Sequence[str]],
-) -> RebuildReport:
-    rows = rows_of[INPUT]
-    weights = rows.weights.tolist()
-    weight_of_token = {index: weight for token, weight in zip(plan.tokens, weights, strict=True) for index in token.ids}
-
-    def summary(members: Tensor) -> GroupSummary:
-        written = members[torch.isin(members, rows.ids)].tolist()
-        weight = sum(weight_of_token[index] for index in written) / max(len(written), 1)
-        return GroupSummary(tokens=len(members), defined=len(written), rebuilt=len(written), weight=weight)
-
-    mixtures = {
-        table: asdict(found.mixture) | {"log_probability": found.log_probability}
-        for table, found in rows_of.items()
-        if found.mixture is not None
-    }
-    return RebuildReport(
-        groups={name: summary(members) for name, members in groups.items()},
-        skipped=plan.refused,
-        before=before,
-        after=after,
-        info=info | {"new_tokens": mixtures},
-        terms=tuple(
-            term_summary(token, weight, plan, words)
-            for token, weight, words in zip(plan.tokens, weights, nearest, strict=True)
-        ),
-    )

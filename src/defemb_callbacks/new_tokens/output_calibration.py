@@ -79,6 +79,13 @@ class OutputStates:
         direction = torch.linalg.solve(covariance, mean)
         return (direction / (direction @ mean)).float()
 
+    def inverse_moment(self) -> Tensor:
+        """Return the inverse of the second moment of the states, with the same ridge, (d, d) float64."""
+        states = self.states.to(torch.float64)
+        moment = states.T @ states / len(states)
+        moment.diagonal().add_(max(RIDGE * float(moment.diagonal().mean()), 1e-9))
+        return torch.linalg.inv(moment)
+
     def log_probabilities(self, rows: Tensor, bias: Tensor, *, new: bool) -> Tensor:
         """Return the log of the mean probability of each row's token over all states, (m,) float32.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from defemb_callbacks.definitions import Lexicon
+from defemb_callbacks.new_tokens.term_texts import with_texts
+from defemb_callbacks.new_tokens.terms import Term
 from defemb_callbacks.new_tokens.token_forms import at_word_start
 from defemb_callbacks.reporting.tables import text_table
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
@@ -52,27 +55,38 @@ class Proposals:
     Attributes:
         words: The words.
         corpus_tokens: Number of tokens of the corpus now.
+        uncased: Whether the tokenizer ignores case.
     """
 
     words: tuple[Proposal, ...]
     corpus_tokens: int
+    uncased: bool = False
 
     @property
     def saved(self) -> int:
         """Number of tokens that all proposed words would save."""
         return sum(proposal.saved for proposal in self.words)
 
-    def save(self, path: Path) -> None:
-        """Write a `.csv` file that `define_new_tokens` and `defemb define` read.
+    def save(self, path: Path, corpus: Iterable[str] = (), *, texts_per_term: int = 25) -> None:
+        """Write a file that `define_new_tokens` and `defemb define` read.
 
         Args:
-            path: The file.
+            path: A `.csv` file, or a `.jsonl` file, which may contain texts.
+            corpus: Texts to search for the words, for a `.jsonl` file.
+            texts_per_term: Maximum number of texts of a word.
         """
+        columns = ("word", "definition", "count", "tokens", "saved")
+        rows = [(one.word, one.definition, one.count, one.tokens, one.saved) for one in self.words]
         with path.open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["word", "definition", "count", "tokens", "saved"])
-            for found in self.words:
-                rows.writerow([found.word, found.definition, found.count, found.tokens, found.saved])
+            if path.suffix.lower() == ".jsonl":
+                terms = [Term(one.word) for one in self.words]
+                found = with_texts(terms, corpus, most=texts_per_term, ignore_case=self.uncased)
+                for row, term in zip(rows, found, strict=True):
+                    texts = {"texts": list(term.options.texts)} if term.options.texts else {}
+                    file.write(json.dumps(dict(zip(columns, row, strict=True)) | texts, ensure_ascii=False) + "\n")
+            else:
+                table = csv.writer(file)
+                table.writerows([columns, *rows])
 
     def __str__(self) -> str:
         if not self.words:
@@ -136,7 +150,7 @@ def propose_terms(
             if len(ids) > 1 and (definitions := dictionary.lookup(word, ignore_case=uncased)):
                 found.append(Proposal(word, counts[word], len(ids), definitions[0].gloss))
     found.sort(key=lambda proposal: (-proposal.saved, proposal.word))
-    return Proposals(tuple(found[:most]), total)
+    return Proposals(tuple(found[:most]), total, uncased)
 
 
 def _batches(items: Iterable[str]) -> Iterator[list[str]]:

@@ -71,10 +71,10 @@ def terms_from_dict(source: Mapping[Any, Any], *, name: str = "glossary", origin
                 gloss = rest
         elif isinstance(value, list | tuple):
             for item in value:
-                if isinstance(item, Mapping) and not {*OPTIONS, "texts"}.isdisjoint(item):
+                if isinstance(item, Mapping) and not set(OPTIONS).isdisjoint(item):
                     raise ValueError(
                         f"{place} has options in a list. Put the list into them: "
-                        f'{{"definition": [...], "{next(key for key in item if key in (*OPTIONS, "texts"))}": ...}}.'
+                        f'{{"definition": [...], "{next(key for key in item if key in OPTIONS)}": ...}}.'
                     )
         if gloss is not None:
             glosses[term] = gloss
@@ -118,10 +118,8 @@ def _terms_from_rows(rows: Iterable[tuple[str, Any, Entry | None, TermOptions]],
         names[name] = None
         if entry is not None:
             entries.append(entry)
-        if found != options.get(name, found):
+        if found != TermOptions() and found != options.setdefault(name, found):
             raise ValueError(f"{place}: {name!r} has other options in an earlier row. Give them once.")
-        if found != TermOptions():
-            options[name] = found
     # A file without any row is an error, which the glossary raises.
     lexicon = glossary_from_entries(entries, path.stem, str(path)) if entries or not names else None
     return GivenTerms(_sorted(names, lexicon), lexicon, options)

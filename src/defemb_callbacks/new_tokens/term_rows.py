@@ -13,11 +13,16 @@ from defemb_callbacks.embeddings.artifact import DefinitionEmbeddings
 from defemb_callbacks.embeddings.blending import DirectionalBlend, written_rows
 from defemb_callbacks.embeddings.rows_to_write import group_numbers, mean_row
 from defemb_callbacks.new_tokens.definition_rows import out_of_sample
+from defemb_callbacks.new_tokens.distillation import Distilled
 from defemb_callbacks.new_tokens.like_rows import like_rows
 from defemb_callbacks.new_tokens.output_calibration import OUTPUT_LENGTH, OutputStates
 from defemb_callbacks.new_tokens.term_token import TermToken
+from defemb_callbacks.new_tokens.whole_words import WordContexts
 from defemb_callbacks.vocabulary.frequency import configured_rank, frequency_groups, frequency_rank, rarity
 from defemb_callbacks.vocabulary.tokens import Vocabulary
+
+# A row that matches whole words is only used if the log of its mean probability can be calibrated to within this.
+MAX_MISS = 0.3
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class TermRows:
         weights: (n,) float64, the weight of the definitions in the row of each term.
         mixture: How the weight was chosen for new tokens; `None` if no word of the vocabulary could be used.
         log_probability: Log of the mean probability that new rows were calibrated to; `None` if they were not.
+        distilled: Result of the token distillation; `None` without it.
     """
 
     ids: Tensor
@@ -37,6 +43,7 @@ class TermRows:
     weights: Tensor
     mixture: Mixture | None
     log_probability: float | None = None
+    distilled: Distilled | None = None
 
 
 def term_rows(
@@ -47,7 +54,10 @@ def term_rows(
     embeddings: DefinitionEmbeddings,
     config: DefinitionEMBConfig,
     output: OutputStates | None = None,
-    distil: Callable[[Tensor], Tensor] | None = None,
+    distil: Callable[[Tensor], Distilled] | None = None,
+    contexts: WordContexts | None = None,
+    *,
+    is_output: bool = False,
 ) -> TermRows:
     """Compute rows for new tokens from definitions and sub-tokens, and blend or replace those of existing tokens.
 
@@ -62,6 +72,9 @@ def term_rows(
             as likely on average as the defined frequent words: a term that is worth a token is frequent in some text.
         distil: Function that turns rows, (n, d), into rows that the model reads as the sub-tokens of the terms. A table
             that is also the output table gets the mean of both directions.
+        contexts: Contexts of the terms, if `output` is given, in which the new tokens should be as likely as the words.
+        is_output: Whether the table is also the output table of a model other than a causal language model. Trained
+            rows then keep their length.
     """
     vocabulary = embeddings.vocabulary
     rank = expected_rank(vocabulary, config)
@@ -84,10 +97,16 @@ def term_rows(
     weights *= 1 - shares
     like = table[groups[config.new_token_group]]
     rows = scale_like(directions, like, centre)
+    distilled = None
     if distil is not None:
+        start = copied & torch.tensor([bool(token.term.options.texts) for token in tokens])
+        rows[start] = others[start]
         distilled = distil(rows)
-        directions = _unit(directions) + _unit(distilled - centre)
-        rows = distilled
+        changed = (distilled.rows != rows).any(dim=1)
+        directions[changed] = (_unit(directions) + _unit(distilled.rows - centre))[changed]
+        rows, copied = distilled.rows.clone(), copied & ~changed
+        if is_output and output is None:
+            rows = torch.where(changed[:, None], scale_like(directions, like, centre), rows)
     if output is not None:
         rows = scale_like(directions, like, centre, OUTPUT_LENGTH)
     existing = torch.tensor([position for position, token in enumerate(tokens) if not token.replaces_row]).long()
@@ -108,13 +127,19 @@ def term_rows(
         words = words if len(words) else members
         target = float(output.log_probabilities(table[words], output.bias[words], new=False).mean())
         new = torch.tensor([token.replaces_row for token in tokens], dtype=torch.bool) & ~copied
-        rows[new] = output.calibrate(rows[new], target, output.bias[members].median())
+        bias = output.bias[members].median()
+        rows[new] = output.calibrate(rows[new], target, bias)
+        if contexts is not None:
+            matched = (torch.isin(torch.arange(len(rows)), contexts.rows) & new).nonzero().flatten()
+            fitted = output.calibrate(contexts.matched(rows, output, bias)[matched], target, bias)
+            missed = (output.log_probabilities(fitted, bias, new=True) - target).abs()
+            rows[matched[missed < MAX_MISS]] = fitted[missed < MAX_MISS]
     rows[copied] = others[copied]  # with their own lengths
     offset = bare_offset(table, vocabulary)
     bare = torch.tensor([position for position, token in enumerate(tokens) if token.bare is not None]).long()
     ids = [token.word for token in tokens] + [token.bare for token in tokens if token.bare is not None]
     written = torch.cat([rows, rows[bare] + offset])
-    return TermRows(torch.tensor(ids, dtype=torch.int64), written, weights, mixture, target)
+    return TermRows(torch.tensor(ids, dtype=torch.int64), written, weights, mixture, target, distilled)
 
 
 def expected_rank(vocabulary: Vocabulary, config: DefinitionEMBConfig) -> Tensor:

@@ -84,7 +84,7 @@ def read_terms(
         found = [] if given.definitions is None else given.definitions.lookup(text)
         # Case-sensitive: "CAR" and "car" may both be defined.
         found = [definition for definition in found if definition.word == text]
-        if not found and options == TermOptions():
+        if not found and not options.describes_row:
             found = dictionary.lookup(text, ignore_case=ignore_case)
         if not found and options == TermOptions(special=True):
             raise ValueError(

@@ -47,6 +47,7 @@ class TermSummary:
         like_weight: Share of these rows in the new row.
         given_pieces: Words or tokens that were given to be averaged instead of the sub-tokens.
         nearest: The words with the nearest rows after the change, nearest first.
+        texts: Number of texts that its row was trained on (token distillation).
     """
 
     term: str
@@ -59,6 +60,7 @@ class TermSummary:
     like_weight: float = 0.0
     given_pieces: tuple[str, ...] = ()
     nearest: tuple[str, ...] = ()
+    texts: int = 0
 
     @property
     def composition(self) -> str:
@@ -72,7 +74,10 @@ class TermSummary:
         pieces = "given pieces" if self.given_pieces else "sub-tokens" if self.is_new else "old row"
         rest = 1 - self.weight - self.like_weight
         shares = [(self.weight, number), (self.like_weight, f"like {', '.join(self.like)}"), (rest, pieces)]
-        return ", ".join(f"{share:.0%} {what}" for share, what in shares if share > 1e-9)
+        parts = [f"{share:.0%} {what}" for share, what in shares if share > 1e-9]
+        if self.texts:
+            parts.append(f"distilled on {self.texts} text{'' if self.texts == 1 else 's'}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class RebuildReport:
         lines = self._term_lines() if self.terms or "new_tokens" in self.info else [self.headline]
         if self.info.get("r_squared") is not None:
             lines.append(f"Held-out R² of rows predicted from definitions: {self.info['r_squared']:.3f}.")
-        lines += self._language_model_lines() + self._other_text_lines()
+        lines += self._language_model_lines() + self._distillation_lines() + self._other_text_lines()
         headers, rows = self.group_table()
         lines += ["", text_table(rows, headers)]
         if self.skipped:
@@ -158,6 +163,15 @@ class RebuildReport:
             f"Loss of the language model on {measured['tokens']:,} tokens of definitions: {before:.4f} → {after:.4f} "
             f"(± {measured['standard_error']:.4f}); divergence from the pretrained predictions "
             f"{measured['divergence']:.4f} nats per token."
+        ]
+
+    def _distillation_lines(self) -> list[str]:
+        measured = self.info.get("token_distillation")
+        if not measured:
+            return []
+        return [
+            f"Token distillation on {measured['readings']:,} texts and definitions: relative distance of the states to "
+            f"those with the sub-tokens {measured['distance_before']:.3f} → {measured['distance_after']:.3f}."
         ]
 
     def _other_text_lines(self) -> list[str]:
