@@ -114,7 +114,7 @@ def test_the_strategy_is_shown_with_its_settings(settings: dict[str, Any], expec
     ("definitions", "noted"),
     [("wordnet", True), ("pets+wordnet-2", True), ("pets", False), ("mywordnet", False), ("", False)],
 )
-def test_the_licence_note_is_added_if_wordnet_was_used(definitions: str, noted: bool):
+def test_the_license_note_is_added_if_wordnet_was_used(definitions: str, noted: bool):
     assert ("WordNet®" in model_card_section(with_info(definitions=definitions))) == noted
 
 
