@@ -59,8 +59,13 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
+def reasons(markdown: str) -> str:
+    """Shorten the titles of code blocks that the tests do not run to the reason: "Needs a script of yours"."""
+    return re.sub(r' title="Not run by the tests: (\w)', lambda match: f' title="{match[1].upper()}', markdown)
+
+
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Replace the marks `<!-- settings NAME -->` and `<!-- commands -->`, and fold the tests of compatibility.md."""
+    """Replace the marks `<!-- settings NAME -->` and `<!-- commands -->`, titles of code, and tests."""
     if page.file.src_uri == "compatibility.md":
         return folded_tests(markdown)
     generated: dict[str, Callable[[re.Match[str]], str]] = {
@@ -69,4 +74,4 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     }
     for pattern, make in generated.items():
         markdown = re.sub(pattern, make, markdown)
-    return markdown
+    return reasons(markdown)

@@ -150,6 +150,7 @@ def test_tests_are_folded_and_settings_and_commands_listed(monkeypatch: pytest.M
         "| a `b` | <details class='test'><summary>test</summary><code>y/test_z.py::test_&lt;w&gt;</code>, "
         "<code>test_v</code></details> |"
     )
+    assert hooks.reasons('```bash title="Not run by the tests: needs a file"\n') == '```bash title="Needs a file"\n'
     assert "### `blend`\n\n*Default:* `'auto'`. Weight of the new row" in hooks.settings("DefinitionEMBConfig")
     assert "## `defemb inspect`" in hooks.commands()
     assert "--projector" in hooks.commands()
