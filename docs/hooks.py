@@ -59,8 +59,26 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
+def reasons(markdown: str) -> str:
+    """Shorten the titles of code blocks that the tests do not run to the reason: "Needs a script of yours"."""
+    return re.sub(r' title="Not run by the tests: (\w)', lambda match: f' title="{match[1].upper()}', markdown)
+
+
+def breakable(page: str) -> str:
+    """Let the names in the cells of tables break between their parts, where the screen is narrow."""
+
+    def parts(code: re.Match[str]) -> str:
+        return re.sub(r"([/_.(=]|[a-z0-9](?=[A-Z]))(?=[^<])", r"\1<wbr>", code[0])
+
+    def cell(found: re.Match[str]) -> str:
+        text = re.sub(r"(?<=<code>)[^<]+", parts, found[0])
+        return re.sub(r"_(?=\w[^<>]*<)", "_<wbr>", text)  # in other text, not in attributes
+
+    return re.sub(r"<td.*?</td>", cell, page, flags=re.DOTALL)
+
+
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Replace the marks `<!-- settings NAME -->` and `<!-- commands -->`, and fold the tests of compatibility.md."""
+    """Replace the marks `<!-- settings NAME -->` and `<!-- commands -->`, titles of code, and tests."""
     if page.file.src_uri == "compatibility.md":
         return folded_tests(markdown)
     generated: dict[str, Callable[[re.Match[str]], str]] = {
@@ -69,4 +87,9 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     }
     for pattern, make in generated.items():
         markdown = re.sub(pattern, make, markdown)
-    return markdown
+    return reasons(markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Change the finished pages; the search has their words before."""
+    return breakable(output)

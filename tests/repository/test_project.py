@@ -158,7 +158,7 @@ def test_the_lowest_versions_are_those_of_setup_cfg(core, extras):
     lines = lowest.pinned((ROOT / "setup.cfg").read_text(encoding="utf-8"))
     bounded = [*core, *(requirement for extra in lowest.EXTRAS for requirement in extras[extra])]
     assert lines == [str(requirement).replace(">=", "==") for requirement in bounded]
-    assert {"torch==2.6", "transformers==5.0", "peft==0.14"} <= set(lines)
+    assert {"torch==2.6", "transformers==5.0", "peft==0.19"} <= set(lines)
 
 
 def test_continuous_integration_has_each_python_of_the_classifiers(setup_cfg):

@@ -138,7 +138,7 @@ def test_the_navigation_has_every_page() -> None:
     assert sorted(named) == sorted(pages)
 
 
-def test_tests_are_folded_and_settings_and_commands_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tests_are_folded_names_break_and_settings_and_commands_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     sys.modules.pop("hooks", None)
     import hooks  # type: ignore[import-not-found, unused-ignore]
@@ -149,6 +149,11 @@ def test_tests_are_folded_and_settings_and_commands_listed(monkeypatch: pytest.M
     assert row == (
         "| a `b` | <details class='test'><summary>test</summary><code>y/test_z.py::test_&lt;w&gt;</code>, "
         "<code>test_v</code></details> |"
+    )
+    assert hooks.reasons('```bash title="Not run by the tests: needs a file"\n') == '```bash title="Needs a file"\n'
+    cell = "<code>a_b</code><td id='a_b'>see t5_text. <code>relation_auc/BertModel&lt;</code></td>"
+    assert hooks.breakable(cell) == (
+        "<code>a_b</code><td id='a_b'>see t5_<wbr>text. <code>relation_<wbr>auc/<wbr>Bert<wbr>Model&lt;</code></td>"
     )
     assert "### `blend`\n\n*Default:* `'auto'`. Weight of the new row" in hooks.settings("DefinitionEMBConfig")
     assert "## `defemb inspect`" in hooks.commands()
