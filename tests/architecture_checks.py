@@ -24,9 +24,8 @@ from defemb_callbacks import (
     define_new_tokens,
     measure_embeddings,
 )
-from defemb_callbacks.new_tokens.growth import tables_of
 from defemb_callbacks.senses import build_sense_dictionary, with_senses, without_senses
-from defemb_callbacks.weights.rows import embedding_layer, read_table
+from defemb_callbacks.weights.rows import embedding_layer, read_table, tables_of
 
 PACKAGE = str(Path(defemb_callbacks.__file__).parent)
 TERMS = {"lynx": "a wild cat with long ears", "tokamak": "a machine for hot gas"}

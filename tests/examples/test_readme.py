@@ -9,6 +9,7 @@ from pathlib import Path
 import compare
 import pytest
 import run_glue
+import run_new_words
 import run_sense_distillation
 import run_summarization
 from accelerate.commands.launch import launch_command_parser
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 SCRIPTS: dict[str, tuple[type, ...]] = {
     "examples/run_glue.py": (run_glue.ModelArguments, run_glue.DataArguments, DefinitionEMBConfig, TrainingArguments),
+    "examples/run_new_words.py": (run_new_words.NewWordsArguments,),
     "examples/run_summarization.py": (
         run_summarization.ModelArguments,
         run_summarization.DataArguments,
@@ -40,7 +42,8 @@ COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").spli
 def check(script: str, options: list[str]) -> None:
     options = [option for option in options if option != "--bf16"]  # this CPU may not support it
     options = [str(ROOT / option) if option.endswith(".yaml") else option for option in options]
-    parse(SCRIPTS[script], [*options, "--bf16", "false"])
+    trains = any(issubclass(kind, TrainingArguments) for kind in SCRIPTS[script])
+    parse(SCRIPTS[script], [*options, *(["--bf16", "false"] if trains else [])])
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[1:4]))

@@ -28,7 +28,6 @@ from defemb_callbacks import DefinitionEMBConfig, build_definition_embeddings, d
 from defemb_callbacks.definitions import Definition, Lexicon, load_definitions
 from defemb_callbacks.new_tokens.define import new_token_embeddings, plan_new_tokens, write_new_tokens
 from defemb_callbacks.new_tokens.definition_rows import rows_from_definitions
-from defemb_callbacks.new_tokens.growth import tables_of
 from defemb_callbacks.new_tokens.terms import Term
 from defemb_callbacks.new_tokens.token_plan import NO_TOKEN
 from defemb_callbacks.reconstruction import last_states
@@ -36,7 +35,7 @@ from defemb_callbacks.reconstruction.prompts import definition_prompt, mask_text
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import read_new_tokens_record, read_record
-from defemb_callbacks.weights.rows import embedding_weight, read_table
+from defemb_callbacks.weights.rows import embedding_weight, read_table, tables_of
 from tiny import (
     byte_bpe_tokenizer,
     gemma_tokenizer,

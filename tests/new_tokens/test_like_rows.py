@@ -13,12 +13,11 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, BertForMaskedLM, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
 from defemb_callbacks import DefinitionEMBConfig, RebuildReport, define_new_tokens
-from defemb_callbacks.new_tokens.growth import tables_of
 from defemb_callbacks.new_tokens.like_rows import like_rows
 from defemb_callbacks.vocabulary.frequency import frequency_groups, frequency_rank
 from defemb_callbacks.vocabulary.tokens import read_vocabulary
 from defemb_callbacks.weights.config_record import read_new_tokens_record
-from defemb_callbacks.weights.rows import read_table
+from defemb_callbacks.weights.rows import read_table, tables_of
 from tiny import byte_bpe_tokenizer, gemma_tokenizer, tiny_bert, tiny_glossary, tiny_model, wordpiece_tokenizer
 
 FAMILIES: dict[str, tuple[Callable[[], Any], Callable[[Any], PreTrainedModel]]] = {

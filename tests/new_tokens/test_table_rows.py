@@ -20,11 +20,10 @@ from transformers import (
 )
 
 from defemb_callbacks import DefinitionEMBConfig, RebuildReport, build_definition_embeddings, define_new_tokens
-from defemb_callbacks.new_tokens.growth import tables_of
 from defemb_callbacks.new_tokens.output_calibration import OutputStates, read_output_states
 from defemb_callbacks.new_tokens.term_rows import MAX_MISS
 from defemb_callbacks.weights.config_record import read_new_tokens_record
-from defemb_callbacks.weights.rows import read_table
+from defemb_callbacks.weights.rows import read_table, tables_of
 from tiny import (
     byte_bpe_tokenizer,
     gemma_tokenizer,

@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from defemb_callbacks.new_tokens import TrainedRows
-from defemb_callbacks.new_tokens.growth import tables_of
-from defemb_callbacks.weights.rows import embedding_weight, read_table
+from defemb_callbacks.weights.rows import embedding_weight, read_table, tables_of
 from tiny import byte_bpe_tokenizer, gemma_tokenizer, tiny_bert, tiny_model, wordpiece_tokenizer
 
 IDS = [3, 40, 41]

@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from defemb_callbacks.callbacks.console import show
 from defemb_callbacks.callbacks.tokenizer_search import require_tokenizer
-from defemb_callbacks.new_tokens.trained_rows import IN_DEEPSPEED, TrainedRows, tables_and_layers
+from defemb_callbacks.new_tokens.trained_rows import IN_DEEPSPEED, TrainedRows
 from defemb_callbacks.weights.adapters import adapted_tokens, adapter_kind, train_tokens
 from defemb_callbacks.weights.config_record import read_new_token_ids
-from defemb_callbacks.weights.rows import embedding_weight
+from defemb_callbacks.weights.rows import embedding_weight, table_layers, tables_of
 from defemb_callbacks.weights.unwrapping import transformers_model
 
 
@@ -85,7 +85,7 @@ class TrainNewTokensCallback(TrainerCallback):
         if _has_adapters(model):
             self._adapt(args, state, model)
             return
-        trained = {id(embedding_weight(model, table)) for table, _ in tables_and_layers(model)}
+        trained = {id(embedding_weight(model, table)) for table in tables_of(model)}
         for weight in model.parameters():
             if id(weight) in trained:
                 weight.requires_grad_(True)
@@ -151,7 +151,7 @@ class TrainNewTokensCallback(TrainerCallback):
 
     def _adapt(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         inner, ids = transformers_model(model), self._ids(model)
-        layers = [layer for _, layer in tables_and_layers(model)]
+        layers = list(table_layers(model).values())
         kinds = {adapter_kind(layer) for layer in layers}
         if kinds == {"none"}:
             names = [_name(inner, layer) for layer in layers]
@@ -172,7 +172,7 @@ def _has_adapters(model: Any) -> bool:
 
 
 def _trains_tokens(model: Any) -> bool:
-    return any(adapter_kind(layer) == "tokens" for _, layer in tables_and_layers(model))
+    return any(adapter_kind(layer) == "tokens" for layer in table_layers(model).values())
 
 
 def _name(model: Any, layer: Any) -> str:

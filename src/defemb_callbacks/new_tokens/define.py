@@ -18,7 +18,7 @@ from defemb_callbacks.embeddings.rows_to_write import mean_row
 from defemb_callbacks.metrics import TableMeasure
 from defemb_callbacks.new_tokens.definition_rows import build_keeping_constructor
 from defemb_callbacks.new_tokens.distillation import check_distillation
-from defemb_callbacks.new_tokens.growth import check_model, resized, tables_of, write_bias
+from defemb_callbacks.new_tokens.growth import check_model, resized, write_bias
 from defemb_callbacks.new_tokens.nearest import nearest_tokens
 from defemb_callbacks.new_tokens.output_calibration import text_loss
 from defemb_callbacks.new_tokens.table_rows import other_texts, rows_of_tables
@@ -41,6 +41,7 @@ from defemb_callbacks.weights.rows import (
     TableName,
     check_rows,
     embedding_weight,
+    tables_of,
     whole_table,
     write_rows,
 )

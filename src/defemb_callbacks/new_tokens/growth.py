@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from defemb_callbacks.weights.config_record import read_records, restore_records
-from defemb_callbacks.weights.rows import INPUT, TableName, embedding_weight, output_weight, write_rows
+from defemb_callbacks.weights.rows import embedding_weight, tables_of, write_rows
 from defemb_callbacks.weights.sharding import is_sharded
 from defemb_callbacks.weights.unwrapping import bare_model, input_layer, transformers_model
 
@@ -81,32 +81,6 @@ def check_model(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not support resize_token_embeddings(), so its tables cannot grow. Rebuild "
             "tokens that exist with `build_definition_embeddings`."
         )
-
-
-def tables_of(model: PreTrainedModel) -> list[TableName]:
-    """Return the tables with separate weights: "input", and "decoder" and "output" if they are not tied to another.
-
-    Args:
-        model: The model.
-
-    Example:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> sizes = dict(vocab_size=10, n_embd=4, n_layer=1, n_head=1)
-        >>> tables_of(GPT2LMHeadModel(GPT2Config(**sizes)))
-        ['input']
-        >>> tables_of(GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False)))
-        ['input', 'output']
-    """
-    tables: list[TableName] = [INPUT]
-    decoder = None
-    if model.config.is_encoder_decoder and isinstance(model.get_decoder(), PreTrainedModel):
-        decoder = embedding_weight(model.get_decoder())
-        if decoder.data_ptr() != embedding_weight(model).data_ptr():
-            tables.append("decoder")
-    output = output_weight(model)
-    if output is not None and (decoder is None or output.data_ptr() != decoder.data_ptr()):
-        tables.append("output")
-    return tables
 
 
 @contextlib.contextmanager

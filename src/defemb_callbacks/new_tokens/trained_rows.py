@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from defemb_callbacks.weights.adapters import adapter_kind, base_layer
-from defemb_callbacks.weights.rows import INPUT, TableName, embedding_layer, embedding_weight, table_shape
+from defemb_callbacks.weights.rows import embedding_weight, table_layers, table_shape
 from defemb_callbacks.weights.sharding import reshard, whole_shape
 from defemb_callbacks.weights.unwrapping import transformers_model
 
@@ -21,7 +19,6 @@ IN_DEEPSPEED = (
     "DeepSpeed trains copies of the weights, so that rows cannot be kept. Use DDP or FSDP2, or a LoRA adapter with "
     "trainable_token_indices."
 )
-SEPARATE_TABLES: tuple[TableName, ...] = ("decoder", "output")
 
 
 class TrainedRows:
@@ -137,22 +134,10 @@ def _held(tensor: Tensor) -> Tensor:
     return local.detach()
 
 
-def tables_and_layers(model: nn.Module) -> Iterator[tuple[TableName, Any]]:
-    """Yield the input table of a model and the tables that are not tied to it, with their layers.
-
-    Args:
-        model: The model, maybe wrapped.
-    """
-    yield INPUT, embedding_layer(model)
-    for table in SEPARATE_TABLES:
-        with contextlib.suppress(ValueError):  # there is no such table
-            yield table, embedding_layer(model, table)
-
-
 def _weights(model: nn.Module) -> list[Tensor]:
     """The tables that are trained, and the bias of the output layer."""
     found: list[Tensor] = []
-    for table, layer in tables_and_layers(model):
+    for table, layer in table_layers(model).items():
         if adapter_kind(layer) in ("tokens", "low-rank"):
             raise ValueError(
                 f"The {table} embeddings have an adapter, which trains rows of its own. Use trainable_token_indices, "

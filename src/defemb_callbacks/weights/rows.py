@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from defemb_callbacks.weights.unwrapping import input_layer, transformers_model
 
 TableName = Literal["input", "output", "decoder"]
 INPUT: TableName = "input"
+SEPARATE_TABLES: tuple[TableName, ...] = ("decoder", "output")
 
 
 class NoTokenEmbeddings(TypeError):
@@ -37,7 +39,7 @@ def embedding_layer(model: nn.Module, table: TableName = INPUT) -> Any:
         ValueError: See `embedding_weight`.
     """
     inner = transformers_model(model)
-    if table == "decoder" and inner.config.is_encoder_decoder:
+    if table == "decoder" and inner.config.is_encoder_decoder and isinstance(inner.get_decoder(), PreTrainedModel):
         layer = embedding_layer(inner.get_decoder())
         if not same_weight(base_layer(layer).weight, embedding_weight(model)):
             return layer
@@ -47,6 +49,41 @@ def embedding_layer(model: nn.Module, table: TableName = INPUT) -> Any:
     elif table == INPUT:
         return input_layer(inner)
     raise ValueError(f"{type(inner).__name__} has no separate {table} table. Use table='input'.")
+
+
+def table_layers(model: nn.Module) -> dict[TableName, Any]:
+    """The layers of the input table and of those that are not tied to it, including PEFT wrappers.
+
+    Args:
+        model: The model, maybe wrapped.
+    """
+    layers = {INPUT: embedding_layer(model)}
+    for table in SEPARATE_TABLES:
+        with contextlib.suppress(ValueError):  # there is no such table
+            layers[table] = embedding_layer(model, table)
+    return layers
+
+
+def tables_of(model: nn.Module) -> list[TableName]:
+    """The tables with separate weights: "input", and "decoder" and "output" if they are not tied to another.
+
+    Args:
+        model: The model, maybe wrapped.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> sizes = dict(vocab_size=10, n_embd=4, n_layer=1, n_head=1)
+        >>> tables_of(GPT2LMHeadModel(GPT2Config(**sizes)))
+        ['input']
+        >>> tables_of(GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False)))
+        ['input', 'output']
+    """
+    weights: dict[TableName, nn.Parameter] = {}
+    for table in table_layers(model):
+        weight = embedding_weight(model, table)
+        if not any(same_weight(weight, other) for other in weights.values()):
+            weights[table] = weight
+    return list(weights)
 
 
 def embedding_weight(model: nn.Module, table: TableName = INPUT) -> nn.Parameter:
