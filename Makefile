@@ -68,9 +68,9 @@ build/wheel/.installed: setup.cfg $(CONSTRAINTS)
 
 # The lower bounds of setup.cfg, in an environment of their own. Extras whose lower bounds need newer packages stay out, and
 # with them the example scripts, which need transformers 5.2, and the measurements for evaluate.
-LOWEST_IGNORED := examples tests/examples src/defemb_callbacks/integrations/evaluate.py
+LOWEST := -o "testpaths=src tests" --ignore=tests/examples --ignore=src/defemb_callbacks/integrations/evaluate.py
 test-lowest: wordnet build/lowest/.installed
-	build/lowest/bin/python -m pytest $(LOWEST_IGNORED:%=--ignore=%) $(PYTEST_ARGS)
+	build/lowest/bin/python -m pytest $(LOWEST) $(PYTEST_ARGS)
 
 build/lowest/.installed: setup.cfg tests/lowest.py
 	$(PYTHON) -m venv --clear build/lowest
