@@ -12,6 +12,10 @@ user: `define_new_tokens(model, tokenizer, {word: glosses})`. Upper bound: the o
 - Alternatives: the mean of the sub-tokens; a sample from mean and covariance of the table (`resize_token_embeddings`);
   the mean row of the tokens of the glosses.
 
+`--texts` compares more alternatives (`rivals.py`), on fewer words, without texts and with 1, 5 and 25 texts that use
+each word, found in WikiText-2, SST-2, MNLI, XSum and CNN/DailyMail. Further texts are for evaluation: how near a
+sentence embedding is to the one with the original row.
+
 Needs shared/tools/wordsim.py and shared/data next to the repository. `--speed` measures 1,000 terms instead;
 `--scaling`, how the time to add terms and to tokenize text with them grows with their number.
 """
@@ -36,6 +40,8 @@ from typing import Any
 import torch
 from common import DATA, RESULTS, add_model_argument, centred_cosine, environment, find_model, held_mb
 from datasets import Dataset
+from rivals import COUNTS, mean_states, rows_by_method, texts_of
+from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -48,7 +54,7 @@ from transformers import (
     set_seed,
 )
 
-from defemb_callbacks import Lexicon, define_new_tokens, load_definitions
+from defemb_callbacks import Lexicon, build_definition_embeddings, define_new_tokens, load_definitions
 from defemb_callbacks.new_tokens.terms import Term
 from defemb_callbacks.new_tokens.token_plan import plan_tokens
 from defemb_callbacks.reconstruction import features
@@ -57,6 +63,8 @@ from defemb_callbacks.vocabulary.tokens import Vocabulary, read_vocabulary
 from defemb_callbacks.weights.rows import read_table
 
 STEPS = (0, 16, 32, 64)
+TEST_TEXTS = 5  # of a word
+FEWEST_PAIRS = 30  # for a correlation
 
 
 def rated_words(folder: Path) -> set[str]:
@@ -295,6 +303,87 @@ def compare(name: str, folds: int, seeds: int, folder: Path) -> dict[str, Any]:
     return result | {"recovery": {"steps": STEPS, "seeds": seeds, "curves": curves}}
 
 
+def held_out_words(name: str, number: int) -> tuple[list[int], dict[str, tuple[str, ...]]]:
+    """Rated words in WordNet with enough texts, spread over the vocabulary, and their texts."""
+    wordnet = load_definitions("wordnet")
+    vocabulary = read_vocabulary(AutoTokenizer.from_pretrained(name))
+    wanted = rated_words(DATA / "wordsim")
+    ids = [i for i in vocabulary.word_ids.tolist() if vocabulary.words[i] in wanted]
+    ids = [i for i in ids if wordnet.lookup(str(vocabulary.words[i]), ignore_case=vocabulary.uncased)]
+    most = COUNTS[-1] + TEST_TEXTS
+    texts = texts_of([str(vocabulary.words[i]) for i in ids], most)
+    ids = [i for i in ids if len(texts[str(vocabulary.words[i])]) == most]
+    ids = ids[:: max(1, len(ids) // number)][:number]
+    return ids, {word: texts[word] for word in (str(vocabulary.words[i]) for i in ids)}
+
+
+def rating_correlations(
+    tables: dict[str, Tensor], vocabulary: Vocabulary, words: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Spearman correlations with human ratings of pairs with at least one of the words, by data set and method."""
+    place = {word: index for index, word in enumerate(vocabulary.words) if word is not None}
+    result: dict[str, dict[str, Any]] = {}
+    for path in sorted((DATA / "wordsim").glob("*.txt")):
+        rows = [line.split()[:3] for line in path.read_text(encoding="utf-8").splitlines()]
+        pairs = [
+            (place[one.lower()], place[other.lower()], float(score))
+            for one, other, score in rows
+            if {one.lower(), other.lower()} <= place.keys() and words & {one.lower(), other.lower()}
+        ]
+        if len(pairs) < FEWEST_PAIRS:
+            continue
+        first, second, ratings = zip(*pairs, strict=True)
+        result[path.stem] = {"pairs": len(pairs)}
+        for method, table in tables.items():
+            centred = table - table[vocabulary.word_ids].mean(dim=0)
+            cosines = torch.cosine_similarity(centred[list(first)], centred[list(second)])
+            result[path.stem][method] = float(spearmanr(cosines.numpy(), ratings).statistic)
+    return result
+
+
+def compare_with_texts(name: str, number: int, folder: Path) -> dict[str, Any]:
+    """Compare methods with several numbers of texts on words held out together."""
+    wordnet, start = load_definitions("wordnet"), time.perf_counter()
+    original, its_tokenizer = AutoModel.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)
+    old, vocabulary = read_table(original), read_vocabulary(its_tokenizer)
+    ids, texts = held_out_words(name, number)
+    words = list(texts)
+    glosses = {
+        word: list(dict.fromkeys(one.gloss for one in wordnet.lookup(word, ignore_case=True) if one.rank <= 8))
+        for word in words
+    }
+    model, tokenizer = without_words(name, ids, folder)
+    dictionary = wordnet.without(words)
+    embeddings = build_definition_embeddings(model, tokenizer, dictionary)
+    print(f"{len(words)} words, map after {time.perf_counter() - start:.0f} s", flush=True)
+    found = rows_by_method(model, tokenizer, embeddings, dictionary, glosses, texts)
+    rows = {method: made.rows[: len(ids)] for method, made in found.items()} | {"pretrained": old[ids]}
+
+    test = [text for word in words for text in texts[word][COUNTS[-1] :]]
+    expected = mean_states(original, its_tokenizer, test)
+    sentences = {"not extended": torch.cosine_similarity(mean_states(model, tokenizer, test), expected).mean().item()}
+    tables, weight = {}, original.get_input_embeddings().weight
+    for method, made in rows.items():
+        tables[method] = old.index_copy(0, torch.tensor(ids), made)
+        with torch.no_grad():
+            weight.copy_(tables[method])
+        states = mean_states(original, its_tokenizer, test)
+        sentences[method] = torch.cosine_similarity(states, expected).mean().item()
+    index = torch.tensor(ids)
+    return {
+        "words": len(words),
+        "test_texts": len(test),
+        "word_tokens": len(vocabulary.word_ids),
+        "sentence_cosine": sentences,
+        "centred_cosine": {m: centred_cosine(made, old[index], old.mean(dim=0)) for m, made in rows.items()},
+        "median_rank": {
+            m: median(ranks_of_old_rows(made, index, old, vocabulary.word_ids)) for m, made in rows.items()
+        },
+        "similarity": rating_correlations(tables, vocabulary, set(words)),
+        "seconds": time.perf_counter() - start,
+    }
+
+
 def speed(name: str, number: int = 1000) -> dict[str, Any]:
     """Measure seconds and memory of adding terms, with a cached map."""
     wordnet = load_definitions("wordnet")
@@ -356,6 +445,8 @@ def main() -> None:
     add_model_argument(parser)
     parser.add_argument("--folds", type=int, default=5, help="number of folds of held-out words")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of fine-tuning; 0 skips it")
+    parser.add_argument("--texts", action="store_true", help="compare methods with and without texts")
+    parser.add_argument("--words", type=int, default=60, help="with --texts: number of words")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens.json")
@@ -364,7 +455,10 @@ def main() -> None:
         sys.exit("shared/data/wordsim is not beside the repository; nothing was measured.")
     name = arguments.model or find_model()
     result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
-    if arguments.speed:
+    if arguments.texts:
+        with tempfile.TemporaryDirectory() as folder:
+            result["texts"] = compare_with_texts(name, arguments.words, Path(folder))
+    elif arguments.speed:
         result["speed"] = speed(name)
     elif arguments.scaling:
         result["scaling"] = scaling(name)
@@ -374,7 +468,8 @@ def main() -> None:
     result["environment"] = environment()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    shown = "speed" if arguments.speed else "scaling" if arguments.scaling else "similarity"
+    chosen = {"texts": arguments.texts, "speed": arguments.speed, "scaling": arguments.scaling}
+    shown = next((mode for mode, wanted in chosen.items() if wanted), "similarity")
     print(json.dumps(result[shown], indent=1))
 
 

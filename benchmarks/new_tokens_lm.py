@@ -22,6 +22,11 @@ Then only the new rows are trained, on the stories that the words were taken fro
 
 measures SmolLM2-135M instead, on paragraphs of WikiText-2 with the terms and on others: words of several tokens in nats
 per character, and whole words of the vocabulary, treated as new, in nats per token of the original tokenization.
+
+    python benchmarks/new_tokens_lm.py --smollm2 --texts --words 20
+
+compares more alternatives (`rivals.py`) on words of several tokens, without texts and with 1, 5 and 25 texts that use
+each word.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ import copy
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -41,6 +47,7 @@ from typing import Any
 import torch
 from common import DATA, RESULTS, environment
 from language_models import Losses, load_smollm2, wikitext
+from rivals import COUNTS, rows_by_method, texts_of
 from torch import Tensor
 from transformers import LlamaForCausalLM, LlamaTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import generate_merges
@@ -57,6 +64,7 @@ from defemb_callbacks.new_tokens.define import plan_new_tokens
 from defemb_callbacks.new_tokens.definition_rows import rows_from_definitions
 from defemb_callbacks.new_tokens.distillation import distilled_rows
 from defemb_callbacks.new_tokens.output_calibration import read_output_states
+from defemb_callbacks.new_tokens.readings import definition_readings
 from defemb_callbacks.new_tokens.subtokens import split_without_itself
 from defemb_callbacks.new_tokens.term_rows import TermRows, piece_means, term_rows
 from defemb_callbacks.new_tokens.term_token import TermToken
@@ -293,6 +301,36 @@ def measure_rows(
     return result
 
 
+def words_in_test(wordnet: Lexicon) -> Counter[str]:
+    """The words of WikiText-2's test set that are in WordNet, with the number of paragraphs."""
+    paragraphs = (set(re.findall(r"(?<= )[a-z]{5,}\b", text)) for text in wikitext("test"))
+    return Counter(word for words in paragraphs for word in words if word in wordnet)
+
+
+def with_texts(folder: str, embeddings_folder: Path | None, words: int, characters: int) -> dict[str, Any]:
+    """Measure rows made by each method, with several numbers of texts, for words of several tokens."""
+    model, tokenizer = load_smollm2(folder)
+    wordnet, start = load_definitions("wordnet"), time.perf_counter()
+    if embeddings_folder is None:
+        built = build_definition_embeddings(model, tokenizer, wordnet)
+    else:
+        built = DefinitionEmbeddings.from_pretrained(embeddings_folder)
+    several = [
+        word
+        for word, _ in words_in_test(wordnet).most_common()
+        if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1
+    ][: 4 * words]
+    found = texts_of(several, COUNTS[-1])
+    enough = [word for word in several if len(found[word]) >= COUNTS[-2]][:words]
+    glosses = {word: [one.gloss for one in wordnet.lookup(word)] for word in enough}
+    rows = rows_by_method(model, tokenizer, built, wordnet, glosses, found)
+    plan = plan_new_tokens(tokenizer, enough, wordnet, DefinitionEMBConfig())
+    passages = Passages(enough, characters)
+    result = measure_rows(model, passages, ids_of(plan.before), ids_of(plan.after), rows, "character")
+    texts = {"fewest texts": min(len(found[word]) for word in enough)}
+    return {"words": len(enough), **texts, **result, "seconds": time.perf_counter() - start}
+
+
 def smollm2(folder: str, embeddings_folder: Path | None, words: int, characters: int) -> dict[str, Any]:
     """Measure words of several tokens, and words of the vocabulary treated as new."""
     model, tokenizer = load_smollm2(folder)
@@ -303,13 +341,11 @@ def smollm2(folder: str, embeddings_folder: Path | None, words: int, characters:
         built = DefinitionEmbeddings.from_pretrained(embeddings_folder)
     table, splits = read_table(model), split_without_itself(tokenizer, built.ids)
     output = read_output_states(model, built.texts)
-    counts = Counter(
-        word for text in wikitext("test") for word in set(re.findall(r"(?<= )[a-z]{5,}\b", text)) if word in wordnet
-    )
+    counts = words_in_test(wordnet)
     encoded = {word: tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in counts}
 
     def measured(plan: Any, terms: Sequence[str], rows: Tensor, unit: str, **more: TermRows) -> dict[str, Any]:
-        tokens, distil = plan.tokens, partial(distilled_rows, model, plan)
+        tokens, distil = plan.tokens, partial(distilled_rows, model, definition_readings(plan))
         loud = term_rows(table, tokens, rows, splits, built, config)
         means = piece_means(table, [token.pieces for token in tokens])
         bare = [position for position, token in enumerate(tokens) if token.bare is not None]
@@ -364,8 +400,14 @@ def main() -> None:
     parser.add_argument("--smollm2", nargs="?", const="", help="measure SmolLM2; optionally the folder of a checkpoint")
     parser.add_argument("--embeddings", type=Path, help="ready definition embeddings of SmolLM2")
     parser.add_argument("--characters", type=int, default=24_000, help="text that is read for SmolLM2")
+    parser.add_argument("--texts", action="store_true", help="compare methods with and without texts")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.smollm2 is not None and arguments.texts:
+        result = with_texts(arguments.smollm2, arguments.embeddings, arguments.words, arguments.characters)
+        output = arguments.output or RESULTS / "new_tokens_texts_smollm2.json"
+        output.write_text(json.dumps({**result, "environment": environment()}, indent=1) + "\n", encoding="utf-8")
+        return
     if arguments.smollm2 is not None:
         result = smollm2(arguments.smollm2, arguments.embeddings, arguments.words, arguments.characters)
         output = arguments.output or RESULTS / "new_tokens_lm_smollm2.json"

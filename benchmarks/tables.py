@@ -16,7 +16,14 @@ from typing import Any
 
 from tables_common import table
 from tables_cost import faults, learned_speed, metrics, monitoring, scaling, speed
-from tables_new_tokens import new_tokens, new_tokens_lm, new_tokens_recovery, new_tokens_speed
+from tables_new_tokens import (
+    new_tokens,
+    new_tokens_lm,
+    new_tokens_recovery,
+    new_tokens_speed,
+    new_tokens_texts,
+    new_tokens_texts_lm,
+)
 from tables_quality import (
     coverage,
     definitions,
@@ -42,6 +49,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "new_tokens_recovery": ("new_tokens.json", new_tokens_recovery),
     "new_tokens_speed": ("new_tokens.json", new_tokens_speed),
     "new_tokens_lm": ("new_tokens_lm.json", new_tokens_lm),
+    "new_tokens_texts": ("new_tokens.json", new_tokens_texts),
+    "new_tokens_texts_lm": ("new_tokens_texts_smollm2.json", new_tokens_texts_lm),
     "geometry": ("geometry.json", geometry),
     "language_models": ("language_models.json", language_models),
     "sst2": ("sst2.json", sst2),

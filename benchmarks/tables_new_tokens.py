@@ -80,3 +80,55 @@ def new_tokens_lm(result: dict[str, Any]) -> str:
     header = ["rows", "sentence, per character", "before the word", "the word", "after it"]
     header += [f"sentence, step {step}" for step in result["steps"][1:]]
     return table([*header, "word after a space token: sentence", "the word"], rows)
+
+
+TEXTS = (1, 5, 25)
+WITH_TEXTS = {
+    "sub-token mean": "sub-token mean",
+    "mean + covariance draw": "mean + covariance draw",
+    "mean of the glosses' tokens": "mean of the gloss",
+    "mean of words with similar definitions": "words with similar definitions",
+    "definition": "definitions",
+    **{f"token distillation, {number} texts": f"sub-token mean, distilled on {number} texts" for number in TEXTS},
+    **{
+        f"definition + token distillation, {number} texts": f"definitions, distilled on {number} texts"
+        for number in TEXTS
+    },
+}
+
+
+def new_tokens_texts(result: dict[str, Any]) -> str:
+    found = result["texts"]
+    labels = {"pretrained": "pretrained (upper bound)", "not extended": "sub-tokens (not added)", **WITH_TEXTS}
+
+    def cell(values: dict[str, Any], method: str, form: str) -> str:
+        return form.format(values[method]) if method in values else ""
+
+    columns = {
+        f"cosine of {found['test_texts']:,} sentences to those with the original row": (
+            found["sentence_cosine"],
+            "{:.3f}",
+        ),
+        "centred cosine to the original row": (found["centred_cosine"], "{:.3f}"),
+        f"median rank of the original row among {found['word_tokens']:,}": (found["median_rank"], "{:,.0f}"),
+        **{
+            f"{name}, {values['pairs']:,} pairs with such a word (Spearman)": (values, "{:.3f}")
+            for name, values in found["similarity"].items()
+        },
+    }
+    rows = [
+        [label, *(cell(values, method, form) for values, form in columns.values())] for method, label in labels.items()
+    ]
+    return table([f"{found['words']:,} held-out words", *columns], rows)
+
+
+def new_tokens_texts_lm(result: dict[str, Any]) -> str:
+    labels = {"nothing added": "sub-tokens (not added)", "sub-token mean": "sub-token mean"}
+    labels |= {"sub-token mean, calibrated": "sub-token mean, calibrated", **WITH_TEXTS}
+    rows = [
+        [label, f"{result[method]['loss']:.3f}", f"{result[method].get('other text', 0.0):+.3f}"]
+        for method, label in labels.items()
+        if method in result
+    ]
+    header = f"{result['words']:,} words of several tokens, {result['occurrences']:,} occurrences"
+    return table([header, "loss of their paragraphs, per character", "change in other text, per token"], rows)
