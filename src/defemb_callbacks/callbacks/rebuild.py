@@ -97,9 +97,9 @@ class DefinitionEMBCallback(EmbeddingMonitorCallback):
             embeddings = DefinitionEmbeddings.from_pretrained(embeddings)
         self.embeddings = embeddings
         self.force = force
-        self.new_tokens = (
-            None if new_tokens is None else NewTokens(new_tokens, definitions, self.config, new_token_texts)
-        )
+        self.new_tokens: NewTokens | None = None
+        if new_tokens is not None:
+            self.new_tokens = NewTokens(new_tokens, definitions, self.config, new_token_texts)
 
         # Internal state
         self._ready_embeddings = embeddings  # those of the user; self.embeddings may be built later

@@ -107,9 +107,8 @@ def _summary(record: RunRecord) -> list[Context]:
             key = f"defemb/{metric.name}/{group}"
             if metric.in_summary and key in first and key in last:
                 before, after = first[key], last[key]
-                written = {"before": metric.format_value(before), "after": metric.format_value(after)}
-                change = _change(metric, before, after)
-                changes.append({"title": metric.title, "id": _card_id(metric.name), **written, "change": change})
+                shown = {"title": metric.title, "id": f"metric-{metric.name}", "change": _change(metric, before, after)}
+                changes.append({**shown, "before": metric.format_value(before), "after": metric.format_value(after)})
         if changes:
             rows.append({"group": group.capitalize(), "metrics": changes})
     return rows
@@ -164,7 +163,7 @@ def _card(record: RunRecord, name: str, before: Mapping[str, float] | None) -> C
         figure = plot_metric(name, record.history, before)
         chart = inline_svg(figure, f"steps-{name}".replace("_", "-"), _describe_chart(name, record.history))
     return {
-        "id": _card_id(name),
+        "id": f"metric-{name}",
         "title": metric.title,
         "meaning": metric.meaning,
         "direction": metric.direction,
@@ -172,10 +171,6 @@ def _card(record: RunRecord, name: str, before: Mapping[str, float] | None) -> C
         "rows": rows,
         "chart": chart,
     }
-
-
-def _card_id(name: str) -> str:
-    return f"metric-{name.replace('_', '-')}"
 
 
 def _cell(metric: Metric, value: float | None, first: float | None) -> Context:
