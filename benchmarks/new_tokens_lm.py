@@ -315,11 +315,9 @@ def with_texts(folder: str, embeddings_folder: Path | None, words: int, characte
         built = build_definition_embeddings(model, tokenizer, wordnet)
     else:
         built = DefinitionEmbeddings.from_pretrained(embeddings_folder)
-    several = [
-        word
-        for word, _ in words_in_test(wordnet).most_common()
-        if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) > 1
-    ][: 4 * words]
+    counts = words_in_test(wordnet)
+    encoded = {word: tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in counts}
+    several = [word for word, _ in counts.most_common() if len(encoded[word]) > 1]
     found = texts_of(several, COUNTS[-1])
     enough = [word for word in several if len(found[word]) >= COUNTS[-2]][:words]
     glosses = {word: [one.gloss for one in wordnet.lookup(word)] for word in enough}
