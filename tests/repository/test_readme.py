@@ -141,7 +141,9 @@ def test_tables_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
     shown = [name for page in PAGES.values() for name in re.findall(r"<!-- table (\w+) -->", page)]
-    assert sorted(shown) == sorted(tables.TABLES)  # each once
+    # Each once, except those of benchmarks that have not been run.
+    measured = [name for name, (file, _) in tables.TABLES.items() if (tables.RESULTS / file).is_file()]
+    assert sorted(shown) == sorted(measured)
     for page in [README, *PAGES.values()]:
         assert tables.render(page) == page, "run `python benchmarks/tables.py`"
 
