@@ -214,6 +214,7 @@ def draw(results: Results, variants: Sequence[str], path: Path) -> None:
                 axes.plot(row["difference"], place, "D", color="#0072B2", markersize=6)
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_title(f"{metric}, {GROUPS[group]} ({rows['examples']:,})", fontsize=9, loc="left")
+            axes.locator_params(axis="x", nbins=5)  # more labels would overlap
             axes.grid(axis="x", alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
     grid[0][0].set_yticks(range(len(shown)), shown)
