@@ -449,12 +449,13 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=60, help="with --texts: number of words")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--scaling", action="store_true")
-    parser.add_argument("--output", type=Path, default=RESULTS / "new_tokens.json")
+    parser.add_argument("--output", type=Path, help="default: new_tokens.json, or new_tokens_texts.json with --texts")
     arguments = parser.parse_args()
     if not (DATA / "wordsim").is_dir():
         sys.exit("shared/data/wordsim is not beside the repository; nothing was measured.")
     name = arguments.model or find_model()
-    result = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {}
+    output = arguments.output or RESULTS / f"new_tokens{'_texts' if arguments.texts else ''}.json"
+    result = json.loads(output.read_text()) if output.is_file() else {}
     if arguments.texts:
         with tempfile.TemporaryDirectory() as folder:
             result["texts"] = compare_with_texts(name, arguments.words, Path(folder))
@@ -466,8 +467,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result |= compare(name, arguments.folds, arguments.seeds, Path(folder))
     result["environment"] = environment()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
     chosen = {"texts": arguments.texts, "speed": arguments.speed, "scaling": arguments.scaling}
     shown = next((mode for mode, wanted in chosen.items() if wanted), "similarity")
     print(json.dumps(result[shown], indent=1))

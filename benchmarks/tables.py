@@ -49,7 +49,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "new_tokens_recovery": ("new_tokens.json", new_tokens_recovery),
     "new_tokens_speed": ("new_tokens.json", new_tokens_speed),
     "new_tokens_lm": ("new_tokens_lm.json", new_tokens_lm),
-    "new_tokens_texts": ("new_tokens.json", new_tokens_texts),
+    "new_tokens_texts": ("new_tokens_texts.json", new_tokens_texts),
     "new_tokens_texts_lm": ("new_tokens_texts_smollm2.json", new_tokens_texts_lm),
     "geometry": ("geometry.json", geometry),
     "language_models": ("language_models.json", language_models),
