@@ -29,7 +29,15 @@ from transformers import (
 )
 
 from architectures import Architecture
-from defemb_callbacks.weights.rows import check_rows, embedding_weight, read_rows, read_table, write_rows
+from defemb_callbacks.weights.rows import (
+    check_rows,
+    embedding_weight,
+    read_rows,
+    read_table,
+    table_layers,
+    tables_of,
+    write_rows,
+)
 from defemb_callbacks.weights.unwrapping import bare_model
 from tiny import tiny_bert, wordpiece_tokenizer
 
@@ -52,6 +60,25 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "tables", "layers"),
+    [
+        ("bert", "BertForMaskedLM", ["input"], ["input"]),
+        ("llama", "LlamaForCausalLM", ["input", "output"], ["input", "output"]),
+        # The output table is tied to the decoder's.
+        ("t5gemma", "T5GemmaForConditionalGeneration", ["input", "decoder"], ["input", "decoder", "output"]),
+        # Its decoder is not a PreTrainedModel.
+        ("fsmt", "FSMTForConditionalGeneration", ["input", "output"], ["input", "output"]),
+    ],
+)
+def test_tables_with_separate_weights(model_type: str, name: str, tables: list[str], layers: list[str]):
+    model = Architecture(model_type, name).shared_model()
+    assert list(table_layers(model)) == layers
+    assert tables_of(model) == tables
+    addresses = {embedding_weight(model, table).data_ptr() for table in tables_of(model)}
+    assert len(addresses) == len(tables)
 
 
 def assert_written(model: nn.Module, before: Tensor, dtype: torch.dtype = torch.float32) -> None:
