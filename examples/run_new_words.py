@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ def coverage(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[s
     return {"tokens": mean(map(len, tokens)), "whole_words": mean(len(ids) == 1 for ids in cut)}
 
 
-class Task:
+class Task(ABC):
     """A model with its data and its score.
 
     Args:
@@ -118,17 +119,21 @@ class Task:
         set_seed(arguments.seed)  # of the head
         self.model: Any = self.load()
 
+    @abstractmethod
     def load(self) -> PreTrainedModel:
-        raise NotImplementedError
+        """Load the model."""
 
+    @abstractmethod
     def encode(self, example: Example) -> dict[str, Any]:
-        raise NotImplementedError
+        """Tokenize a sentence, with its labels."""
 
+    @abstractmethod
     def score(self, model: Any) -> dict[str, float]:
-        raise NotImplementedError
+        """Score a model on the test sentences."""
 
+    @abstractmethod
     def collator(self) -> Callable[[Any], Any]:
-        raise NotImplementedError
+        """Return the function that pads sentences to a batch."""
 
     def prepare(self, *, new_tokens: bool) -> list[TrainerCallback]:
         """Change the model before it is trained, and return the callbacks."""
