@@ -103,6 +103,20 @@ def test_the_constructor_fits_its_training_data(tmp_path):
     assert learned.info["held_out_cosine"] is None
 
 
+@pytest.mark.parametrize("outer", [False, True])
+def test_training_in_bfloat16_learns_as_in_float32(tmp_path, outer):
+    """Autocast copies the weights once per outermost context, so training in a context would never see its updates."""
+    config = {"held_out": 0.0, "training": {"logging_steps": 10, "save_strategy": "no", "learning_rate": 5e-3}}
+    model = tiny_bert(wordpiece_tokenizer(), **NO_DROPOUT)
+    expected = learn(tmp_path / "float32", settings(60, **config), model).info["loss"]
+    config["training"]["bf16"] = True
+    with torch.autocast("cpu", torch.bfloat16, enabled=outer):
+        learned = learn(tmp_path / "bfloat16", settings(60, **config), model).info["loss"]
+        assert torch.is_autocast_enabled("cpu") == outer
+    assert expected[-1][1] < 0.7 * expected[0][1]
+    torch.testing.assert_close(learned, expected, rtol=0.1, atol=0)
+
+
 def test_held_out_words_are_never_targets(tmp_path):
     labels = Labels()
     learned = learn(tmp_path, settings(1), callbacks=[labels])
@@ -221,6 +235,22 @@ def test_an_error_in_training_does_not_leave_autocast_enabled():
     assert not torch.is_autocast_enabled("cpu")
     assert torch.autocast_increment_nesting() == 1
     assert torch.autocast_decrement_nesting() == 0
+
+
+def test_training_inside_autocast_starts_outside_of_it():
+    weight = torch.ones(1, 1, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = torch.nn.functional.linear(torch.ones(1, 1), weight)
+        with isolated_training():
+            assert torch.nn.functional.linear(torch.ones(1, 1), weight).dtype == torch.float32
+            for value in (2.0, 3.0):
+                with torch.no_grad():
+                    weight.fill_(value)
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert torch.nn.functional.linear(torch.ones(1, 1), weight) == value
+        assert torch.nn.functional.linear(torch.ones(1, 1), weight).dtype == before.dtype == torch.bfloat16
+        assert torch.autocast_increment_nesting() == 2
+        assert torch.autocast_decrement_nesting() == 1
 
 
 def test_the_constructor_is_not_sharded_by_the_launch(monkeypatch):

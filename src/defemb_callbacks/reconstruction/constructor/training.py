@@ -156,26 +156,40 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_
 
 
 @contextlib.contextmanager
-def _same_autocast() -> Iterator[None]:
-    """Context manager that restores autocast, which accelerate leaves enabled if a training step raises an error."""
+def _without_autocast() -> Iterator[None]:
+    """Context manager that leaves autocast, and restores it; accelerate leaves it enabled if a step raises an error.
+
+    Autocast keeps its copies of the weights until its outermost context ends. Inside another context, a training in
+    bfloat16 would compute with its first copies to the end.
+    """
     devices = {"cpu", current_accelerator().type}
     before = [(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices]
-    depth = torch.autocast_increment_nesting()
+    depth = _leave_autocast()
+    for device in devices:
+        torch.set_autocast_enabled(device, False)
     try:
         yield
     finally:
+        _leave_autocast()
         for device, enabled, dtype in before:
             torch.set_autocast_enabled(device, enabled)
             torch.set_autocast_dtype(device, dtype)
-        while torch.autocast_decrement_nesting() >= depth:
-            pass
-        if depth == 1:
-            torch.clear_autocast_cache()
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+
+
+def _leave_autocast() -> int:
+    """Set the number of autocast contexts to 0, without their copies of weights, and return what it was."""
+    depth = torch.autocast_increment_nesting() - 1
+    while torch.autocast_decrement_nesting() > 0:
+        pass
+    torch.clear_autocast_cache()
+    return depth
 
 
 @contextlib.contextmanager
 def isolated_training() -> Iterator[None]:
-    """Context manager to train a model inside another Trainer's run; restores random states and accelerate's state.
+    """Context manager to train a model inside another Trainer's run, which continues as if nothing had happened.
 
     `TrainingArguments` resets the state that all accelerators of a process share, and a Trainer seeds all generators.
     Without isolation, the outer Trainer would continue with the precision and the random numbers of the inner one. The
@@ -192,7 +206,7 @@ def isolated_training() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     sharding = {name: os.environ.pop(name) for name in _SHARDING if name in os.environ}
     try:
-        with same_random_states(), _same_autocast():
+        with same_random_states(), _without_autocast():
             yield
     finally:
         os.environ.update(sharding)
