@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid if file.endswith("test_every_architecture.py") else file
 
     return Scheduler(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of garbage collections: accelerate starts one at the end of each training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
