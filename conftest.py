@@ -33,7 +33,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduler(config, log)
 
 
-def pytest_collection_finish() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_frozen() -> None:
     """Leave what has been imported out of garbage collections: accelerate starts one at the end of each training."""
     gc.collect()
     gc.freeze()

@@ -44,7 +44,7 @@ def thaw() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def frozen(thaw: None) -> None:
-    """Exempt what has been imported from garbage collection, which a Trainer runs after each training."""
+    """As `imports_are_frozen`, for each test: each imports another architecture."""
     gc.collect()
     gc.freeze()
 
