@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -245,6 +246,16 @@ class TestApply:
         assert torch.equal(read_table(model), before)
         assert "The predictions of LlamaForCausalLM cannot be measured: needs pixel_values" in caplog.text
         assert "could not be measured" in str(report)
+
+    def test_without_texts_to_measure_a_tied_model_is_unchanged(self, embeddings, caplog):
+        model = causal(tie_word_embeddings=True)
+        before = read_table(model)
+        with caplog.at_level(logging.WARNING, "defemb_callbacks"):
+            replace(embeddings, texts=()).apply(model)
+        assert torch.equal(read_table(model), before)
+        assert "These embeddings contain no texts to measure the predictions of the language model on" in caplog.text
+        replace(embeddings, texts=()).apply(model, DefinitionEMBConfig(blend=0.2), force=True)
+        assert not torch.equal(read_table(model), before)
 
     def test_a_model_with_infinite_states_is_unchanged(self, embeddings, caplog):
         model = causal(tie_word_embeddings=True)
