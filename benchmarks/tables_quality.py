@@ -72,6 +72,21 @@ def language_models(result: dict[str, Any]) -> str:
     return table([f"nats per token, {tokens:,} tokens", "tied", "input only", "output only", "rare words (tied)"], rows)
 
 
+def fine_tuned(result: dict[str, Any]) -> str:
+    run, rows = result["fine_tuning"], []
+    for seed, pair in enumerate(run["pairs"]):
+        difference = pair["difference"]
+        rows.append(
+            [
+                str(seed),
+                f"{pair['without']:.4f}",
+                f"{pair['without'] + difference['mean']:.4f}",
+                f"{difference['mean']:+.4f} ± {difference['standard_error']:.4f}",
+            ]
+        )
+    return table([f"seed ({run['steps']} steps)", "without", "with the callback", "difference"], rows)
+
+
 def sst2(result: dict[str, Any]) -> str:
     rows, examples = [], {}
     for sentences, run in ((size, run) for size, run in result.items() if size.isdecimal()):

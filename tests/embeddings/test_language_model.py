@@ -253,7 +253,7 @@ class TestApply:
         with caplog.at_level(logging.WARNING, "defemb_callbacks"):
             replace(embeddings, texts=()).apply(model)
         assert torch.equal(read_table(model), before)
-        assert "These embeddings contain no texts to measure the predictions of the language model on" in caplog.text
+        assert "not changed: they contain no texts on which the predictions of this language model" in caplog.text
         replace(embeddings, texts=()).apply(model, DefinitionEMBConfig(blend=0.2), force=True)
         assert not torch.equal(read_table(model), before)
 

@@ -66,11 +66,12 @@ def apply_embeddings(
     before = whole_table(model, table)
     rows, weights, choice = rows_to_write(embeddings, model, config, before, rank, groups, ids)
     if choice.get("share") == 0:
-        reason = (
-            "no blend was found that leaves the predictions of this language model intact"
-            if "divergence" in choice
-            else "the predictions of this language model could not be measured"
-        )
+        if "divergence" in choice:
+            reason = "no blend was found that leaves the predictions of this language model intact"
+        elif embeddings.texts:
+            reason = "the predictions of this language model could not be measured"
+        else:
+            reason = "they contain no texts on which the predictions of this language model could be measured"
         logger.warning(
             "The embeddings were not changed: %s. To rebuild them anyway, set the weight of the new embeddings, e.g. "
             "`blend=0.1`.",

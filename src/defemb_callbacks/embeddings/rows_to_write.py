@@ -81,11 +81,6 @@ def rows_to_write(
     if probe is None:
         automatic = config.strategy == "blend" and config.blend_weight is None
         if automatic and serves_as_output(model, config.table):
-            if not embeddings.texts:
-                logger.warning(
-                    "These embeddings contain no texts to measure the predictions of the language model on, so no row "
-                    "is changed. Build them with `build_definition_embeddings`, or choose a weight with `blend`."
-                )
             return *candidate(0.0, None), {"share": 0.0}
         causal = family_of(transformers_model(model)) == "decoder"
         return *candidate(UNMEASURED_DECODER_SHARE if causal else 1.0, None), {}
