@@ -4,7 +4,8 @@
     python examples/run_new_words.py --task sft --model HuggingFaceTB/SmolLM2-135M
 
 `medical_terms.jsonl` contains 200 terms of medicine, each with a definition, a specialty and two sentences. The first
-sentence of each term is for training, and its row is also trained on it; the second one is for testing.
+sentence of each term is for training, the second one is for testing. With `--texts`, the new rows are also trained on
+the sentences for training (token distillation).
 
 - `--task classification` fine-tunes an encoder to predict the specialty of a sentence.
 - `--task sft` fine-tunes a decoder with LoRA to write a sentence with a given term. The new rows are trained with the
@@ -62,6 +63,7 @@ class NewWordsArguments:
         default=str(Path(__file__).with_name("medical_terms.jsonl")),
         metadata={"help": "Objects with the keys word, definition, specialty and texts, one per line."},
     )
+    texts: bool = field(default=False, metadata={"help": "Also train the new rows on the training sentences."})
     definitions: str = field(default="wordnet", metadata={"help": "The dictionary that rows are fitted on."})
     output_dir: str = field(default="outputs/new_words", metadata={"help": "Folder for model and results."})
     epochs: int = field(default=10, metadata={"help": "Number of passes over the training sentences."})
@@ -262,12 +264,12 @@ TASKS: dict[str, type[Task]] = {"classification": Classification, "sft": Supervi
 
 
 def add_words(task: Task, arguments: NewWordsArguments) -> RebuildReport:
-    """Give the terms tokens of their own, with rows from their definitions and the training sentences."""
+    """Give the terms tokens of their own, with rows from their definitions, and with `--texts` from sentences."""
     terms = [
         json.loads(line) for line in Path(arguments.terms).read_text(encoding="utf-8").splitlines() if line.strip()
     ]
     glossary = {term["word"]: {"definition": term["definition"]} for term in terms}
-    texts = [example.text for example in task.train]  # not those for testing
+    texts = [example.text for example in task.train] if arguments.texts else []  # not those for testing
     return define_new_tokens(task.model, task.tokenizer, glossary, arguments.definitions, texts=texts)
 
 
@@ -332,10 +334,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     (output / "new_tokens.txt").write_text(f"{report}\n", encoding="utf-8")
     covered["after"] = coverage(task.tokenizer, texts)
     saved = 1 - covered["after"]["tokens"] / covered["before"]["tokens"]
+    trained = sum(term.texts > 0 for term in report.terms)
     print(
         f"{sum(term.is_new for term in report.terms):,} of {len(report.terms):,} terms got tokens in "
-        f"{time.perf_counter() - start:.0f} s; {sum(term.texts > 0 for term in report.terms):,} rows were trained on "
-        f"texts. Now {covered['after']['tokens']:.1f} tokens per test sentence ({saved:.1%} saved); "
+        f"{time.perf_counter() - start:.0f} s{f'; {trained:,} rows were trained on texts' if trained else ''}. "
+        f"Now {covered['after']['tokens']:.1f} tokens per test sentence ({saved:.1%} saved); "
         f"{covered['after']['whole_words']:.1%} of the words are one token."
     )
     for term in [term for term in report.terms if term.is_new][:3]:

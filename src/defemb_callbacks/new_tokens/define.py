@@ -78,8 +78,9 @@ def define_new_tokens(
 
     Texts that use a term, `{"texts": ["A lynx hunts at night."]}` or found in `texts`, are used to train its input row
     further (token distillation), until the model reads the text around the term as it does with the sub-tokens. In a
-    causal language model, the output row is also fitted to the probability of the whole word in these texts. This is a
-    short, deterministic step whose result is saved with the model, so that there is nothing to resume.
+    causal language model, the output row is also fitted to the probability of the whole word in these texts. An encoder
+    may read a row of definitions better than the sub-tokens: compare the two on your task before you pass texts. The
+    step is short and deterministic, and its result is saved with the model, so that there is nothing to resume.
 
     A term that is already a token is rebuilt with `config.strategy`. A term without a definition is looked up in
     `definitions`; if it is not found, its row is the mean of its sub-tokens. Terms that cannot become tokens are
