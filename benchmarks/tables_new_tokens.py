@@ -89,9 +89,12 @@ WITH_TEXTS = {
     "mean of the glosses' tokens": "mean of the gloss",
     "mean of words with similar definitions": "words with similar definitions",
     "definition": "definitions",
-    **{f"token distillation, {number} texts": f"sub-token mean, distilled on {number} texts" for number in TEXTS},
     **{
-        f"definition + token distillation, {number} texts": f"definitions, distilled on {number} texts"
+        f"token distillation, {number} texts": f"sub-token mean, distilled, texts per word: {number}"
+        for number in TEXTS
+    },
+    **{
+        f"definition + token distillation, {number} texts": f"definitions, distilled, texts per word: {number}"
         for number in TEXTS
     },
 }
